@@ -1,0 +1,9 @@
+"""`python -m pcam_lightning`."""
+
+import sys
+
+if __name__ == "__main__":
+    # Imported here, so that a spawned process which imports this module again does not load torch for it.
+    from pcam_lightning.cli import main
+
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""best.ckpt and last.ckpt: when they are written, how, and what they tell of their run."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from pcam_lightning.files import write_whole
+from pcam_lightning.messages import UserError
+from pcam_lightning.run import Run
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, and reads tensors and plain values only.
+
+    Lightning's own writer goes through a temporary file in the system's folder: moved across file systems, that is a
+    copy, and a copy can stop half-way.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint beside its place, then rename it."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_whole(Path(path), buffer.getvalue())
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint of this project, see `read_checkpoint`."""
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this project, tensors on the CPU.
+
+    Raises:
+        UserError: missing, damaged, or not one of ours; a pickle that would run code is not read.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; runs keep theirs in lightning_logs/NAME/version_N/checkpoints/.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its parsers raise over foreign bytes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a checkpoint, or a damaged one ({reason}).") from None
+    if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("pcam"), dict) and "state_dict" in checkpoint):
+        raise UserError(f"{path}: not a checkpoint of this project; weights from elsewhere go to fit --model.weights.")
+    return checkpoint
+
+
+class KeepCheckpoints(Checkpoint):
+    """Keeps the best epoch's checkpoint and the last whole epoch's, and nothing else.
+
+    last.ckpt is there from the first step on, so that a run that is stopped in its first epoch can go on too. An
+    interrupted epoch is never saved: the resumed run repeats it from its start, and so is the same run.
+    """
+
+    def __init__(self) -> None:
+        self.run: Run | None = None  # None: nothing is kept
+        self.record: dict[str, Any] = {}  # what the checkpoint tells of its run
+        self.best_score: float | None = None
+        self.best_epoch: int | None = None
+        self._validated = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save where the run starts, unless it goes on from there."""
+        if self.run and not self.run.last.exists():
+            trainer.save_checkpoint(self.run.last, weights_only=False)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that val/auroc is of this epoch."""
+        self._validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the epoch; the earlier one of two equal scores is the better one."""
+        if self.run is None:
+            return
+        if self._validated:
+            score = float(trainer.callback_metrics["val/auroc"])
+            if self.best_score is None or score > self.best_score:
+                self.best_score, self.best_epoch = score, trainer.current_epoch
+                trainer.save_checkpoint(self.run.best, weights_only=False)
+        self._validated = False
+        trainer.save_checkpoint(self.run.last, weights_only=False)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what the checkpoint tells of its run."""
+        checkpoint["pcam"] = self.record
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score so far."""
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score so far."""
+        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]

@@ -1,0 +1,175 @@
+"""PCamClassifier: one step for all stages; BCE, AUROC, AdamW, cosine."""
+
+import math
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.nn import functional
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
+
+from pcam_lightning.augment import draw_flips_and_turns, flip_and_turn, to_unit
+from pcam_lightning.backbone import body, build_backbone, load_weights
+from pcam_lightning.datamodule import Batch
+from pcam_lightning.messages import UserError, say
+
+
+class PCamClassifier(L.LightningModule):
+    """A network with one logit: is there tumour in the centre 32 x 32 of the patch?
+
+    Args:
+        backbone: name of the network: resnet18.
+        weights: what it starts from: imagenet, none (random) or the path of a state dict with torchvision's names.
+        freeze_epochs: epochs in which the head alone learns, at the start; BatchNorm's running statistics stay as
+            they are too. Skipped where the network starts from random weights.
+        optimizer: adamw or sgd.
+        lr: learning rate at its highest.
+        weight_decay: as the optimizer defines it.
+        momentum: of sgd.
+        warmup_epochs: epochs in which the rate rises from zero; it then follows a cosine to zero, step by step.
+        label_smoothing: share of each label that is spread evenly over both classes, in [0, 1).
+        degrees: training patches are flipped and turned by an angle drawn from [-degrees, degrees].
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        weights: str = "imagenet",
+        freeze_epochs: int = 1,
+        optimizer: Literal["adamw", "sgd"] = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        momentum: float = 0.9,
+        warmup_epochs: float = 0.0,
+        label_smoothing: float = 0.0,
+        degrees: float = 90.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"--model.label_smoothing {label_smoothing}: should be at least 0 and less than 1.")
+        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("warmup_epochs", warmup_epochs)):
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"--model.{name} {value}: should be a number from 0 up.")
+        # A checkpoint carries its weights; where they once started from is no parameter for loading it.
+        self.save_hyperparameters(ignore="weights", logger=False)
+        self.weights = weights
+        self.started_from = "none"  # what was loaded in truth; travels with the checkpoint
+        self.net = build_backbone(backbone).to(memory_format=torch.channels_last)
+        self._seed = 0
+        metrics = MetricCollection(
+            {"auroc": BinaryAUROC(validate_args=False), "accuracy": BinaryAccuracy(validate_args=False)}
+        )
+        self.train_metrics, self.train_loss = metrics.clone(prefix="train/"), MeanMetric()
+        self.val_metrics, self.val_loss = metrics.clone(prefix="val/"), MeanMetric()
+        self.test_metrics, self.test_loss = metrics.clone(prefix="test/"), MeanMetric()
+
+    def load_start(self) -> None:
+        """Load the weights that training starts from.
+
+        Raises:
+            UserError: see `backbone.load_weights`.
+        """
+        load_weights(self.net, self.weights)
+        self.started_from = self.weights
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map float images (B, 3, 96, 96) in [0, 1] to float32 logits (B,)."""
+        logit: torch.Tensor = self.net(image).squeeze(1)
+        # In half precision many probabilities would tie, and ties cost AUROC.
+        return logit.float()
+
+    def _step(self, batch: Batch, stage: str) -> torch.Tensor:
+        image, label = to_unit(batch["image"]), batch["label"]
+        if stage == "train":
+            image = flip_and_turn(image, draw_flips_and_turns(len(image), self.hparams["degrees"]))
+        logit = self(image)
+        smoothing = self.hparams["label_smoothing"] if stage == "train" else 0.0
+        loss = functional.binary_cross_entropy_with_logits(logit, label * (1 - smoothing) + smoothing / 2)
+        mean: MeanMetric = getattr(self, f"{stage}_loss")
+        metrics: MetricCollection = getattr(self, f"{stage}_metrics")
+        mean.update(loss.detach(), weight=len(label))
+        metrics.update(logit.detach().sigmoid(), label.int())
+        # Logged as objects: an epoch's AUROC is computed from all its patches, not averaged over batches.
+        self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, prog_bar=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=stage == "val")
+        return loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Return the loss of one batch, augmented."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the validation metrics."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the test metrics."""
+        self._step(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """Return `row` int64 (B,) and `logit` float32 (B,)."""
+        return {"row": batch["row"], "logit": self(to_unit(batch["image"]))}
+
+    def on_fit_start(self) -> None:
+        """Note the seed, before any step draws from it."""
+        self._seed = torch.initial_seed()
+        if self.started_from == "none" and self.hparams["freeze_epochs"]:
+            say("--model.freeze_epochs is skipped: the network starts from random weights, all of it learns at once.")
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze the body, or let it learn."""
+        frozen = self.started_from != "none" and self.current_epoch < self.hparams["freeze_epochs"]
+        for module in body(self.net):
+            module.requires_grad_(not frozen)
+            module.train(not frozen)  # in evaluation mode BatchNorm leaves its running statistics alone
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let every draw follow from (seed, epoch, step, process): a resumed run is the same run."""
+        place = (self._seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build AdamW or SGD, and a cosine over the run with an optional linear warm-up."""
+        rate, decay = float(self.hparams["lr"]), float(self.hparams["weight_decay"])
+        optimizer: torch.optim.Optimizer
+        if self.hparams["optimizer"] == "sgd":
+            optimizer = torch.optim.SGD(
+                self.parameters(), lr=rate, momentum=self.hparams["momentum"], weight_decay=decay
+            )
+        else:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = round(steps * float(self.hparams["warmup_epochs"]) / max(self.trainer.max_epochs or 1, 1))
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/lr"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which weights training started from."""
+        checkpoint["started_from"] = self.started_from
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over which weights training started from; refuse another network's before they are loaded.
+
+        Raises:
+            UserError: the names or shapes are not this network's.
+        """
+        self.started_from = checkpoint.get("started_from", "none")
+        own, state = self.state_dict(), checkpoint["state_dict"]
+        odd = sorted(set(own) ^ set(state)) + [
+            key for key in own if key in state and own[key].shape != state[key].shape
+        ]
+        if odd:
+            raise UserError(
+                f"the checkpoint does not fit --model.backbone {self.hparams['backbone']}: {len(odd)} names or shapes "
+                f"differ, {odd[0]} for one; leave the option out, it comes with the checkpoint."
+            )
+

@@ -1,0 +1,223 @@
+"""PCamDataModule: table + store + split -> four loaders of uint8 batches."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypedDict
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pcam_lightning.messages import UserError
+from pcam_lightning.split import read_split, stratified_split
+from pcam_lightning.store import Store, open_store
+from pcam_lightning.table import read_test, read_train
+
+
+class Batch(TypedDict):
+    """What every loader yields.
+
+    `image` uint8 (B, 96, 96, 3), `row` int64 (B,) of the store, and where labels are known `label` float32 (B,).
+    """
+
+    image: torch.Tensor
+    row: torch.Tensor
+    label: torch.Tensor
+
+
+class Patches(Dataset[Batch]):
+    """Patches of a packed store; an index is a whole batch of them.
+
+    Args:
+        images: the store's `images.npy`.
+        rows: row of the store for each patch, shape (N,).
+        labels: label of each patch, shape (N,); None where unknown.
+    """
+
+    def __init__(self, images: Path, rows: np.ndarray, labels: np.ndarray | None) -> None:
+        self.path = images
+        self.rows = rows
+        self.labels = labels
+        self._images: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Return the number of patches."""
+        return len(self.rows)
+
+    def __getitem__(self, batch: np.ndarray) -> Batch:
+        """Gather the patches at the given places, int64 (B,), in one sweep over the memory map."""
+        if self._images is None:
+            self._images = np.load(self.path, mmap_mode="r")
+        rows = self.rows[batch]
+        gathered: Batch = {  # type: ignore[typeddict-item]
+            "image": torch.from_numpy(np.take(self._images, rows, axis=0)),
+            "row": torch.from_numpy(rows),
+        }
+        if self.labels is not None:
+            gathered["label"] = torch.from_numpy(self.labels[batch])
+        return gathered
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the map behind: a spawned worker opens the file again instead of being sent gigabytes."""
+        return {**self.__dict__, "_images": None}
+
+
+class BatchSampler(Sampler[np.ndarray]):
+    """Yields the places of one batch after another, for this process among several.
+
+    Args:
+        count: number of patches.
+        batch_size: patches a batch; the last one may have fewer.
+        seed: of the shuffle, which follows from (seed, epoch) alone; None for no shuffle.
+        rank: of this process.
+        world_size: number of processes. With a shuffle, all get the same number of patches (a few stand twice);
+            without, each patch is seen by exactly one.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int | None, rank: int = 0, world_size: int = 1) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order; Lightning calls this before each."""
+        self.epoch = epoch
+
+    def _share(self) -> np.ndarray:
+        if self.seed is None:
+            return np.arange(self.count)[self.rank :: self.world_size]
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        return np.resize(order, -(-self.count // self.world_size) * self.world_size)[self.rank :: self.world_size]
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-len(self._share()) // self.batch_size)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield int64 arrays of places."""
+        share = self._share()
+        for start in range(0, len(share), self.batch_size):
+            yield share[start : start + self.batch_size]
+
+
+class PCamDataModule(L.LightningDataModule):
+    """Patches of a folder in Kaggle's layout, packed once and read as whole batches.
+
+    Args:
+        root: data folder, with train/, train_labels.csv, test/ and sample_submission.csv as Kaggle has them. By
+            default `data`; where that does not exist, `fit` rehearses on drawn tissue.
+        batch_size: patches a batch, on each device.
+        val_fraction: share of each class held out for validation; 0 trains on everything.
+        split_seed: seed of the random split.
+        split_file: split.csv of an older run, used instead of a new split.
+        cache_dir: folder for the packed images, 27.6 kB a patch; by default .pcam_cache in the data folder.
+        verify: stop where pixels are not what the ids say (Kaggle's ids are the SHA-1 of the pixels).
+        num_workers: processes that gather batches. 0 is fastest while the packed images fit into memory; 2 or more
+            hide a slow disk.
+    """
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        batch_size: int = 512,
+        val_fraction: float = 0.2,
+        split_seed: int = 42,
+        split_file: Path | None = None,
+        cache_dir: Path | None = None,
+        verify: bool = False,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"--data.batch_size {batch_size}: should be at least 1.")
+        if num_workers < 0:
+            raise UserError(f"--data.num_workers {num_workers}: should be at least 0.")
+        self.root = root or Path("data")
+        self.batch_size = batch_size
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self.split_file = split_file
+        self.cache_dir = cache_dir
+        self.verify = verify
+        self.num_workers = num_workers
+        self.table: pd.DataFrame | None = None  # of the labelled part, with `pixel_sha1`
+        self.val_mask: np.ndarray | None = None  # over the table's rows
+        self.test_table: pd.DataFrame | None = None  # of test/, in the order of the submission
+        self.store: Store | None = None  # of the part that the current stage reads; a batch's `row` is one of its
+        self._train: Patches | None = None
+        self._val: Patches | None = None
+        self._test: Patches | None = None
+        self._seed = 0
+
+    def setup(self, stage: str) -> None:
+        """Read, pack and split what a stage needs; a second call for the same stage does nothing.
+
+        Every process of several calls this; the store sees to it that one packs and the others wait.
+
+        Raises:
+            UserError: see `table`, `store` and `split`.
+        """
+        if stage in ("fit", "validate") and self.table is None:
+            self._setup_train()
+        if stage in ("test", "predict") and (
+            self.test_table is None or (stage == "test" and "label" not in self.test_table)
+        ):
+            self._setup_test(answers=stage == "test")
+
+    def _setup_train(self) -> None:
+        self._seed = torch.initial_seed()  # what seed_everything was given
+        table = read_train(self.root)
+        store = open_store(table, self.root, "train", self.cache_dir, self.verify)
+        rows = store.rows(table["id"])
+        table["pixel_sha1"] = store.pixel_sha1[rows]
+        if self.split_file is None:
+            mask = stratified_split(table, self.val_fraction, self.split_seed)
+        else:
+            mask = read_split(self.split_file, table)
+        labels = table["label"].to_numpy(dtype=np.float32)
+        self._train = Patches(store.path, rows[~mask], labels[~mask])
+        self._val = Patches(store.path, rows[mask], labels[mask])
+        self.table, self.val_mask, self.store = table, mask, store
+
+    def _setup_test(self, *, answers: bool) -> None:
+        table = read_test(self.root, answers=answers)
+        store = open_store(table, self.root, "test", self.cache_dir, self.verify)
+        labels = table["label"].to_numpy(dtype=np.float32) if answers else None
+        self._test = Patches(store.path, store.rows(table["id"]), labels)
+        self.test_table, self.store = table, store
+
+    def _loader(self, patches: Patches | None, *, shuffle: bool = False) -> DataLoader[Batch]:
+        assert patches is not None, "call setup() first"
+        trainer = self.trainer
+        return DataLoader(
+            patches,
+            sampler=BatchSampler(
+                len(patches),
+                self.batch_size,
+                self._seed if shuffle else None,
+                trainer.global_rank if trainer else 0,
+                trainer.world_size if trainer else 1,
+            ),
+            batch_size=None,  # an item is a batch already
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return shuffled batches of the training part; the order follows from the seed and the epoch."""
+        return self._loader(self._train, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Return the validation part in the table's order; an empty list where nothing is held out."""
+        return self._loader(self._val) if self._val else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the patches of test/ with their answers, in the order of the submission."""
+        return self._loader(self._test)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Return the patches of test/, in the order of the submission."""
+        return self._loader(self._test)

@@ -1,0 +1,31 @@
+"""Files written whole or not at all, and the folder for what can be made again."""
+
+import os
+import uuid
+from pathlib import Path
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name beside it, then rename: a reader sees the old file or the new one.
+
+    Args:
+        path: the file; its folder must be there.
+        content: all of it; text is written as UTF-8.
+
+    Raises:
+        OSError: the folder is missing, read-only or full. Whatever stood at `path` is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Return the user's own cache folder, below `$XDG_CACHE_HOME` or `~/.cache`; it may not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "pcam_lightning"

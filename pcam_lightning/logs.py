@@ -1,0 +1,83 @@
+"""What a run tells while it runs: metrics.csv and the TensorBoard page."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import pandas as pd
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from pcam_lightning.files import write_whole
+from pcam_lightning.run import Run
+
+
+class TensorBoard(TensorBoardLogger):
+    """TensorBoard events in the run's own folder, without a curve of the epoch's number or a second file of options."""
+
+    def __init__(self, run: Run, purge_step: int | None = None) -> None:
+        super().__init__(run.folder, name="", version="", default_hp_metric=False, purge_step=purge_step)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log all but the epoch's number."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+    def save(self) -> None:
+        """Flush the events."""
+        self.experiment.flush()
+
+
+class MetricsFile(L.Callback):
+    """Writes metrics.csv, a row an epoch, whole each time; logs patches/s, and the options with the score at the end.
+
+    The rows travel with the checkpoint: a resumed run's file has no gap and no epoch twice.
+    """
+
+    def __init__(self) -> None:
+        self.run: Run | None = None  # None: no file
+        self.options: dict[str, Any] = {}  # shown with the score in TensorBoard
+        self.rows: list[dict[str, float]] = []
+        self._patches, self._begun, self._ended = 0, 0.0, 0.0
+        self._validated = False
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._patches, self._begun = 0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count patches."""
+        self._patches += len(batch["label"]) * trainer.world_size
+        self._ended = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that the validation metrics are of this epoch."""
+        self._validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the epoch's row."""
+        pl_module.log("train/patches_per_second", self._patches / max(self._ended - self._begun, 1e-9))
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        for name, value in sorted(trainer.callback_metrics.items()):
+            if self._validated or not name.startswith("val/"):
+                row[name] = float(value)
+        self.rows.append(row)
+        self._validated = False
+        if self.run and trainer.is_global_zero:
+            write_whole(self.run.metrics, pd.DataFrame(self.rows).to_csv(index=False))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the options with the best score, for TensorBoard's page of hyper-parameters."""
+        scores = [row["val/auroc"] for row in self.rows if "val/auroc" in row]
+        for logger in trainer.loggers:
+            if scores and isinstance(logger, TensorBoard):
+                logger.log_hyperparams(self.options, {"best/val_auroc": max(scores)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the rows so far."""
+        self.rows = state_dict["rows"]

@@ -1,0 +1,92 @@
+"""A run is a folder: where it lies, who may make it, what is in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pcam_lightning.messages import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder, `lightning_logs/<name>/version_N`."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole configuration, as it was run."""
+        return self.folder / "config.yaml"
+
+    @property
+    def split(self) -> Path:
+        """Which patches trained and which validated: id,split."""
+        return self.folder / "split.csv"
+
+    @property
+    def metrics(self) -> Path:
+        """A row an epoch."""
+        return self.folder / "metrics.csv"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the epoch with the highest val/auroc."""
+        return self.folder / "checkpoints" / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the last whole epoch."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def submission(self) -> Path:
+        """What Kaggle takes: id,label."""
+        return self.folder / "submission.csv"
+
+
+def claim_run(runs: Path) -> Run:
+    """Make the next free `version_N`, with `checkpoints/` in it; of several processes each gets its own.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        version = max((_version(path) for path in runs.iterdir()), default=-1) + 1
+        while True:
+            run = Run(runs / f"version_{version}")
+            try:
+                run.folder.mkdir()
+            except FileExistsError:
+                version += 1
+                continue
+            run.best.parent.mkdir()
+            return run
+    except OSError as error:
+        raise UserError(
+            f"{runs}: cannot be made or written ({error.strerror}); runs go below --trainer.default_root_dir."
+        ) from None
+
+
+def newest_run(runs: Path) -> Run:
+    """Return the run with the highest version that has a `last.ckpt`.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [Run(path) for path in runs.glob("version_*") if _version(path) >= 0]
+    found = [run for run in found if run.last.is_file()]
+    if not found:
+        raise UserError(f"{runs}: no run with a last.ckpt to go on with; start one without --ckpt_path.")
+    return max(found, key=lambda run: _version(run.folder))
+
+
+def run_of(checkpoint: Path) -> Run:
+    """Return the run that a checkpoint lies in; of one that was moved away, the folder it lies in counts as the run."""
+    folder = checkpoint.absolute().parent
+    inside = folder.name == "checkpoints" and Run(folder.parent).config.is_file()
+    return Run(folder.parent if inside else folder)
+
+
+def _version(path: Path) -> int:
+    number = path.name.removeprefix("version_")
+    return int(number) if number.isdecimal() and path.name.startswith("version_") else -1

@@ -1,0 +1,280 @@
+"""A table's images -> one memory-mapped uint8 array, packed once, checked, and reused while the files stay the same."""
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from signal import SIG_DFL, SIG_IGN, SIGINT, SIGTERM, signal
+
+import filelock
+import numpy as np
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from pcam_lightning.files import cache_folder, write_whole
+from pcam_lightning.messages import UserError, say, warn
+from pcam_lightning.table import looks_like_sha1
+
+SHAPE = (96, 96, 3)  # height, width, RGB
+BYTES = 96 * 96 * 3  # of one patch
+FORMAT = 1  # part of the fingerprint: a store of another format is rebuilt
+_CHUNK = 128  # patches that one task decodes and writes: 3.5 MB
+
+
+@dataclass(frozen=True)
+class Store:
+    """Packed patches.
+
+    Attributes:
+        path: the array's file, `images.npy`.
+        images: all patches, memory-mapped and read-only, uint8, shape (N, 96, 96, 3).
+        ids: the id of each row, shape (N,), sorted.
+        pixel_sha1: SHA-1 of each row's RGB bytes, shape (N,).
+        fingerprint: of the files' names, sizes and modification times.
+    """
+
+    path: Path
+    images: np.ndarray
+    ids: np.ndarray
+    pixel_sha1: np.ndarray
+    fingerprint: str
+
+    def rows(self, ids: "pd.Series[str]") -> np.ndarray:
+        """Return the row of each id, int64, shape (len(ids),)."""
+        return np.searchsorted(self.ids, ids.to_numpy(dtype=str))
+
+
+def open_store(
+    table: pd.DataFrame, root: Path, part: str, cache_dir: Path | None = None, verify: bool = False
+) -> Store:
+    """Open the packed images of a table; pack them first where that has not been done since the files changed.
+
+    Args:
+        table: one row a patch, with columns `id` and `path` (below `root`).
+        root: the data folder.
+        part: name of the store, `train` or `test`.
+        cache_dir: folder for packed images; by default `.pcam_cache` in `root`, or the user's cache folder where
+            `root` is read-only.
+        verify: make it an error that pixels do not match ids which look like SHA-1 (Kaggle's ids are the SHA-1 of
+            the RGB bytes).
+
+    Returns:
+        The store; a row for each row of the table.
+
+    Raises:
+        UserError: image files that cannot be used (all are named), no space, or, with `verify`, a mismatch.
+    """
+    table = table.sort_values("id", ignore_index=True)
+    fingerprint = _fingerprint(table, root)
+    folder = _cache_for(root, cache_dir) / f"{part}-{fingerprint[:16]}"
+    # Whoever comes second waits for the first one's pack instead of doing the work twice.
+    with filelock.FileLock(folder.parent / f"{part}.lock"):
+        if not folder.is_dir():
+            _pack(table, root, folder, part)
+        index = pd.read_csv(folder / "index.csv", dtype=str, keep_default_na=False)
+        images = np.load(folder / "images.npy", mmap_mode="r")
+    if verify:
+        _check_ids(index, root, part, error=True)
+    return Store(
+        path=folder / "images.npy",
+        images=images,
+        ids=index["id"].to_numpy(dtype=str),
+        pixel_sha1=index["pixel_sha1"].to_numpy(dtype=str),
+        fingerprint=fingerprint,
+    )
+
+
+def _cache_for(root: Path, cache_dir: Path | None) -> Path:
+    """Return the folder for the stores of `root`, made."""
+    # The folder's own path is part of the name, so that data folders which share a cache keep apart.
+    name = f"{root.resolve().name}-{hashlib.sha1(os.fsencode(root.resolve())).hexdigest()[:8]}"
+    if cache_dir is not None:
+        try:
+            (cache_dir / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{cache_dir}: cannot be made or written ({error.strerror}); choose another --data.cache_dir."
+            ) from None
+        return cache_dir / name
+    beside = root / ".pcam_cache"
+    try:
+        beside.mkdir(exist_ok=True)
+        probe = beside / f".probe-{uuid.uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        fallback = cache_folder() / name
+        say(f"{beside} cannot be written ({error.strerror}): packed images go to {fallback} instead.")
+        fallback.mkdir(parents=True, exist_ok=True)
+        return fallback
+    return beside
+
+
+def _fingerprint(table: pd.DataFrame, root: Path) -> str:
+    """Hash name, size and modification time of every file: one stat a file, about a second for 277,483."""
+    digest = hashlib.sha256(f"format {FORMAT}\n".encode())
+    base = os.fspath(root)
+    for patch_id, path in zip(table["id"], table["path"], strict=True):
+        try:
+            status = os.stat(os.path.join(base, path))
+        except OSError as error:
+            raise UserError(
+                f"{root / path}: {error.strerror}; did it go away just now? Run the command again."
+            ) from None
+        digest.update(
+            f"{patch_id}\t{path}\t{status.st_size}\t{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
+        )
+    return digest.hexdigest()
+
+
+def _pack(table: pd.DataFrame, root: Path, folder: Path, part: str) -> None:
+    """Decode every image of the table into `folder`, which appears whole at the end; called under the part's lock."""
+    stale = [path for path in folder.parent.glob(f"{part}-*") if path.is_dir()]
+    for path in stale:  # older packs of this part, and what a killed pack left
+        shutil.rmtree(path)
+    need, free = len(table) * BYTES, shutil.disk_usage(folder.parent).free
+    if need > free:
+        raise UserError(
+            f"{folder.parent}: packing needs {need / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; make room, or name "
+            "another folder with --data.cache_dir."
+        )
+    temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir()
+    try:
+        pixel_sha1 = _write_images(temporary / "images.npy", table, root, part)
+        index = pd.DataFrame({"id": table["id"], "pixel_sha1": pixel_sha1})
+        write_whole(temporary / "index.csv", index.to_csv(index=False))
+        temporary.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent}: packing failed ({error.strerror}); name another folder with --data.cache_dir."
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _check_ids(index, root, part, error=False)
+
+
+def _write_images(target: Path, table: pd.DataFrame, root: Path, part: str) -> list[str]:
+    with target.open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": (len(table), *SHAPE)}
+        )
+        offset = file.tell()
+        file.truncate(offset + len(table) * BYTES)
+    paths = list(table["path"])
+    tasks = [
+        (os.fspath(target), offset + start * BYTES, os.fspath(root), paths[start : start + _CHUNK])
+        for start in range(0, len(paths), _CHUNK)
+    ]
+    pixel_sha1: list[str] = []
+    refused: list[str] = []
+    with tqdm(total=len(paths), desc=f"packing {part}", unit=" patches", unit_scale=True) as bar:
+        for hashes, complaints in _run_on_all_cores(tasks):
+            pixel_sha1 += hashes
+            refused += complaints
+            bar.update(len(hashes))
+    if refused:
+        raise UserError(
+            f"{root}: {len(refused):,} of {len(paths):,} image files cannot be used: {'; '.join(refused)}. "
+            "Unzip the download again, or take them out of the CSV."
+        )
+    with target.open("rb+") as file:
+        os.fsync(file.fileno())
+    return pixel_sha1
+
+
+_Task = tuple[str, int, str, list[str]]
+
+
+def _run_on_all_cores(tasks: list[_Task]) -> Iterator[tuple[list[str], list[str]]]:
+    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(tasks))
+    if workers == 1:
+        yield from map(_pack_chunk, tasks)
+        return
+    with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
+        try:
+            yield from pool.map(_pack_chunk, tasks)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave signals to the parent, and do not outlive it."""
+    signal(SIGINT, SIG_IGN)
+    signal(SIGTERM, SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
+
+
+def _pack_chunk(task: _Task) -> tuple[list[str], list[str]]:
+    """Decode some files and write them at an offset; return the hash of each, and a complaint for each bad file."""
+    target, offset, root, paths = task
+    hashes: list[str] = []
+    refused: list[str] = []
+    buffer = bytearray()
+    for path in paths:
+        try:
+            pixels = read_pixels(os.path.join(root, path))
+        except UnidentifiedImageError:
+            refused.append(f"{path} (not a TIFF or PNG image)")
+            pixels = bytes(BYTES)
+        except Exception as error:  # whatever a decoder raises over foreign bytes is a complaint about that file
+            refused.append(f"{path} ({error or type(error).__name__})")
+            pixels = bytes(BYTES)
+        hashes.append(hashlib.sha1(pixels).hexdigest())
+        buffer += pixels
+    with open(target, "rb+", buffering=0) as file:
+        file.seek(offset)
+        view = memoryview(buffer)
+        while view:  # a raw write may stop short
+            view = view[file.write(view) :]
+    return hashes, refused
+
+
+def read_pixels(path: str | os.PathLike[str]) -> bytes:
+    """Read one patch.
+
+    Args:
+        path: a TIFF or PNG file of 96 x 96 pixels: RGB, or grey, palette or opaque RGBA, which convert without loss.
+
+    Returns:
+        The RGB bytes, row by row, 27,648 of them.
+
+    Raises:
+        ValueError: another size or another kind of pixels; seen before anything is decoded.
+        OSError: not an image, or truncated.
+    """
+    with Image.open(path, formats=("TIFF", "PNG")) as image:
+        if image.size != (96, 96):
+            raise ValueError(f"{image.width} x {image.height} pixels, not 96 x 96")
+        if image.mode == "RGB" and "transparency" not in image.info:
+            return image.tobytes()
+        if image.mode in ("L", "P", "RGBA", "LA", "RGB"):
+            rgba = image.convert("RGBA")
+            if rgba.getchannel("A").getextrema() == (255, 255):
+                return rgba.convert("RGB").tobytes()
+            raise ValueError("transparent pixels: no lossless way to RGB")
+        raise ValueError(f"pixels of mode {image.mode}: no lossless way to RGB")
+
+
+def _check_ids(index: pd.DataFrame, root: Path, part: str, *, error: bool) -> None:
+    wrong = index.loc[looks_like_sha1(index["id"]) & (index["id"] != index["pixel_sha1"]), "id"]
+    if wrong.empty:
+        return
+    message = (
+        f"{root}: {len(wrong):,} of {len(index):,} ids of {part} are not the SHA-1 of their pixels, as Kaggle's are: "
+        f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}"
+    )
+    if error:
+        raise UserError(f"{message}. Download those files again, or leave --data.verify out to use them as they are.")
+    warn(f"{message}. A re-encoded or damaged copy? It is used as it is.")

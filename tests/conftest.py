@@ -1,0 +1,83 @@
+"""A small drawn data folder, a run trained on it, and a clean place for every test."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pcam_lightning.cli import main
+from pcam_lightning.synthetic import synthesize
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FAST = (
+    "--model.weights=none",
+    "--data.batch_size=32",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.log_every_n_steps=1",
+)
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty folder, with caches of its own."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a drawn Kaggle folder of 120 + 40 patches; tests only read it."""
+    root = tmp_path_factory.mktemp("drawn") / "kaggle"
+    synthesize(root, train=120, test=40, slides=8, seed=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run of two epochs; tests copy it before they write."""
+    place = tmp_path_factory.mktemp("trained")
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        args = ["fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), "--trainer.max_epochs=2", *FAST]
+        assert main(args) == 0
+    finally:
+        os.chdir(before)
+    return place / "lightning_logs" / "base" / "version_0"
+
+
+@pytest.fixture
+def run_copy(trained: Path, tmp_path: Path) -> Path:
+    """Return a run's folder to write into, in the current folder's lightning_logs."""
+    copy = tmp_path / "work" / "lightning_logs" / "base" / "version_0"
+    shutil.copytree(trained, copy)
+    return copy
+
+
+@pytest.fixture
+def kaggle(tmp_path: Path) -> MakeFolder:
+    """Return a function that makes a tiny folder in Kaggle's layout out of noise."""
+
+    def make(train: int = 20, test: int = 4, root: Path = tmp_path / "tiny") -> Path:
+        rng = np.random.default_rng(0)
+        for part, count in (("train", train), ("test", test)):
+            (root / part).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / f"{part}{number:03d}.tif")
+        ids = [f"train{number:03d}" for number in range(train)]
+        pd.DataFrame({"id": ids, "label": [n % 2 for n in range(train)]}).to_csv(root / "train_labels.csv", index=False)
+        ids = [f"test{number:03d}" for number in reversed(range(test))]
+        pd.DataFrame({"id": ids, "label": 0}).to_csv(root / "sample_submission.csv", index=False)
+        return root
+
+    return make

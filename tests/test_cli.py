@@ -1,0 +1,111 @@
+"""The command line itself: help, flags that are wrong, configs that stack, the tools, python -m."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import CONFIGS, FAST
+
+from pcam_lightning.cli import main
+
+RUN_CONFIGS = sorted(CONFIGS.glob("*.yaml"))
+STACKS = [[CONFIGS / "base.yaml"] if path.stem == "base" else [CONFIGS / "base.yaml", path] for path in RUN_CONFIGS]
+
+
+@pytest.mark.parametrize("stack", STACKS, ids=lambda stack: stack[-1].stem)
+def test_every_config_fits(stack: list[Path], drawn: Path) -> None:
+    configs = [word for path in stack for word in ("-c", str(path))]
+    steps = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+    assert main(["fit", *configs, "--data.root", str(drawn), *FAST, *steps]) == 0
+    made = {path.name for path in Path("lightning_logs").iterdir()}
+    options = yaml.safe_load(stack[-1].read_text()).get("trainer") or {}
+    assert made == {stack[-1].stem} or options.get("fast_dev_run")
+
+
+@pytest.mark.parametrize("path", RUN_CONFIGS, ids=lambda path: path.stem)
+def test_a_config_starts_with_its_command(path: Path) -> None:
+    head = path.read_text().splitlines()[0]
+    assert re.match(rf"# python -m pcam_lightning fit .*-c configs/{path.name}", head)
+
+
+def test_configs_stack_and_the_later_wins(drawn: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model:\n  lr: 0.01\ntrainer:\n  max_epochs: 1\n")
+    args = ["fit", "-c", str(CONFIGS / "base.yaml"), "-c", str(tmp_path / "mine.yaml"), "--model.lr=0.02"]
+    assert main([*args, "--data.root", str(drawn), *FAST]) == 0
+    config = yaml.safe_load(Path("lightning_logs/mine/version_0/config.yaml").read_text())
+    assert (config["model"]["lr"], config["trainer"]["max_epochs"], config["model"]["weight_decay"]) == (0.02, 1, 0.01)
+
+
+@pytest.mark.parametrize("command", [[], ["fit"], ["validate"], ["test"], ["predict"], ["synthesize"], ["pack"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--help"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("usage: python -m pcam_lightning")
+    if command in (["fit"], ["predict"]):
+        assert "Example: python -m pcam_lightning" in " ".join(told.split())
+        assert "share of each class held out for validation" in " ".join(told.split())
+    if not command:
+        assert all(name in told for name in ("fit", "validate", "test", "predict", "synthesize", "pack"))
+
+
+WRONG = {
+    "nothing": ([], "subcommand"),
+    "unknown command": (["fly"], "fly"),
+    "unknown flag": (["fit", "--data.rot", "x"], "rot"),
+    "word for a number": (["fit", "--data.batch_size", "many"], "batch_size"),
+    "unknown accelerator": (["fit", "--trainer.accelerator", "abacus"], "abacus"),
+    "no such machine": (["fit", "--trainer.accelerator", "tpu"], "error: --trainer: "),
+    "unknown precision": (["fit", "--trainer.precision", "12"], "precision"),
+    "optimizer": (["fit", "--model.optimizer", "lion"], "optimizer"),
+    "batch of none": (["fit", "--data.batch_size", "0"], "--data.batch_size 0"),
+    "fraction": (["fit", "--data.root", "{drawn}", "--data.val_fraction", "1.5"], "--data.val_fraction 1.5"),
+    "backbone": (["fit", "--model.backbone", "resnet19"], "--model.backbone resnet19"),
+    "weights": (["fit", "--data.root", "{drawn}", "--model.weights", "w.pth"], "--model.weights w.pth: no such file"),
+    "split file": (["fit", "--data.root", "{drawn}", "--data.split_file", "s.csv"], "s.csv: no such file"),
+    "no config": (["fit", "-c", "missing.yaml"], "missing.yaml"),
+    "no end": (["fit", "--data.root", "{drawn}", "--model.weights=none", "--trainer.max_epochs=-1"], "max_epochs"),
+    "synthesize none": (["synthesize", "out", "--train", "0"], "train"),
+    "pack nothing": (["pack", "--data.root", "nowhere"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_flags_end_with_one_line_and_status_2(name: str, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args, expected = WRONG[name]
+    assert main([word.format(drawn=drawn) for word in args]) == 2
+    told = capsys.readouterr()
+    lines = [line for line in told.err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert re.search(expected, lines[0]), lines[0]
+    assert "usage:" not in told.err + told.out
+    assert "Traceback" not in told.err
+    assert not Path("lightning_logs").exists()
+    assert not Path("out").exists()
+
+
+def test_broken_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.yaml").write_text("data:\n  batch_size: [1\n")
+    assert main(["fit", "-c", str(tmp_path / "broken.yaml")]) == 2
+    assert re.search(r"error: .*broken.yaml", capsys.readouterr().err)
+
+
+def test_synthesize_then_pack(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["synthesize", "out", "--train", "12", "--test", "4", "--slides", "4"]) == 0
+    assert len(pd.read_csv("out/train_labels.csv")) == 12
+    assert main(["pack", "--data.root", "out", "--data.verify=true"]) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"train: 12 patches, 12 distinct, in out/.pcam_cache/train-\w+/images.npy", told)
+    assert re.search(r"test: 4 patches, 4 distinct", told)
+
+
+def test_as_a_module() -> None:
+    command = [sys.executable, "-m", "pcam_lightning", "fit", "--data.root", "nowhere", "--trainer.accelerator=cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error:")
+    assert "nowhere: no such folder" in done.stderr
+    assert "Traceback" not in done.stderr

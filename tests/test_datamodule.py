@@ -1,0 +1,100 @@
+"""Loaders: every patch once, its own pixels and label, in an order that follows from the seed and the epoch."""
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import MakeFolder
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from pcam_lightning.datamodule import Batch, BatchSampler, PCamDataModule
+from pcam_lightning.messages import UserError
+
+
+def _epoch(loader: DataLoader[Batch], epoch: int = 0) -> dict[str, torch.Tensor]:
+    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    batches = list(loader)
+    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
+@pytest.fixture
+def data(drawn: Path) -> PCamDataModule:
+    torch.manual_seed(0)
+    module = PCamDataModule(drawn, batch_size=32)
+    module.setup("fit")
+    return module
+
+
+def test_each_patch_once_with_its_pixels_and_label(data: PCamDataModule, drawn: Path) -> None:
+    assert data.table is not None
+    assert data.store is not None
+    labels = data.table.set_index("id")["label"]
+    paths = data.table.set_index("id")["path"]
+    val_loader = data.val_dataloader()
+    assert isinstance(val_loader, DataLoader)
+    train, val = _epoch(data.train_dataloader()), _epoch(val_loader)
+    assert len(train["row"]) + len(val["row"]) == 120
+    assert sorted([*train["row"].tolist(), *val["row"].tolist()]) == list(range(120))
+    for part in (train, val):
+        assert part["image"].dtype == torch.uint8
+        for image, row, label in zip(part["image"], part["row"], part["label"], strict=True):
+            patch_id = data.store.ids[row]
+            assert label == labels[patch_id]
+            assert (image.numpy() == np.asarray(Image.open(drawn / paths[patch_id]))).all()
+
+
+def test_order_follows_from_seed_and_epoch(data: PCamDataModule) -> None:
+    loader = data.train_dataloader()
+    first, second = _epoch(loader, 0)["row"], _epoch(loader, 1)["row"]
+    assert not torch.equal(first, second)
+    assert torch.equal(first.sort().values, second.sort().values)
+    assert torch.equal(first, _epoch(data.train_dataloader(), 0)["row"])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_yield_the_same_batches(data: PCamDataModule, method: str) -> None:
+    expected = _epoch(data.train_dataloader(), 3)
+    data.num_workers = 2
+    loader = data.train_dataloader()
+    loader.multiprocessing_context = multiprocessing.get_context(method)
+    found = _epoch(loader, 3)
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_predict_follows_the_submission_and_has_no_labels(kaggle: MakeFolder) -> None:
+    data = PCamDataModule(kaggle())
+    data.setup("predict")
+    assert data.store is not None
+    batch = next(iter(data.predict_dataloader()))
+    assert [str(data.store.ids[row]) for row in batch["row"]] == ["test003", "test002", "test001", "test000"]
+    assert "label" not in batch
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_processes_share_an_epoch(world_size: int) -> None:
+    shuffled = [np.concatenate(list(BatchSampler(50, 8, 0, rank, world_size))) for rank in range(world_size)]
+    assert len({len(share) for share in shuffled}) == 1  # else the processes would wait for each other for ever
+    assert set(np.concatenate(shuffled)) == set(range(50))
+    assert sum(map(len, shuffled)) < 50 + world_size
+    in_order = [np.concatenate(list(BatchSampler(50, 8, None, rank, world_size))) for rank in range(world_size)]
+    assert sorted(np.concatenate(in_order)) == list(range(50))
+    sampler = BatchSampler(50, 8, 0, 0, world_size)
+    assert len(list(sampler)) == len(sampler)
+
+
+def test_older_split_file_is_used(drawn: Path, trained: Path) -> None:
+    data = PCamDataModule(drawn, split_file=trained / "split.csv", split_seed=1)
+    data.setup("fit")
+    assert data.table is not None
+    assert data.val_mask is not None
+    expected = {line.split(",")[0] for line in (trained / "split.csv").read_text().split() if line.endswith(",val")}
+    assert set(data.table["id"][data.val_mask]) == expected
+
+
+@pytest.mark.parametrize("option", ["batch_size", "num_workers"])
+def test_numbers_out_of_range(option: str) -> None:
+    with pytest.raises(UserError, match=rf"--data.{option} -1"):
+        PCamDataModule(**{option: -1})  # type: ignore[arg-type]

@@ -1,0 +1,229 @@
+"""fit: what a run leaves behind, and that a run stopped and resumed is the run never stopped."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import CONFIGS, FAST, MakeFolder
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pcam_lightning import cli, synthetic
+from pcam_lightning.cli import main
+
+BASE = str(CONFIGS / "base.yaml")
+RUNS = Path("lightning_logs") / "base"
+
+
+def _metrics(run: Path) -> pd.DataFrame:
+    return pd.read_csv(run / "metrics.csv").drop(columns="train/patches_per_second")
+
+
+def test_a_run_is_a_folder_that_has_it_all(trained: Path, drawn: Path) -> None:
+    names = {str(path.relative_to(trained)) for path in trained.rglob("*") if "events.out" not in path.name}
+    assert names == {
+        "config.yaml", "split.csv", "metrics.csv", "checkpoints", "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+    }  # fmt: skip
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["data"]["root"] == str(drawn)
+    assert config["data"]["batch_size"] == 32
+    assert config["trainer"]["max_epochs"] == 2
+    split = pd.read_csv(trained / "split.csv")
+    assert split["split"].value_counts().to_dict() == {"train": 97, "val": 23}
+    metrics = pd.read_csv(trained / "metrics.csv")
+    assert list(metrics["epoch"]) == [1, 2]
+    for name in ("loss", "auroc", "accuracy"):
+        assert metrics[[f"train/{name}", f"val/{name}"]].notna().all().all()
+
+
+def test_tensorboard_has_curves_rate_speed_and_options(trained: Path) -> None:
+    events = EventAccumulator(str(trained)).Reload()
+    names = set(events.Tags()["scalars"])
+    curves = {f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "auroc", "accuracy")}
+    assert curves | {"train/lr", "train/patches_per_second", "best/val_auroc"} == names
+    best = pd.read_csv(trained / "metrics.csv")["val/auroc"].max()
+    assert events.Scalars("best/val_auroc")[0].value == pytest.approx(best)
+    hparams = events.PluginTagToContent("hparams")
+    assert "_hparams_/session_start_info" in hparams
+    assert b"batch_size" in hparams["_hparams_/session_start_info"]
+
+
+def test_a_checkpoint_says_where_it_comes_from(trained: Path, drawn: Path) -> None:
+    best = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["started_from"] == "none"
+    assert best["pcam"]["data"] | {"fingerprint": ""} == {"root": str(drawn), "fingerprint": "", "patches": 120}
+    assert re.fullmatch("[0-9a-f]{64}", best["pcam"]["data"]["fingerprint"])
+    assert best["pcam"]["split"]["val"] == 23
+    assert "weights" not in best["hyper_parameters"]
+    assert not any("_orig_mod" in key for key in best["state_dict"])
+
+
+def test_end_of_fit_says_what_to_type_next(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=1", *FAST]) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"data: .*: 97 patches to train on, 23 to validate", told)
+    assert "resnet18 from random weights" in told
+    assert "freeze_epochs is skipped" in told
+    assert "of 23 validation patches are of slides that training sees too" in told
+    assert re.search(r"best: epoch 1, val/auroc 0\.\d{4}", told)
+    assert "tensorboard --logdir lightning_logs" in told
+    command = re.search(r"python -m pcam_lightning (predict --ckpt_path \S+)", told)
+    assert command
+    assert main([*command.group(1).split(), "--trainer.accelerator=cpu"]) == 0
+    assert (RUNS / "version_0" / "submission.csv").is_file()
+
+
+def test_same_seed_same_metrics_and_second_fit_opens_no_image(
+    drawn: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("an image file was opened")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    assert main(["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=2", *FAST]) == 0
+    pd.testing.assert_frame_equal(_metrics(RUNS / "version_0"), _metrics(trained), check_exact=True)
+
+
+def test_train_on_everything(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["fit", "-c", BASE, "--data.root", str(drawn), "--data.val_fraction=0", "--trainer.max_epochs=1", *FAST]
+    assert main(args) == 0
+    assert "last.ckpt counts" in capsys.readouterr().err
+    checkpoints = RUNS / "version_0" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["last.ckpt"]
+    assert main(["predict", "--ckpt_path", str(checkpoints / "last.ckpt"), "--trainer.accelerator=cpu"]) == 0
+    assert main(["validate", "--ckpt_path", str(checkpoints / "last.ckpt"), "--trainer.accelerator=cpu"]) == 2
+    assert "held nothing out" in capsys.readouterr().err
+
+
+def test_an_older_split_is_taken_over(drawn: Path, trained: Path) -> None:
+    split = str(trained / "split.csv")
+    args = ["fit", "-c", BASE, "--data.root", str(drawn), "--data.split_file", split, "--data.split_seed=7", *FAST]
+    assert main([*args, "--trainer.max_epochs=1"]) == 0
+    assert (RUNS / "version_0" / "split.csv").read_text() == (trained / "split.csv").read_text()
+
+
+def test_last_without_a_run_is_an_error(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "-c", BASE, "--ckpt_path", "last", "--data.root", str(drawn), *FAST]) == 2
+    assert re.search(r"error: lightning_logs/base: no run with a last.ckpt", capsys.readouterr().err)
+    assert not Path("lightning_logs").exists()
+
+
+def test_going_on_with_more_epochs_stays_in_the_run(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = (run_copy / "config.yaml").read_text()
+    before = _metrics(run_copy)
+    # Nothing of the first command is given again: root, weights and batch size come from the run.
+    assert main(["fit", "-c", BASE, "--ckpt_path", "last", "--trainer.max_epochs=3"]) == 0
+    after = _metrics(run_copy)
+    assert list(after["epoch"]) == [1, 2, 3]
+    pd.testing.assert_frame_equal(after.iloc[:2], before, check_exact=True)
+    assert [path.name for path in run_copy.parent.iterdir()] == ["version_0"]
+    assert (run_copy / "config.yaml").read_text() == config
+    assert "version_0, 3 epochs" in capsys.readouterr().err
+
+
+# A process of its own that sends itself a signal in the middle of an epoch.
+_STOPPED = """
+import os, sys
+from pcam_lightning import cli, synthetic
+
+def stop(model, *args):
+    if model.current_epoch == int(sys.argv[2]) and model.global_step % 4 == 2:
+        os.kill(os.getpid(), int(sys.argv[1]))
+
+cli.PCamClassifier.on_train_batch_end = stop
+sys.exit(cli.main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "epoch"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 0)]
+)
+def test_stopped_and_resumed_is_never_stopped(
+    number: signal.Signals, status: int, epoch: int, drawn: Path, trained: Path
+) -> None:
+    args = ["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=2", *FAST]
+    command = [sys.executable, "-c", _STOPPED, str(int(number)), str(epoch), *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    run = RUNS / "version_0"
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == max(epoch - 1, 0)
+    assert main(["fit", "-c", BASE, "--ckpt_path", "last"]) == 0
+    pd.testing.assert_frame_equal(_metrics(run), _metrics(trained), check_exact=True)
+    for name in ("best", "last"):
+        resumed, straight = (
+            torch.load(place / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+            for place in (run, trained)
+        )
+        assert all(torch.equal(resumed[key], straight[key]) for key in straight)
+
+
+def test_rehearsal_without_data(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    drawing = synthetic.synthesize
+    monkeypatch.setattr(
+        cli, "synthesize", lambda dest: drawing(dest, train=80, test=20, slides=8)
+    )  # 2,500 take a while
+    monkeypatch.setattr("torch.hub.urlopen", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no network")))
+    assert main(["fit", "-c", BASE, "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]) == 0
+    told = capsys.readouterr().err
+    assert told.count("NO DATA") == 1
+    assert "batch size 64 instead of 512" in told
+    assert re.search(r"warning: ImageNet weights .* cannot be fetched .* In this rehearsal alone", told)
+    run = RUNS / "version_0"
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["batch_size"] == 64
+    # predict finds the drawn folder again, also where the cache was emptied meanwhile
+    shutil.rmtree(next((tmp_path / "cache" / "pcam_lightning").glob("rehearsal-*")))
+    assert main(["predict", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]) == 0
+    assert len(pd.read_csv(run / "submission.csv")) == 20
+
+
+def test_weights_that_cannot_be_fetched_stop_a_run_on_real_data(
+    kaggle: MakeFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.hub.urlopen", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no network")))
+    assert main(["fit", "-c", BASE, "--data.root", str(kaggle()), "--trainer.accelerator=cpu"]) == 2
+    assert re.search(r"error: ImageNet weights .*--model.weights PATH .*--model.weights none", capsys.readouterr().err)
+    assert not Path("lightning_logs").exists()
+
+
+def test_imagenet_weights_freeze_the_first_epoch(
+    drawn: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = str(trained / "checkpoints" / "best.ckpt")  # any weights that are not random
+    args = [
+        "fit",
+        "-c",
+        BASE,
+        "--data.root",
+        str(drawn),
+        "--trainer.max_epochs=2",
+        *FAST[1:],
+        "--model.weights",
+        weights,
+    ]
+    assert main(args) == 0
+    assert "freeze_epochs is skipped" not in capsys.readouterr().err
+    last = torch.load(RUNS / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["started_from"] == weights
+
+
+def test_fast_dev_run_makes_no_run(drawn: Path) -> None:
+    assert main(["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.fast_dev_run=true", *FAST]) == 0
+    assert not Path("lightning_logs").exists()
+
+
+def test_runs_at_once_get_folders_of_their_own() -> None:
+    code = "from pathlib import Path; from pcam_lightning.run import claim_run; print(claim_run(Path('r')).folder)"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    claimed = {process.communicate(timeout=60)[0].strip() for process in processes}
+    assert claimed == {str(Path("r") / f"version_{n}") for n in range(4)}

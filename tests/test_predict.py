@@ -1,0 +1,128 @@
+"""predict, test and validate: everything from the checkpoint, the user's word last, a submission Kaggle takes."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import FAST, MakeFolder
+from sklearn.metrics import roc_auc_score
+
+from pcam_lightning.cli import main
+from pcam_lightning.submission import make_submission
+
+CPU = "--trainer.accelerator=cpu"
+
+
+def _ckpt(run: Path) -> str:
+    return str(run / "checkpoints" / "best.ckpt")
+
+
+def test_submission_is_what_kaggle_takes(run_copy: Path, drawn: Path) -> None:
+    assert main(["predict", "--ckpt_path", _ckpt(run_copy), CPU]) == 0
+    text = (run_copy / "submission.csv").read_text()
+    assert text.startswith("id,label\n")
+    submission = pd.read_csv(run_copy / "submission.csv")
+    assert list(submission["id"]) == list(pd.read_csv(drawn / "sample_submission.csv")["id"])
+    assert submission["label"].between(0, 1).all()
+    assert submission["label"].nunique() > 30
+    assert (submission["label"].astype(np.float32).astype(str) == [row.split(",")[1] for row in text.split()[1:]]).all()
+    assert [path.name for path in run_copy.parent.iterdir()] == ["version_0"]  # no folder beside the run
+
+
+def test_same_predictions_are_left_alone_others_need_overwrite(
+    run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict = ["predict", "--ckpt_path", _ckpt(run_copy), CPU]
+    assert main(predict) == 0
+    assert main(predict) == 0
+    assert "the same 40 predictions are there already" in capsys.readouterr().err
+    (run_copy / "submission.csv").write_text("id,label\nmine,0.5\n")
+    assert main(predict) == 2
+    assert re.search(r"error: \S*submission.csv: there already.*--overwrite", capsys.readouterr().err)
+    assert "mine" in (run_copy / "submission.csv").read_text()
+    assert main([*predict, "--overwrite"]) == 0
+    assert "mine" not in (run_copy / "submission.csv").read_text()
+
+
+def test_scores_by_id_agree_with_the_test_stage(run_copy: Path, drawn: Path) -> None:
+    assert main(["predict", "--ckpt_path", _ckpt(run_copy), CPU]) == 0
+    assert main(["test", "--ckpt_path", _ckpt(run_copy), CPU]) == 0
+    submission = pd.read_csv(run_copy / "submission.csv").set_index("id")["label"]
+    answers = pd.read_csv(drawn / "answers.csv").set_index("id")["label"]
+    told = json.loads((run_copy / "test.json").read_text())
+    assert told["test/auroc"] == pytest.approx(roc_auc_score(answers, submission[answers.index]), abs=1e-6)
+
+
+def test_validate_repeats_the_score_of_the_best_epoch(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "--ckpt_path", _ckpt(run_copy), CPU]) == 0
+    best = pd.read_csv(run_copy / "metrics.csv")["val/auroc"].max()
+    assert json.loads((run_copy / "validate.json").read_text())["val/auroc"] == pytest.approx(best, abs=1e-6)
+    assert "warning" not in capsys.readouterr().err
+    assert main(["validate", "--ckpt_path", _ckpt(run_copy), "--data.split_seed=3", CPU]) == 0
+    assert "not the validation part of the checkpoint's run" in capsys.readouterr().err
+
+
+def test_a_machine_with_test_alone_and_a_checkpoint_moved_away(run_copy: Path, drawn: Path, tmp_path: Path) -> None:
+    assert main(["predict", "--ckpt_path", _ckpt(run_copy), CPU]) == 0
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(drawn / "test", elsewhere / "data" / "test")
+    shutil.copy(drawn / "sample_submission.csv", elsewhere / "data")
+    shutil.copy(_ckpt(run_copy), elsewhere / "model.ckpt")
+    args = ["predict", "--ckpt_path", str(elsewhere / "model.ckpt"), "--data.root", str(elsewhere / "data"), CPU]
+    assert main(args) == 0
+    assert (elsewhere / "submission.csv").read_text() == (run_copy / "submission.csv").read_text()
+
+
+def test_what_the_user_adds_wins(run_copy: Path, kaggle: MakeFolder, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"data:\n  root: {kaggle()}\n  batch_size: 3\n")
+    assert main(["predict", "-c", str(tmp_path / "mine.yaml"), "--ckpt_path", _ckpt(run_copy), CPU]) == 0
+    assert list(pd.read_csv(run_copy / "submission.csv")["id"]) == ["test003", "test002", "test001", "test000"]
+
+
+def test_test_without_answers(run_copy: Path, kaggle: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", "--ckpt_path", _ckpt(run_copy), "--data.root", str(kaggle()), CPU]) == 2
+    assert re.search(r"error: .*answers.csv: no such file", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_no_checkpoint_no_prediction(stage: str, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([stage, "--data.root", str(drawn), *FAST]) == 2
+    assert f"error: {stage} needs --ckpt_path" in capsys.readouterr().err
+
+
+def test_complaints_about_checkpoints(run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = Path(_ckpt(run_copy)).read_bytes()
+    state = torch.load(_ckpt(run_copy), weights_only=True)
+    torch.save({"state_dict": state["state_dict"]}, tmp_path / "foreign.ckpt")
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "junk.ckpt").write_bytes(b"junk")
+    state["state_dict"].pop("net.conv1.weight")
+    torch.save(state, tmp_path / "lacking.ckpt")
+    for name, expected in {
+        "foreign.ckpt": "not a checkpoint of this project; .*--model.weights",
+        "half.ckpt": "not a checkpoint, or a damaged one",
+        "junk.ckpt": "not a checkpoint, or a damaged one",
+        "missing.ckpt": "no such checkpoint",
+        "lacking.ckpt": "does not fit --model.backbone resnet18: 1 names or shapes differ, net.conv1.weight",
+    }.items():
+        for command in ("predict", "fit"):
+            args = [command, "--ckpt_path", str(tmp_path / name), "--data.root", state["pcam"]["data"]["root"], CPU]
+            assert main([*args, "--model.weights=none"] if command == "fit" else args) == 2, name
+            lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+            assert len(lines) == 1
+            assert re.search(expected, lines[0]), lines[0]
+    assert not (tmp_path / "submission.csv").exists()
+
+
+def test_make_submission_refuses_what_is_not_one_probability_an_id() -> None:
+    ids = pd.Series(["b", "a"])
+    good = pd.Series([0.25, 1.0], index=["a", "b"], dtype=np.float32)
+    assert make_submission(ids, good).to_csv(index=False) == "id,label\nb,1.0\na,0.25\n"
+    for wrong in (good[:1], pd.concat([good, good]), good.replace(1.0, np.nan), good * 2, good.rename({"a": "c"})):
+        with pytest.raises(ValueError, match=r"ids|finite"):
+            make_submission(ids, wrong)

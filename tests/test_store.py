@@ -1,0 +1,193 @@
+"""Packing: right pixels, whole or not at all, once; and what is said of files that cannot be used."""
+
+import hashlib
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FAST, MakeFolder
+from PIL import Image
+
+from pcam_lightning.cli import main
+from pcam_lightning.messages import UserError
+from pcam_lightning.store import open_store, read_pixels
+from pcam_lightning.table import read_train
+
+
+def _pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_rows_are_the_pixels_of_their_ids(kaggle: MakeFolder) -> None:
+    root = kaggle(train=300)  # enough for more than one task
+    table = read_train(root).sample(frac=1, random_state=0)
+    store = open_store(table, root, "train")
+    assert store.images.shape == (300, 96, 96, 3)
+    assert store.images.dtype == np.uint8
+    for patch_id, path, row in zip(table["id"], table["path"], store.rows(table["id"]), strict=True):
+        assert store.ids[row] == patch_id
+        assert (store.images[row] == _pixels(root / path)).all()
+        assert store.pixel_sha1[row] == hashlib.sha1(store.images[row].tobytes()).hexdigest()
+
+
+def test_second_opening_reads_no_image(kaggle: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = kaggle()
+    first = open_store(read_train(root), root, "train")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("an image file was opened")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    again = open_store(read_train(root), root, "train")
+    assert again.path == first.path
+    assert again.fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("change", ["pixels", "time", "more"])
+def test_rebuilt_when_files_change(kaggle: MakeFolder, change: str) -> None:
+    root = kaggle()
+    first = open_store(read_train(root), root, "train")
+    path = root / "train" / "train000.tif"
+    if change == "more":
+        Image.fromarray(np.zeros((96, 96, 3), np.uint8)).save(root / "train" / "black.tif")
+        with (root / "train_labels.csv").open("a") as file:
+            file.write("black,0\n")
+    else:
+        pixels = np.full((96, 96, 3), 7, np.uint8) if change == "pixels" else _pixels(path)
+        Image.fromarray(pixels).save(path)
+        os.utime(path, ns=(1, 1))
+    table = read_train(root)
+    again = open_store(table, root, "train")
+    assert again.fingerprint != first.fingerprint
+    assert not first.path.exists()  # the older pack does not stay behind
+    for patch_id, row in zip(table["id"], again.rows(table["id"]), strict=True):
+        assert (again.images[row] == _pixels(root / "train" / f"{patch_id}.tif")).all()
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    path.with_suffix(".tif").unlink()
+    image.save(path)
+
+
+def test_every_bad_file_is_in_one_error(kaggle: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    root = kaggle()
+    part = root / "train"
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (96, 96, 4), dtype=np.uint8)
+    data = (part / "train000.tif").read_bytes()
+    (part / "train000.tif").write_bytes(data[: len(data) // 2])
+    (part / "train001.tif").write_bytes(b"not an image")
+    (part / "train002.tif").write_bytes(b"")
+    _save(part / "train003.png", Image.new("RGB", (64, 96)))
+    _save(part / "train004.png", Image.fromarray(noise))
+    _save(part / "train005.png", Image.fromarray(noise[..., 0].astype(np.uint16)))
+    _save(part / "train006.tiff", Image.new("CMYK", (96, 96)))
+    _save(part / "train007.png", Image.new("1", (20_000, 20_000)))
+    Image.new("RGB", (96, 96)).save(part / "x.jpg")
+    (part / "x.jpg").rename(part / "train008.tif")
+    assert main(["fit", "--data.root", str(root), *FAST]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "9 of 20 image files cannot be used" in errors[0]
+    for number, reason in {
+        0: "truncated",
+        1: "not a TIFF or PNG",
+        2: "not a TIFF or PNG",
+        3: "64 x 96 pixels, not 96 x 96",
+        4: "transparent",
+        5: "no lossless way to RGB",
+        6: "mode CMYK",
+        7: "20000 x 20000|decompression bomb",
+        8: "not a TIFF or PNG",
+    }.items():
+        assert re.search(rf"train00{number}\.\w+ \(.{{0,90}}?({reason})", errors[0]), (number, errors[0])
+    assert not list(root.glob(".pcam_cache/train-*"))
+    assert not Path("lightning_logs").exists()
+
+
+def test_grey_palette_and_opaque_rgba_convert_without_loss(tmp_path: Path) -> None:
+    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8))
+    palette = rgb.quantize(256)
+    for name, image in {"grey": rgb.convert("L"), "palette": palette, "rgba": rgb.convert("RGBA")}.items():
+        image.save(tmp_path / f"{name}.png")
+        assert read_pixels(tmp_path / f"{name}.png") == image.convert("RGB").tobytes()
+
+
+def test_ids_are_checked_against_pixels(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = read_train(drawn)
+    open_store(table, drawn, "train", tmp_path / "good", verify=True)
+    wrong = table.assign(id=["f" * 40 if n == 3 else value for n, value in enumerate(table["id"])])
+    capsys.readouterr()
+    open_store(wrong, drawn, "train", tmp_path / "wrong")
+    assert re.search(r"warning: .*1 of 120 ids of train are not the SHA-1 of their pixels", capsys.readouterr().err)
+    with pytest.raises(UserError, match=r"1 of 120 ids .*f{40}.*--data.verify"):
+        open_store(wrong, drawn, "train", tmp_path / "wrong", verify=True)
+
+
+def test_data_folder_that_cannot_be_written_falls_back_aloud(
+    kaggle: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = kaggle()
+    (root / ".pcam_cache").write_text("a file where the folder should be")
+    store = open_store(read_train(root), root, "train")
+    assert store.path.is_relative_to(tmp_path / "cache" / "pcam_lightning")
+    assert re.search(r"\.pcam_cache cannot be written .* packed images go to .*pcam_lightning", capsys.readouterr().err)
+
+
+def test_two_folders_share_a_cache_folder(kaggle: MakeFolder, tmp_path: Path) -> None:
+    first, second = kaggle(root=tmp_path / "a" / "kaggle"), kaggle(root=tmp_path / "b" / "kaggle")
+    os.utime(second / "train" / "train000.tif", ns=(1, 1))
+    stores = [open_store(read_train(root), root, "train", tmp_path / "shared") for root in (first, second, first)]
+    assert stores[0].path == stores[2].path != stores[1].path
+
+
+def test_cache_folder_that_cannot_be_made(kaggle: MakeFolder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    root = kaggle()
+    with pytest.raises(UserError, match=r"file: cannot be made or written .*--data.cache_dir"):
+        open_store(read_train(root), root, "train", tmp_path / "file")
+
+
+def _pack_and_sum(root: Path, start: float, sums: "multiprocessing.Queue[int]") -> None:
+    while time.time() < start:  # all begin together
+        pass
+    sums.put(int(open_store(read_train(root), root, "train").images.sum(dtype=np.int64)))
+
+
+def test_processes_that_start_at_once_get_the_same_store(kaggle: MakeFolder) -> None:
+    root = kaggle(train=300)
+    context = multiprocessing.get_context("spawn")
+    sums: multiprocessing.Queue[int] = context.Queue()
+    start = time.time() + 2
+    processes = [context.Process(target=_pack_and_sum, args=(root, start, sums)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    found = {sums.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join()
+    expected = sum(int(_pixels(path).sum(dtype=np.int64)) for path in (root / "train").glob("*.tif"))
+    assert found == {expected}
+    assert len(list((root / ".pcam_cache").glob("train-*"))) == 1
+
+
+def test_killed_pack_leaves_nothing_that_is_taken_for_whole(kaggle: MakeFolder) -> None:
+    root = kaggle(train=600)
+    code = (
+        "import sys; from pathlib import Path; from pcam_lightning.store import open_store; root = Path(sys.argv[1]); "
+        "from pcam_lightning.table import read_train; open_store(read_train(root), root, 'train')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(root)], stderr=subprocess.DEVNULL)
+    while not list(root.glob(".pcam_cache/train-*.tmp")) and process.poll() is None:
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    store = open_store(read_train(root), root, "train")
+    assert (store.images[5] == _pixels(root / "train" / f"{store.ids[5]}.tif")).all()
+    assert [path.name for path in (root / ".pcam_cache").glob("train-*")] == [store.path.parent.name]
