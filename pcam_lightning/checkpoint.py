@@ -50,6 +50,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def run_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a checkpoint's run that count beyond training.
+
+    A stranger's checkpoint may hold others, callbacks with a class of their choice for one: these are left out.
+    """
+    config = checkpoint["pcam"]["config"]
+    return {
+        "seed_everything": config["seed_everything"],
+        "data": config["data"],
+        "model": config["model"],
+        "trainer": {"precision": config["trainer"]["precision"]},
+    }
+
+
 class KeepCheckpoints(Checkpoint):
     """Keeps the best epoch's checkpoint and the last whole epoch's, and nothing else.
 
@@ -59,6 +73,7 @@ class KeepCheckpoints(Checkpoint):
 
     def __init__(self) -> None:
         self.run: Run | None = None  # None: nothing is kept
+        self.goes_on = False  # a resumed run has its last.ckpt already
         self.record: dict[str, Any] = {}  # what the checkpoint tells of its run
         self.best_score: float | None = None
         self.best_epoch: int | None = None
@@ -66,7 +81,9 @@ class KeepCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save where the run starts, unless it goes on from there."""
-        if self.run and not self.run.last.exists():
+        # The first process has made the folder; all must take part in saving.
+        self.run = trainer.strategy.broadcast(self.run)
+        if self.run and not self.goes_on:
             trainer.save_checkpoint(self.run.last, weights_only=False)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

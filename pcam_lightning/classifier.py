@@ -172,4 +172,3 @@ class PCamClassifier(L.LightningModule):
                 f"the checkpoint does not fit --model.backbone {self.hparams['backbone']}: {len(odd)} names or shapes "
                 f"differ, {odd[0]} for one; leave the option out, it comes with the checkpoint."
             )
-

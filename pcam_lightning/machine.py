@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ def precision_here(accelerator: Any, precision: Any) -> Any:
         return "32-true"
     if accelerator not in ("auto", "cpu"):
         return precision
-    if _cpu_has_bf16():
+    if cpu_has_bf16():
         if precision not in ("bf16", "bf16-mixed"):
             say(f"precision: bf16-mixed instead of {precision} on a CPU.")
         return "bf16-mixed"
@@ -41,7 +42,7 @@ def precision_here(accelerator: Any, precision: Any) -> Any:
     return "32-true"
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     """Tell from Linux's list of CPU features; elsewhere nothing is known, and float32 is the safe choice."""
     features = Path("/proc/cpuinfo")
     return features.is_file() and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features.read_text().split())
@@ -56,6 +57,9 @@ def interruptions() -> Iterator[list[int]]:
         received.append(number)
         raise KeyboardInterrupt
 
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python lets the main thread alone set handlers
+        return
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received

@@ -1,17 +1,11 @@
 """A table's images -> one memory-mapped uint8 array, packed once, checked, and reused while the files stay the same."""
 
 import hashlib
-import multiprocessing
 import os
 import shutil
-import threading
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
-from signal import SIG_DFL, SIG_IGN, SIGINT, SIGTERM, signal
 
 import filelock
 import numpy as np
@@ -22,6 +16,7 @@ from tqdm import tqdm
 from pcam_lightning.files import cache_folder, write_whole
 from pcam_lightning.messages import UserError, say, warn
 from pcam_lightning.table import looks_like_sha1
+from pcam_lightning.workers import workers
 
 SHAPE = (96, 96, 3)  # height, width, RGB
 BYTES = 96 * 96 * 3  # of one patch
@@ -176,8 +171,9 @@ def _write_images(target: Path, table: pd.DataFrame, root: Path, part: str) -> l
     ]
     pixel_sha1: list[str] = []
     refused: list[str] = []
-    with tqdm(total=len(paths), desc=f"packing {part}", unit=" patches", unit_scale=True) as bar:
-        for hashes, complaints in _run_on_all_cores(tasks):
+    bar = tqdm(total=len(paths), desc=f"packing {part}", unit=" patches", unit_scale=True)
+    with bar, workers(len(tasks)) as map_on_cores:
+        for hashes, complaints in map_on_cores(_pack_chunk, tasks):
             pixel_sha1 += hashes
             refused += complaints
             bar.update(len(hashes))
@@ -192,28 +188,6 @@ def _write_images(target: Path, table: pd.DataFrame, root: Path, part: str) -> l
 
 
 _Task = tuple[str, int, str, list[str]]
-
-
-def _run_on_all_cores(tasks: list[_Task]) -> Iterator[tuple[list[str], list[str]]]:
-    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(tasks))
-    if workers == 1:
-        yield from map(_pack_chunk, tasks)
-        return
-    with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
-        try:
-            yield from pool.map(_pack_chunk, tasks)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave signals to the parent, and do not outlive it."""
-    signal(SIGINT, SIG_IGN)
-    signal(SIGTERM, SIG_DFL)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
-        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _pack_chunk(task: _Task) -> tuple[list[str], list[str]]:

@@ -76,13 +76,16 @@ def make_submission(ids: "pd.Series[str]", prob: "pd.Series[float]") -> pd.DataF
         Columns `id` and `label`, as Kaggle takes them.
 
     Raises:
+        UserError: a prediction is not finite.
         ValueError: an id without a prediction or with two, or a value that is no probability.
     """
     if not prob.index.is_unique or set(prob.index) != set(ids):
         raise ValueError(f"{len(ids)} ids, and predictions for {prob.index.nunique()} of which {len(prob)} in all")
     label = prob.loc[ids].to_numpy(dtype=np.float32)
-    if not (np.isfinite(label).all() and (label >= 0).all() and (label <= 1).all()):
-        raise ValueError(f"{int((~np.isfinite(label)).sum())} predictions are not finite: this checkpoint is of no use")
+    if odd := int((~np.isfinite(label)).sum()):
+        raise UserError(f"{odd:,} of {len(label):,} predictions are not finite: the checkpoint is of no use.")
+    if label.min() < 0 or label.max() > 1:
+        raise ValueError("predictions outside [0, 1]")
     return pd.DataFrame({"id": ids.to_numpy(), "label": label})
 
 

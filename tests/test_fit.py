@@ -15,8 +15,9 @@ from conftest import CONFIGS, FAST, MakeFolder
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pcam_lightning import cli, synthetic
+from pcam_lightning import __version__
 from pcam_lightning.cli import main
+from pcam_lightning.synthetic import synthesize
 
 BASE = str(CONFIGS / "base.yaml")
 RUNS = Path("lightning_logs") / "base"
@@ -131,7 +132,7 @@ def test_going_on_with_more_epochs_stays_in_the_run(run_copy: Path, capsys: pyte
 # A process of its own that sends itself a signal in the middle of an epoch.
 _STOPPED = """
 import os, sys
-from pcam_lightning import cli, synthetic
+from pcam_lightning import __version__
 
 def stop(model, *args):
     if model.current_epoch == int(sys.argv[2]) and model.global_step % 4 == 2:
@@ -166,14 +167,17 @@ def test_stopped_and_resumed_is_never_stopped(
         assert all(torch.equal(resumed[key], straight[key]) for key in straight)
 
 
+def _no_network(*args: object, **kwargs: object) -> None:
+    raise OSError("no network")
+
+
 def test_rehearsal_without_data(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    drawing = synthetic.synthesize
-    monkeypatch.setattr(
-        cli, "synthesize", lambda dest: drawing(dest, train=80, test=20, slides=8)
-    )  # 2,500 take a while
-    monkeypatch.setattr("torch.hub.urlopen", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr("torch.hub.urlopen", _no_network)
+    folder = tmp_path / "cache" / "pcam_lightning" / f"rehearsal-{__version__}"
+    folder.parent.mkdir(parents=True)
+    synthesize(folder, train=80, test=20, slides=8)  # a small one, as if drawn by an earlier rehearsal
     assert main(["fit", "-c", BASE, "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]) == 0
     told = capsys.readouterr().err
     assert told.count("NO DATA") == 1
@@ -181,16 +185,19 @@ def test_rehearsal_without_data(
     assert re.search(r"warning: ImageNet weights .* cannot be fetched .* In this rehearsal alone", told)
     run = RUNS / "version_0"
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["batch_size"] == 64
-    # predict finds the drawn folder again, also where the cache was emptied meanwhile
-    shutil.rmtree(next((tmp_path / "cache" / "pcam_lightning").glob("rehearsal-*")))
-    assert main(["predict", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]) == 0
+    predict = ["predict", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
+    assert main(predict) == 0
     assert len(pd.read_csv(run / "submission.csv")) == 20
+    # Where the cache was emptied meanwhile, tissue is drawn again.
+    shutil.rmtree(folder)
+    assert main([*predict, "--overwrite"]) == 0
+    assert len(pd.read_csv(run / "submission.csv")) == 500
 
 
 def test_weights_that_cannot_be_fetched_stop_a_run_on_real_data(
     kaggle: MakeFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("torch.hub.urlopen", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr("torch.hub.urlopen", _no_network)
     assert main(["fit", "-c", BASE, "--data.root", str(kaggle()), "--trainer.accelerator=cpu"]) == 2
     assert re.search(r"error: ImageNet weights .*--model.weights PATH .*--model.weights none", capsys.readouterr().err)
     assert not Path("lightning_logs").exists()

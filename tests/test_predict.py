@@ -13,6 +13,7 @@ from conftest import FAST, MakeFolder
 from sklearn.metrics import roc_auc_score
 
 from pcam_lightning.cli import main
+from pcam_lightning.messages import UserError
 from pcam_lightning.submission import make_submission
 
 CPU = "--trainer.accelerator=cpu"
@@ -123,6 +124,8 @@ def test_make_submission_refuses_what_is_not_one_probability_an_id() -> None:
     ids = pd.Series(["b", "a"])
     good = pd.Series([0.25, 1.0], index=["a", "b"], dtype=np.float32)
     assert make_submission(ids, good).to_csv(index=False) == "id,label\nb,1.0\na,0.25\n"
-    for wrong in (good[:1], pd.concat([good, good]), good.replace(1.0, np.nan), good * 2, good.rename({"a": "c"})):
-        with pytest.raises(ValueError, match=r"ids|finite"):
+    for wrong in (good[:1], pd.concat([good, good]), good * 2, good.rename({"a": "c"})):
+        with pytest.raises(ValueError, match=r"ids|outside"):
             make_submission(ids, wrong)
+    with pytest.raises(UserError, match="1 of 2 predictions are not finite"):
+        make_submission(ids, good.replace(1.0, np.nan))

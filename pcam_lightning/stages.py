@@ -1,0 +1,228 @@
+"""What fit, validate, test and predict do beyond Lightning: checks in order, a run's folder, what is said and kept."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.cli import LightningCLI
+
+from pcam_lightning import __version__
+from pcam_lightning.backbone import WeightsUnavailable
+from pcam_lightning.checkpoint import KeepCheckpoints, WholeCheckpointIO
+from pcam_lightning.files import cache_folder, write_whole
+from pcam_lightning.logs import MetricsFile, TensorBoard
+from pcam_lightning.machine import precision_here
+from pcam_lightning.messages import UserError, say, warn
+from pcam_lightning.run import Run, claim_run, run_of
+from pcam_lightning.split import write_split
+from pcam_lightning.submission import SubmissionWriter
+from pcam_lightning.synthetic import synthesize
+
+PROG = "python -m pcam_lightning"
+REHEARSAL_BATCH = 64  # 2,000 drawn patches make 25 steps an epoch with it, and 4 with the recipe's 512
+
+
+class StagesCLI(LightningCLI):
+    """LightningCLI's four stages, after parsing.
+
+    Flags are checked before data, data before weights, and a folder is claimed for the run when all are well.
+    """
+
+    checkpoint: dict[str, Any] | None = None  # that --ckpt_path names
+    resumed: Run | None = None  # the run that `fit --ckpt_path last` goes on with
+    run: Run | None = None
+    name = "default"  # of the run's folder: the stem of the last -c
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.keep, self.metrics_file = KeepCheckpoints(), MetricsFile()
+        super().__init__(*args, **kwargs)
+
+    def _runs(self, chosen: Namespace) -> Path:
+        return Path(chosen.trainer.default_root_dir or ".") / "lightning_logs" / self.name
+
+    def before_instantiate_classes(self) -> None:
+        """Settle what depends on the machine: the data folder, the precision."""
+        chosen = self.config[self.subcommand]
+        rehearsal = cache_folder() / f"rehearsal-{__version__}"
+        if chosen.data.root is None and not Path("data").is_dir():
+            if self.subcommand != "fit":
+                raise UserError("data: no such folder; name one with --data.root.")
+            chosen.data.root = rehearsal
+            say(
+                f"NO DATA: no folder data/ here and no --data.root, so this is a rehearsal of {self.name}.yaml on "
+                f"drawn tissue in {rehearsal}. Its scores say nothing about real patches."
+            )
+            if chosen.data.batch_size > REHEARSAL_BATCH:
+                say(f"Rehearsal: batch size {REHEARSAL_BATCH} instead of {chosen.data.batch_size}, for enough steps.")
+                chosen.data.batch_size = REHEARSAL_BATCH
+        chosen.data.root = chosen.data.root or Path("data")
+        for name in ("root", "cache_dir", "split_file"):  # the run is to find them again from another folder
+            if chosen.data[name] is not None:
+                chosen.data[name] = chosen.data[name].absolute()
+        self.rehearsal = chosen.data.root == rehearsal.absolute()
+        chosen.trainer.precision = precision_here(chosen.trainer.accelerator, chosen.trainer.precision)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with what always belongs to it.
+
+        Raises:
+            UserError: the flags do not go together, or not with this machine.
+        """
+        callbacks: list[Any] = []
+        if self.subcommand == "fit":
+            callbacks = [self.metrics_file, self.keep]
+        config = self.config_init[self.subcommand].trainer
+        own: dict[str, Any] = {
+            "callbacks": [*(config.callbacks or []), *callbacks],
+            "plugins": [*_listed(config.plugins), WholeCheckpointIO()],
+        }
+        if config.logger in (None, True) or self.subcommand != "fit":
+            own["logger"] = False  # before_fit adds TensorBoard, once it is clear that there is something to log
+        try:
+            return Trainer(**{**config.as_dict(), **own, **kwargs})
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+            raise UserError(f"--trainer: {error}") from error
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        ours: dict[str, Any] = {"weights_only": True}
+        if subcommand == "predict":
+            ours["return_predictions"] = False
+        return {**super()._prepare_subcommand_kwargs(subcommand), **ours}
+
+    def before_fit(self) -> None:
+        """Check data, then weights, and only then claim a folder for the run."""
+        data, model, chosen = self.datamodule, self.model, self.config[self.subcommand]
+        if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
+            raise UserError("--trainer.max_epochs -1: the cosine needs an end; give a number of epochs.")
+        self._draw_rehearsal()
+        data.setup("fit")
+        if self.checkpoint is None:
+            try:
+                model.load_start()
+            except WeightsUnavailable as error:
+                if not self.rehearsal:
+                    raise
+                warn(f"{error} In this rehearsal alone the network starts from random weights instead.")
+        else:
+            model.started_from = self.checkpoint["started_from"]
+        train, val = int((~data.val_mask).sum()), int(data.val_mask.sum())
+        say(f"data: {data.root}: {train:,} patches to train on, {val:,} to validate.")
+        if "slide" in data.table:
+            slides = data.table["slide"]
+            shared = int(slides[data.val_mask].isin(slides[~data.val_mask]).sum())
+            say(
+                f"{shared:,} of {val:,} validation patches are of slides that training sees too: "
+                "val/auroc is optimistic."
+            )
+        say(
+            f"network: {chosen.model.backbone} from {'random' if model.started_from == 'none' else model.started_from} "
+            f"weights, {chosen.trainer.precision} on {self.trainer.strategy.root_device}."
+        )
+        if not chosen.trainer.fast_dev_run:
+            self._open_run()
+        done = self.checkpoint["epoch"] + 1 if self.checkpoint and self.checkpoint["global_step"] else 0
+        if self.resumed and done >= (self.trainer.max_epochs or 0):
+            say(f"This run has had all its {done} epochs; a higher --trainer.max_epochs takes it further.")
+
+    def _open_run(self) -> None:
+        data, chosen = self.datamodule, self.config[self.subcommand]
+        plain = yaml.safe_load(self._parser(self.subcommand).dump(chosen, skip_unset=False))
+        plain.pop("config", None)
+        plain["ckpt_path"] = None
+        if self.trainer.is_global_zero:
+            self.run = self.resumed or claim_run(self._runs(chosen))
+            if self.resumed is None:
+                write_whole(self.run.config, yaml.safe_dump(plain, sort_keys=False))
+                write_split(self.run.split, data.table, data.val_mask)
+            if chosen.trainer.logger is not False:
+                purge = self.checkpoint["global_step"] + 1 if self.resumed and self.checkpoint else None
+                self.trainer.loggers = [TensorBoard(self.run, purge), *self.trainer.loggers]
+                self.trainer.callbacks.append(LearningRateMonitor("step"))  # type: ignore[attr-defined]
+            say(f"run: {self.run.folder}")
+        self.keep.run = self.metrics_file.run = self.run
+        self.keep.goes_on = self.resumed is not None
+        self.keep.record = {
+            "version": __version__,
+            "config": plain,
+            "data": {"root": str(data.root), "fingerprint": data.store.fingerprint, "patches": len(data.table)},
+            "split": {
+                "val": int(data.val_mask.sum()),
+                "sha256": hashlib.sha256(data.val_mask.tobytes()).hexdigest(),
+            },
+        }
+        self.metrics_file.options = {
+            **plain["model"],
+            **{name: plain["data"][name] for name in ("batch_size", "val_fraction", "split_seed")},
+            **{name: plain["trainer"][name] for name in ("max_epochs", "precision")},
+            "seed_everything": plain["seed_everything"],
+        }
+
+    def after_fit(self) -> None:
+        """Say where the run is, how good it got, and what to type next."""
+        if self.run is None:
+            return
+        best, epochs = self.run.last, self.trainer.current_epoch
+        say(f"\nrun: {self.run.folder}, {epochs} epochs.")
+        if self.keep.best_epoch is not None:
+            best = self.run.best
+            say(f"best: epoch {self.keep.best_epoch + 1}, val/auroc {self.keep.best_score:.4f}.")
+        else:
+            say("nothing was validated: last.ckpt counts.")
+        say(f"curves:     tensorboard --logdir {self.run.folder.parent.parent}")
+        say(f"submission: {PROG} predict --ckpt_path {best}")
+
+    def before_validate(self) -> None:
+        """Take the network to the data that its run held out."""
+        self._draw_rehearsal()
+        assert self.checkpoint is not None
+        self.datamodule.setup("validate")
+        if not self.datamodule.val_mask.any():
+            raise UserError("--data.val_fraction 0: this run held nothing out, so there is nothing to validate on.")
+        recorded = self.checkpoint["pcam"]["split"]["sha256"]
+        if hashlib.sha256(self.datamodule.val_mask.tobytes()).hexdigest() != recorded:
+            warn("this is not the validation part of the checkpoint's run: some of these patches may have trained it.")
+
+    def after_validate(self) -> None:
+        """Keep the scores in the run."""
+        self._write_scores("validate")
+
+    def before_test(self) -> None:
+        """Draw the rehearsal's folder where it went away."""
+        self._draw_rehearsal()
+
+    def after_test(self) -> None:
+        """Keep the scores in the run."""
+        self._write_scores("test")
+
+    def before_predict(self) -> None:
+        """Add the writer of the submission."""
+        self._draw_rehearsal()
+        chosen = self.config[self.subcommand]
+        writer = SubmissionWriter(run_of(Path(chosen.ckpt_path)).submission, overwrite=chosen.overwrite)
+        self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+        say(f"data: {self.datamodule.root}; checkpoint: {chosen.ckpt_path}")
+
+    def _write_scores(self, stage: str) -> None:
+        chosen = self.config[self.subcommand]
+        scores = {name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())}
+        told = {"checkpoint": str(chosen.ckpt_path), "root": str(self.datamodule.root), **scores}
+        path = run_of(Path(chosen.ckpt_path)).folder / f"{stage}.json"
+        if self.trainer.is_global_zero:
+            write_whole(path, json.dumps(told, indent=2) + "\n")
+            say(f"{path}: {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}")
+
+    def _draw_rehearsal(self) -> None:
+        root = self.datamodule.root
+        if self.rehearsal and self.trainer.is_global_zero and not root.is_dir():
+            root.parent.mkdir(parents=True, exist_ok=True)
+            synthesize(root)
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,22 @@
+"""The precision that this machine can train in."""
+
+import pytest
+import torch
+
+from pcam_lightning.machine import cpu_has_bf16, precision_here
+
+
+def test_a_cpu_trains_in_bf16_or_float32_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert precision_here("cpu", "16-mixed") == ("bf16-mixed" if cpu_has_bf16() else "32-true")
+    assert "instead of 16-mixed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", None])
+def test_what_is_no_half_precision_stays(precision: str | None) -> None:
+    assert precision_here("auto", precision) == precision
+
+
+def test_a_gpu_keeps_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert precision_here("auto", "16-mixed") == "16-mixed"
+    assert precision_here("gpu", "bf16-mixed") == "bf16-mixed"

@@ -1,0 +1,42 @@
+"""Two processes do what one does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from conftest import CONFIGS, FAST
+
+TWO = ("--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.precision=32-true")
+
+
+def _run(*args: str) -> str:
+    command = [sys.executable, "-m", "pcam_lightning", *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_two_processes_fit_and_predict(drawn: Path, run_copy: Path) -> None:
+    told = _run(
+        "fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), "--trainer.max_epochs=1", *FAST, *TWO
+    )
+    assert told.count("97 patches to train on, 23 to validate") == 1
+    run = Path("lightning_logs/base/version_1")
+    assert sorted(path.name for path in run.parent.iterdir()) == ["version_0", "version_1"]
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 2  # 49 patches each
+    assert pd.read_csv(run / "metrics.csv")["val/auroc"].notna().all()
+
+    checkpoint = str(run_copy / "checkpoints" / "best.ckpt")
+    single = "--trainer.precision=32-true"
+    submissions, scores = [], []
+    for flags in ((single,), TWO):
+        _run("predict", "--ckpt_path", checkpoint, "--trainer.accelerator=cpu", "--overwrite", *flags)
+        submissions.append(pd.read_csv(run_copy / "submission.csv"))
+        _run("validate", "--ckpt_path", checkpoint, "--trainer.accelerator=cpu", *flags)
+        scores.append(pd.read_json(run_copy / "validate.json", typ="series")["val/auroc"])
+    assert list(submissions[0]["id"]) == list(submissions[1]["id"])
+    np.testing.assert_allclose(submissions[0]["label"], submissions[1]["label"], rtol=1e-4, atol=1e-6)
+    assert abs(scores[0] - scores[1]) < 1e-6
