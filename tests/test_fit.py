@@ -132,7 +132,7 @@ def test_going_on_with_more_epochs_stays_in_the_run(run_copy: Path, capsys: pyte
 # A process of its own that sends itself a signal in the middle of an epoch.
 _STOPPED = """
 import os, sys
-from pcam_lightning import __version__
+from pcam_lightning import cli
 
 def stop(model, *args):
     if model.current_epoch == int(sys.argv[2]) and model.global_step % 4 == 2:
