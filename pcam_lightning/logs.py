@@ -58,6 +58,9 @@ class MetricsFile(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the epoch's row."""
         pl_module.log("train/patches_per_second", self._patches / max(self._ended - self._begun, 1e-9))
+        if self._validated:
+            scores = [row["val/auroc"] for row in self.rows if "val/auroc" in row]
+            pl_module.log("val/best_auroc", max([*scores, float(trainer.callback_metrics["val/auroc"])]))
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         for name, value in sorted(trainer.callback_metrics.items()):
             if self._validated or not name.startswith("val/"):
@@ -69,10 +72,10 @@ class MetricsFile(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the options with the best score, for TensorBoard's page of hyper-parameters."""
-        scores = [row["val/auroc"] for row in self.rows if "val/auroc" in row]
+        scores = [row["val/best_auroc"] for row in self.rows if "val/best_auroc" in row]
         for logger in trainer.loggers:
             if scores and isinstance(logger, TensorBoard):
-                logger.log_hyperparams(self.options, {"best/val_auroc": max(scores)})
+                logger.log_hyperparams(self.options, {"val/best_auroc": scores[-1]}, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far."""

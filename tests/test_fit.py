@@ -48,9 +48,9 @@ def test_tensorboard_has_curves_rate_speed_and_options(trained: Path) -> None:
     events = EventAccumulator(str(trained)).Reload()
     names = set(events.Tags()["scalars"])
     curves = {f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "auroc", "accuracy")}
-    assert curves | {"train/lr", "train/patches_per_second", "best/val_auroc"} == names
+    assert curves | {"train/lr", "train/patches_per_second", "val/best_auroc"} == names
     best = pd.read_csv(trained / "metrics.csv")["val/auroc"].max()
-    assert events.Scalars("best/val_auroc")[0].value == pytest.approx(best)
+    assert events.Scalars("val/best_auroc")[-1].value == pytest.approx(best)
     hparams = events.PluginTagToContent("hparams")
     assert "_hparams_/session_start_info" in hparams
     assert b"batch_size" in hparams["_hparams_/session_start_info"]
