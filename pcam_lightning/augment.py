@@ -54,6 +54,8 @@ def flip_and_turn(image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         dim=1,
     )  # (B, 2, 3)
     theta = theta.to(image.device, non_blocking=True)
-    grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
-    turned = functional.grid_sample(image, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    # Under autocast the grid would be of half precision, and one pixel in twelve would come from a neighbour's place.
+    with torch.autocast(image.device.type, enabled=False):
+        grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
+        turned = functional.grid_sample(image, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return turned.contiguous(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from pcam_lightning.files import write_whole
-from pcam_lightning.messages import UserError
+from pcam_lightning.messages import UserError, say
 from pcam_lightning.run import Run
 
 
@@ -45,9 +45,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch.load raises whatever its parsers raise over foreign bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a checkpoint, or a damaged one ({reason}).") from None
-    if not (isinstance(checkpoint, dict) and isinstance(checkpoint.get("pcam"), dict) and "state_dict" in checkpoint):
+    record = checkpoint.get("pcam") if isinstance(checkpoint, dict) else None
+    if not (isinstance(record, dict) and {"config", "data", "split"} <= set(record) and "state_dict" in checkpoint):
         raise UserError(f"{path}: not a checkpoint of this project; weights from elsewhere go to fit --model.weights.")
-    return checkpoint
+    whole: dict[str, Any] = checkpoint
+    return whole
 
 
 def run_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -106,10 +108,16 @@ class KeepCheckpoints(Checkpoint):
         """Add what the checkpoint tells of its run."""
         checkpoint["pcam"] = self.record
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Say how a stopped run goes on."""
+        if self.run and isinstance(exception, KeyboardInterrupt):
+            say(f"\nstopped; {self.run.last} is of the last whole epoch, and fit --ckpt_path last goes on from it.")
+
     def state_dict(self) -> dict[str, Any]:
         """Return the best score so far."""
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best score so far."""
-        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        """Take up the best score so far; a new run that starts from another's checkpoint has none."""
+        if self.goes_on:
+            self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]

@@ -50,7 +50,14 @@ class PCamClassifier(L.LightningModule):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise UserError(f"--model.label_smoothing {label_smoothing}: should be at least 0 and less than 1.")
-        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("warmup_epochs", warmup_epochs)):
+        for name, value in (
+            ("lr", lr),
+            ("weight_decay", weight_decay),
+            ("momentum", momentum),
+            ("warmup_epochs", warmup_epochs),
+            ("degrees", degrees),
+            ("freeze_epochs", freeze_epochs),
+        ):
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"--model.{name} {value}: should be a number from 0 up.")
         # A checkpoint carries its weights; where they once started from is no parameter for loading it.
@@ -74,6 +81,11 @@ class PCamClassifier(L.LightningModule):
         """
         load_weights(self.net, self.weights)
         self.started_from = self.weights
+
+    @property
+    def freezes(self) -> bool:
+        """Whether there is a frozen epoch at the start."""
+        return self.hparams["freeze_epochs"] > 0 and self.started_from != "none"
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Map float images (B, 3, 96, 96) in [0, 1] to float32 logits (B,)."""
@@ -116,12 +128,12 @@ class PCamClassifier(L.LightningModule):
     def on_fit_start(self) -> None:
         """Note the seed, before any step draws from it."""
         self._seed = torch.initial_seed()
-        if self.started_from == "none" and self.hparams["freeze_epochs"]:
+        if self.hparams["freeze_epochs"] and not self.freezes:
             say("--model.freeze_epochs is skipped: the network starts from random weights, all of it learns at once.")
 
     def on_train_epoch_start(self) -> None:
         """Freeze the body, or let it learn."""
-        frozen = self.started_from != "none" and self.current_epoch < self.hparams["freeze_epochs"]
+        frozen = self.freezes and self.current_epoch < self.hparams["freeze_epochs"]
         for module in body(self.net):
             module.requires_grad_(not frozen)
             module.train(not frozen)  # in evaluation mode BatchNorm leaves its running statistics alone

@@ -2,9 +2,8 @@
 
 import json
 import sys
-from argparse import ArgumentError
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,16 +113,15 @@ class PCamCLI(StagesCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; where a checkpoint is named, parse again with its run's configuration put in its place."""
         assert isinstance(args, list)
-        for path in _config_paths(args):
+        args, configs = _configs_first(args)
+        for path in configs:
             _check_config(Path(path))
         self.config = parser.parse_args(args)
         stage = self.config.subcommand
         if stage in TOOLS:
             return
         chosen = self.config[stage]
-        configs = _config_paths(args)
         self.name = Path(configs[-1]).stem if configs else self.name
-        first = args.index(stage) + 1
         if stage != "fit":
             if chosen.ckpt_path is None:
                 raise UserError(
@@ -131,13 +129,15 @@ class PCamCLI(StagesCLI):
                 )
             self.checkpoint = read_checkpoint(Path(chosen.ckpt_path))
             # First of all, so that whatever the user adds is stacked on it and wins.
-            self._parse_with(run_config(self.checkpoint), args, first)
+            self._parse_with(run_config(self.checkpoint), args, 1)
         elif chosen.ckpt_path == "last":
             self.resumed = newest_run(self._runs(chosen))
             self.checkpoint = read_checkpoint(self.resumed.last)
             # After the user's -c, which are where the run's configuration came from, and before flags.
-            after = args.index(configs[-1]) + 1 if configs and configs[-1] in args else first
-            self._parse_with(yaml.safe_load(self.resumed.config.read_text()), args, after)
+            config = yaml.safe_load(self.resumed.config.read_text(encoding="utf-8"))
+            # The one option that an earlier resumption is likely to have changed.
+            config["trainer"]["max_epochs"] = self.checkpoint["pcam"]["config"]["trainer"]["max_epochs"]
+            self._parse_with(config, args, 1 + len(configs))
             self.config[stage].ckpt_path = str(self.resumed.last)
         elif chosen.ckpt_path is not None:
             self.checkpoint = read_checkpoint(Path(chosen.ckpt_path))
@@ -151,8 +151,12 @@ class PCamCLI(StagesCLI):
     # A tool needs neither seed nor data module, model or trainer.
 
     def _set_seed(self) -> None:
-        if self.subcommand not in TOOLS:
+        if self.subcommand in TOOLS:
+            return
+        try:
             super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"--seed_everything: {error}") from None
 
     def before_instantiate_classes(self) -> None:
         """Settle what depends on the machine."""
@@ -172,15 +176,21 @@ class PCamCLI(StagesCLI):
         TOOLS[subcommand](**(chosen.data if subcommand == "pack" else chosen).as_dict())
 
 
-def _config_paths(args: list[str]) -> list[str]:
-    """Return what follows -c and --config, in order."""
-    after = [value for flag, value in pairwise(args) if flag in ("-c", "--config")]
-    return after or [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
+def _configs_first(args: list[str]) -> tuple[list[str], list[str]]:
+    """Put each -c right behind the command, as --config=PATH, and return the paths too.
+
+    A config replaces what stands before it; behind the command it leaves the last word to flags, wherever they stand.
+    """
+    flags = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    flags.add_argument("-c", "--config", action="append", default=[])
+    found, rest = flags.parse_known_args(args)
+    paths: list[str] = found.config
+    return [*rest[:1], *(f"--config={path}" for path in paths), *rest[1:]], paths
 
 
 def _check_config(path: Path) -> None:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{path}: no config to read ({error.strerror}); those of the project are in configs/."
@@ -206,6 +216,9 @@ def main(args: list[str] | None = None) -> int:
             PCamCLI(sys.argv[1:] if args is None else args)
         except (UserError, ArgumentError, MisconfigurationException) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        except OSError as error:  # a full disk, a folder without permission: the user's to mend, whatever the place
+            print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
             return 2
         except (KeyboardInterrupt, SystemExit) as stop:
             if received:

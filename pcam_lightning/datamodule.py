@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pcam_lightning.messages import UserError
-from pcam_lightning.split import read_split, stratified_split
+from pcam_lightning.split import check_fraction, read_split, stratified_split
 from pcam_lightning.store import Store, open_store
 from pcam_lightning.table import read_test, read_train
 
@@ -132,8 +132,10 @@ class PCamDataModule(L.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"--data.batch_size {batch_size}: should be at least 1.")
-        if num_workers < 0:
-            raise UserError(f"--data.num_workers {num_workers}: should be at least 0.")
+        for name, value in (("num_workers", num_workers), ("split_seed", split_seed)):
+            if value < 0:
+                raise UserError(f"--data.{name} {value}: should be at least 0.")
+        check_fraction(val_fraction)
         self.root = root or Path("data")
         self.batch_size = batch_size
         self.val_fraction = val_fraction

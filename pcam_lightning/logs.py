@@ -35,6 +35,7 @@ class MetricsFile(L.Callback):
 
     def __init__(self) -> None:
         self.run: Run | None = None  # None: no file
+        self.goes_on = False  # with a run that has rows already
         self.options: dict[str, Any] = {}  # shown with the score in TensorBoard
         self.rows: list[dict[str, float]] = []
         self._patches, self._begun, self._ended = 0, 0.0, 0.0
@@ -68,7 +69,7 @@ class MetricsFile(L.Callback):
         self.rows.append(row)
         self._validated = False
         if self.run and trainer.is_global_zero:
-            write_whole(self.run.metrics, pd.DataFrame(self.rows).to_csv(index=False))
+            write_whole(self.run.metrics, pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n"))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the options with the best score, for TensorBoard's page of hyper-parameters."""
@@ -82,5 +83,6 @@ class MetricsFile(L.Callback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the rows so far."""
-        self.rows = state_dict["rows"]
+        """Take up the rows so far; a new run that starts from another's checkpoint has none."""
+        if self.goes_on:
+            self.rows = state_dict["rows"]

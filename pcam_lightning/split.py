@@ -1,5 +1,6 @@
 """Which patches train and which validate: pure functions of a table, and the file that records the answer."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,7 @@ def stratified_split(table: pd.DataFrame, val_fraction: float, seed: int) -> np.
     Raises:
         UserError: the fraction is out of range, or a class has no patch on one of the two sides.
     """
-    if not 0 <= val_fraction < 1:
-        raise UserError(f"--data.val_fraction {val_fraction}: should be at least 0 and less than 1, such as 0.2.")
+    check_fraction(val_fraction)
     if val_fraction == 0:
         return np.zeros(len(table), dtype=bool)
     by_id = table.reset_index(drop=True).sort_values("id")
@@ -58,7 +58,15 @@ def stratified_split(table: pd.DataFrame, val_fraction: float, seed: int) -> np.
             f"{count} short of {target[label]:,} in label {label}" for label, count in left.items() if count
         )
         warn(f"exact duplicates keep the validation part from its size: {off}.")
+        if table.loc[mask, "label"].nunique() < 2:
+            raise UserError("too many exact duplicates: nothing of a class can be held out; try another split_seed.")
     return mask
+
+
+def check_fraction(val_fraction: float) -> None:
+    """Raise UserError where the share for validation is not in [0, 1)."""
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"--data.val_fraction {val_fraction}: should be at least 0 and less than 1, such as 0.2.")
 
 
 def read_split(path: Path, table: pd.DataFrame) -> np.ndarray:
@@ -103,4 +111,10 @@ def read_split(path: Path, table: pd.DataFrame) -> np.ndarray:
 def write_split(path: Path, table: pd.DataFrame, mask: np.ndarray) -> None:
     """Write `split.csv`: id,split with train or val, in the table's order."""
     frame = pd.DataFrame({"id": table["id"], "split": np.where(mask, "val", "train")})
-    write_whole(path, frame.to_csv(index=False))
+    write_whole(path, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def split_digest(table: pd.DataFrame, mask: np.ndarray) -> str:
+    """Hash which ids stand on which side, whatever their order: SHA-256, hexadecimal."""
+    lines = sorted(f"{patch_id},{side:d}\n" for patch_id, side in zip(table["id"], mask, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,16 +1,18 @@
 """What fit, validate, test and predict do beyond Lightning: checks in order, a run's folder, what is said and kept."""
 
-import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import filelock
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.strategies import DDPStrategy
 
 from pcam_lightning import __version__
 from pcam_lightning.backbone import WeightsUnavailable
@@ -20,7 +22,7 @@ from pcam_lightning.logs import MetricsFile, TensorBoard
 from pcam_lightning.machine import precision_here
 from pcam_lightning.messages import UserError, say, warn
 from pcam_lightning.run import Run, claim_run, run_of
-from pcam_lightning.split import write_split
+from pcam_lightning.split import split_digest, write_split
 from pcam_lightning.submission import SubmissionWriter
 from pcam_lightning.synthetic import synthesize
 
@@ -50,9 +52,9 @@ class StagesCLI(LightningCLI):
         """Settle what depends on the machine: the data folder, the precision."""
         chosen = self.config[self.subcommand]
         rehearsal = cache_folder() / f"rehearsal-{__version__}"
+        if chosen.data.root is None and self.checkpoint is not None:  # a null in the user's -c names no other folder
+            chosen.data.root = Path(self.checkpoint["pcam"]["data"]["root"])
         if chosen.data.root is None and not Path("data").is_dir():
-            if self.subcommand != "fit":
-                raise UserError("data: no such folder; name one with --data.root.")
             chosen.data.root = rehearsal
             say(
                 f"NO DATA: no folder data/ here and no --data.root, so this is a rehearsal of {self.name}.yaml on "
@@ -78,6 +80,7 @@ class StagesCLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks = [self.metrics_file, self.keep]
         config = self.config_init[self.subcommand].trainer
+        _check_trainer(config, fits=self.subcommand == "fit")
         own: dict[str, Any] = {
             "callbacks": [*(config.callbacks or []), *callbacks],
             "plugins": [*_listed(config.plugins), WholeCheckpointIO()],
@@ -87,7 +90,7 @@ class StagesCLI(LightningCLI):
         try:
             return Trainer(**{**config.as_dict(), **own, **kwargs})
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
-            raise UserError(f"--trainer: {error}") from error
+            raise UserError(f"--trainer: {error} ({PROG} {self.subcommand} --help lists its options)") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         ours: dict[str, Any] = {"weights_only": True}
@@ -98,8 +101,6 @@ class StagesCLI(LightningCLI):
     def before_fit(self) -> None:
         """Check data, then weights, and only then claim a folder for the run."""
         data, model, chosen = self.datamodule, self.model, self.config[self.subcommand]
-        if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
-            raise UserError("--trainer.max_epochs -1: the cosine needs an end; give a number of epochs.")
         self._draw_rehearsal()
         data.setup("fit")
         if self.checkpoint is None:
@@ -111,7 +112,13 @@ class StagesCLI(LightningCLI):
                 warn(f"{error} In this rehearsal alone the network starts from random weights instead.")
         else:
             model.started_from = self.checkpoint["started_from"]
+            self._check_that_it_goes_on(self.checkpoint)
+        if model.freezes and isinstance(self.trainer.strategy, DDPStrategy):
+            # What is frozen gets no gradient in the first epoch, which DDP takes for an error unless told to look.
+            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         train, val = int((~data.val_mask).sum()), int(data.val_mask.sum())
+        if train == 0:
+            raise UserError(f"{data.split_file}: all patches are in the validation part, none is left to train on.")
         say(f"data: {data.root}: {train:,} patches to train on, {val:,} to validate.")
         if "slide" in data.table:
             slides = data.table["slide"]
@@ -126,9 +133,22 @@ class StagesCLI(LightningCLI):
         )
         if not chosen.trainer.fast_dev_run:
             self._open_run()
-        done = self.checkpoint["epoch"] + 1 if self.checkpoint and self.checkpoint["global_step"] else 0
-        if self.resumed and done >= (self.trainer.max_epochs or 0):
-            say(f"This run has had all its {done} epochs; a higher --trainer.max_epochs takes it further.")
+
+    def _check_that_it_goes_on(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on where there is nothing to do, or where the resumed run's validation part has changed."""
+        data, most = self.datamodule, self.trainer.max_epochs
+        done = checkpoint["epoch"] + 1 if checkpoint["global_step"] else 0
+        if most is not None and done >= most:
+            raise UserError(f"--ckpt_path: has had {done} epochs already; a higher --trainer.max_epochs goes on.")
+        if self.resumed is None:
+            return
+        if split_digest(data.table, data.val_mask) != checkpoint["pcam"]["split"]["sha256"]:
+            raise UserError(
+                f"{self.resumed.folder}: the patches or their split are others than this run's, and patches that have "
+                "trained it would validate it. Leave --data options out, or start a new run."
+            )
+        if data.store.fingerprint != checkpoint["pcam"]["data"]["fingerprint"]:
+            warn(f"{data.root}: the image files have changed since this run began; their ids are the same.")
 
     def _open_run(self) -> None:
         data, chosen = self.datamodule, self.config[self.subcommand]
@@ -137,6 +157,8 @@ class StagesCLI(LightningCLI):
         plain["ckpt_path"] = None
         if self.trainer.is_global_zero:
             self.run = self.resumed or claim_run(self._runs(chosen))
+            for left_over in self.run.last.parent.glob(".*.tmp"):  # of a run that was killed while it saved
+                left_over.unlink()
             if self.resumed is None:
                 write_whole(self.run.config, yaml.safe_dump(plain, sort_keys=False))
                 write_split(self.run.split, data.table, data.val_mask)
@@ -146,14 +168,14 @@ class StagesCLI(LightningCLI):
                 self.trainer.callbacks.append(LearningRateMonitor("step"))  # type: ignore[attr-defined]
             say(f"run: {self.run.folder}")
         self.keep.run = self.metrics_file.run = self.run
-        self.keep.goes_on = self.resumed is not None
+        self.keep.goes_on = self.metrics_file.goes_on = self.resumed is not None
         self.keep.record = {
             "version": __version__,
             "config": plain,
             "data": {"root": str(data.root), "fingerprint": data.store.fingerprint, "patches": len(data.table)},
             "split": {
                 "val": int(data.val_mask.sum()),
-                "sha256": hashlib.sha256(data.val_mask.tobytes()).hexdigest(),
+                "sha256": split_digest(data.table, data.val_mask),
             },
         }
         self.metrics_file.options = {
@@ -180,12 +202,13 @@ class StagesCLI(LightningCLI):
     def before_validate(self) -> None:
         """Take the network to the data that its run held out."""
         self._draw_rehearsal()
+        self._written_run()
         assert self.checkpoint is not None
         self.datamodule.setup("validate")
         if not self.datamodule.val_mask.any():
             raise UserError("--data.val_fraction 0: this run held nothing out, so there is nothing to validate on.")
         recorded = self.checkpoint["pcam"]["split"]["sha256"]
-        if hashlib.sha256(self.datamodule.val_mask.tobytes()).hexdigest() != recorded:
+        if split_digest(self.datamodule.table, self.datamodule.val_mask) != recorded:
             warn("this is not the validation part of the checkpoint's run: some of these patches may have trained it.")
 
     def after_validate(self) -> None:
@@ -195,6 +218,7 @@ class StagesCLI(LightningCLI):
     def before_test(self) -> None:
         """Draw the rehearsal's folder where it went away."""
         self._draw_rehearsal()
+        self._written_run()
 
     def after_test(self) -> None:
         """Keep the scores in the run."""
@@ -204,7 +228,7 @@ class StagesCLI(LightningCLI):
         """Add the writer of the submission."""
         self._draw_rehearsal()
         chosen = self.config[self.subcommand]
-        writer = SubmissionWriter(run_of(Path(chosen.ckpt_path)).submission, overwrite=chosen.overwrite)
+        writer = SubmissionWriter(self._written_run().submission, overwrite=chosen.overwrite)
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         say(f"data: {self.datamodule.root}; checkpoint: {chosen.ckpt_path}")
 
@@ -212,16 +236,41 @@ class StagesCLI(LightningCLI):
         chosen = self.config[self.subcommand]
         scores = {name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())}
         told = {"checkpoint": str(chosen.ckpt_path), "root": str(self.datamodule.root), **scores}
-        path = run_of(Path(chosen.ckpt_path)).folder / f"{stage}.json"
+        path = self._written_run().folder / f"{stage}.json"
         if self.trainer.is_global_zero:
             write_whole(path, json.dumps(told, indent=2) + "\n")
             say(f"{path}: {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}")
 
+    def _written_run(self) -> Run:
+        """Return the run of the checkpoint; refuse one that cannot be written before there is anything to write."""
+        run = run_of(Path(self.config[self.subcommand].ckpt_path))
+        if not os.access(run.folder, os.W_OK):
+            raise UserError(f"{run.folder}: cannot be written, and results go there; copy the checkpoint elsewhere.")
+        return run
+
     def _draw_rehearsal(self) -> None:
         root = self.datamodule.root
-        if self.rehearsal and self.trainer.is_global_zero and not root.is_dir():
+        if self.rehearsal and not root.is_dir():
             root.parent.mkdir(parents=True, exist_ok=True)
-            synthesize(root)
+            with filelock.FileLock(root.with_name(f"{root.name}.lock")):  # whoever comes second waits
+                if not root.is_dir():
+                    synthesize(root)
+
+
+def _check_trainer(config: Namespace, *, fits: bool) -> None:
+    """Refuse what Lightning takes and this project cannot do, or what would train nothing."""
+    halves = ("16-true", "bf16-true", "64-true", "64", 64)
+    none = 0 in (config.max_epochs, config.max_steps, config.limit_train_batches)
+    for wrong, way_on in (
+        (config.precision in halves, "precision: 32-true, or one that is mixed"),
+        (config.overfit_batches, "overfit_batches: --trainer.limit_train_batches takes its place here"),
+        (config.accumulate_grad_batches < 1, "accumulate_grad_batches: at least 1"),
+        ((config.gradient_clip_val or 0) < 0, "gradient_clip_val: at least 0"),
+        (fits and config.max_epochs == -1 and config.max_steps == -1, "max_epochs: not -1, the cosine needs an end"),
+        (fits and none, "max_epochs, max_steps, limit_train_batches: 0 would train nothing"),
+    ):
+        if wrong:
+            raise UserError(f"--trainer.{way_on}.")
 
 
 def _listed(value: Any) -> list[Any]:

@@ -69,13 +69,18 @@ def open_store(
     """
     table = table.sort_values("id", ignore_index=True)
     fingerprint = _fingerprint(table, root)
-    folder = _cache_for(root, cache_dir) / f"{part}-{fingerprint[:16]}"
-    # Whoever comes second waits for the first one's pack instead of doing the work twice.
-    with filelock.FileLock(folder.parent / f"{part}.lock"):
-        if not folder.is_dir():
-            _pack(table, root, folder, part)
-        index = pd.read_csv(folder / "index.csv", dtype=str, keep_default_na=False)
-        images = np.load(folder / "images.npy", mmap_mode="r")
+    name = f"{part}-{fingerprint[:16]}"
+    places = _caches(root, cache_dir)
+    # A pack that is there is whole: it was renamed into its place. It may lie where nothing can be written.
+    folder = next((place / name for place in places if (place / name).is_dir()), None)
+    if folder is None:
+        folder = _writable(places) / name
+        # Whoever comes second waits for the first one's pack instead of doing the work twice.
+        with filelock.FileLock(folder.parent / f"{part}.lock"):
+            if not folder.is_dir():
+                _pack(table, root, folder, part)
+    index = pd.read_csv(folder / "index.csv", dtype=str, keep_default_na=False)
+    images = np.load(folder / "images.npy", mmap_mode="r")
     if verify:
         _check_ids(index, root, part, error=True)
     return Store(
@@ -87,30 +92,29 @@ def open_store(
     )
 
 
-def _cache_for(root: Path, cache_dir: Path | None) -> Path:
-    """Return the folder for the stores of `root`, made."""
+def _caches(root: Path, cache_dir: Path | None) -> list[Path]:
+    """Return the folders in which stores of `root` may lie, the first choice first."""
     # The folder's own path is part of the name, so that data folders which share a cache keep apart.
     name = f"{root.resolve().name}-{hashlib.sha1(os.fsencode(root.resolve())).hexdigest()[:8]}"
-    if cache_dir is not None:
+    return [root / ".pcam_cache", cache_folder() / name] if cache_dir is None else [cache_dir / name]
+
+
+def _writable(places: list[Path]) -> Path:
+    """Return the first folder that can be written, made; what cannot be is said."""
+    for place in places:
         try:
-            (cache_dir / name).mkdir(parents=True, exist_ok=True)
+            place.mkdir(parents=True, exist_ok=True)
+            probe = place / f".probe-{uuid.uuid4().hex}"
+            probe.touch()
+            probe.unlink()
         except OSError as error:
-            raise UserError(
-                f"{cache_dir}: cannot be made or written ({error.strerror}); choose another --data.cache_dir."
-            ) from None
-        return cache_dir / name
-    beside = root / ".pcam_cache"
-    try:
-        beside.mkdir(exist_ok=True)
-        probe = beside / f".probe-{uuid.uuid4().hex}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        fallback = cache_folder() / name
-        say(f"{beside} cannot be written ({error.strerror}): packed images go to {fallback} instead.")
-        fallback.mkdir(parents=True, exist_ok=True)
-        return fallback
-    return beside
+            reason = f"{place} cannot be written ({error.strerror})"
+            if place == places[-1]:
+                raise UserError(f"{reason}; choose another folder with --data.cache_dir.") from None
+            say(f"{reason}: packed images go to {places[-1]} instead.")
+        else:
+            return place
+    raise AssertionError("no place")
 
 
 def _fingerprint(table: pd.DataFrame, root: Path) -> str:
@@ -146,7 +150,7 @@ def _pack(table: pd.DataFrame, root: Path, folder: Path, part: str) -> None:
     try:
         pixel_sha1 = _write_images(temporary / "images.npy", table, root, part)
         index = pd.DataFrame({"id": table["id"], "pixel_sha1": pixel_sha1})
-        write_whole(temporary / "index.csv", index.to_csv(index=False))
+        write_whole(temporary / "index.csv", index.to_csv(index=False, lineterminator="\n"))
         temporary.rename(folder)
     except OSError as error:
         raise UserError(
@@ -231,6 +235,8 @@ def read_pixels(path: str | os.PathLike[str]) -> bytes:
     with Image.open(path, formats=("TIFF", "PNG")) as image:
         if image.size != (96, 96):
             raise ValueError(f"{image.width} x {image.height} pixels, not 96 x 96")
+        if image.tile and ";16" in str(image.tile[0]):  # Pillow would cut them to 8 bits without a word
+            raise ValueError("16 bits a channel: no lossless way to 8")
         if image.mode == "RGB" and "transparency" not in image.info:
             return image.tobytes()
         if image.mode in ("L", "P", "RGBA", "LA", "RGB"):

@@ -59,7 +59,9 @@ class SubmissionWriter(L.Callback):
         logit = np.concatenate([part[1] for part in parts])
         prob = pd.Series(torch.from_numpy(logit).sigmoid().numpy(), index=data.store.ids[row])
         submission = make_submission(data.test_table["id"], prob)
-        if not _write_unless_it_changes(self.path, submission.to_csv(index=False), overwrite=self.overwrite):
+        if not _write_unless_it_changes(
+            self.path, submission.to_csv(index=False, lineterminator="\n"), overwrite=self.overwrite
+        ):
             say(f"{self.path}: the same {len(submission):,} predictions are there already.")
         else:
             say(f"{self.path}: {len(submission):,} predictions, mean {submission['label'].mean():.3f}.")
@@ -76,11 +78,14 @@ def make_submission(ids: "pd.Series[str]", prob: "pd.Series[float]") -> pd.DataF
         Columns `id` and `label`, as Kaggle takes them.
 
     Raises:
-        UserError: a prediction is not finite.
-        ValueError: an id without a prediction or with two, or a value that is no probability.
+        UserError: an id without a prediction or with two, or one that is not finite.
+        ValueError: a value outside [0, 1].
     """
     if not prob.index.is_unique or set(prob.index) != set(ids):
-        raise ValueError(f"{len(ids)} ids, and predictions for {prob.index.nunique()} of which {len(prob)} in all")
+        raise UserError(
+            f"{len(prob):,} predictions for {len(ids):,} ids: a submission needs one each; leave "
+            "--trainer.limit_predict_batches and --trainer.fast_dev_run out."
+        )
     label = prob.loc[ids].to_numpy(dtype=np.float32)
     if odd := int((~np.isfinite(label)).sum()):
         raise UserError(f"{odd:,} of {len(label):,} predictions are not finite: the checkpoint is of no use.")
@@ -92,7 +97,7 @@ def make_submission(ids: "pd.Series[str]", prob: "pd.Series[float]") -> pd.DataF
 def _write_unless_it_changes(path: Path, content: str, *, overwrite: bool) -> bool:
     """Write the file; tell whether anything was written."""
     if path.exists():
-        if path.read_text() == content:
+        if path.read_bytes() == content.encode():
             return False
         if not overwrite:
             raise UserError(f"{path}: there already, with other predictions; --overwrite replaces it.")

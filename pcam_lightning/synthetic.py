@@ -116,7 +116,7 @@ def synthesize(
                 "answers.csv": of_test[["id", "label"]],
                 "sample_submission.csv": of_test[["id", "label"]].assign(label=0),
             }.items():
-                write_whole(temporary / file, part.to_csv(index=False))
+                write_whole(temporary / file, part.to_csv(index=False, lineterminator="\n"))
             if folder.exists():
                 folder.rmdir()
             temporary.rename(folder)

@@ -98,31 +98,31 @@ def _find_images(root: Path, part: str) -> dict[str, str]:
     if not (root / part).is_dir():
         raise UserError(f"{root / part}: no such folder; {_HOW_TO_GET}.")
     found: dict[str, str] = {}
-    folders = [os.path.normpath(root / part)]
+    folders = ["" if part == "." else part + "/"]  # below root, each with a slash at its end
     while folders:
-        for entry in os.scandir(folders.pop()):
+        folder = folders.pop()
+        for entry in os.scandir(root / folder):
             if entry.name.startswith("."):  # what macOS leaves beside files, and our own cache folder
                 continue
             stem, suffix = os.path.splitext(entry.name)
             if suffix.lower() in SUFFIXES:
-                path = os.path.relpath(entry.path, root) if part == "." else entry.path
+                path = folder + entry.name
                 other = found.setdefault(stem, path)
                 if other != path:
-                    found[stem] = _preferred(other, path)
+                    found[stem] = _preferred(root, other, path)
             elif entry.is_dir():
-                folders.append(entry.path)
+                folders.append(folder + entry.name + "/")
     if not found:
         raise UserError(f"{root / part}: no .tif or .png file in it or below; {_HOW_TO_GET}.")
-    base = os.path.normpath(root) + os.sep
-    return {stem: path.removeprefix(base) for stem, path in found.items()}
+    return found
 
 
-def _preferred(first: str, second: str) -> str:
+def _preferred(root: Path, first: str, second: str) -> str:
     def rank(path: str) -> int:
         return SUFFIXES.index(os.path.splitext(path)[1].lower())
 
     if rank(first) == rank(second):
-        raise UserError(f"{first} and {second} have the same id; remove or rename one of them.")
+        raise UserError(f"{root / first} and {root / second} have the same id; remove or rename one of them.")
     return min(first, second, key=rank)
 
 

@@ -35,6 +35,15 @@ def test_same_as_torchvision_patch_by_patch() -> None:
     assert differing <= 64 * 96 * 96 * 1e-4
 
 
+def test_half_precision_training_moves_no_pixel() -> None:
+    unit = to_unit(_patches(32))
+    torch.manual_seed(0)
+    draws = draw_flips_and_turns(32, 90.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = flip_and_turn(unit, draws)
+    assert torch.equal(under_autocast, flip_and_turn(unit, draws))
+
+
 def test_quarter_turns_and_flips_are_exact() -> None:
     unit = to_unit(_patches(4))
     draws = torch.tensor([[0, 0, 90], [0, 0, -90], [1, 0, 0], [0, 1, 0]], dtype=torch.float32)

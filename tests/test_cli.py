@@ -52,6 +52,7 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert all(name in told for name in ("fit", "validate", "test", "predict", "synthesize", "pack"))
 
 
+BASE = str(CONFIGS / "base.yaml")
 WRONG = {
     "nothing": ([], "subcommand"),
     "unknown command": (["fly"], "fly"),
@@ -68,6 +69,15 @@ WRONG = {
     "split file": (["fit", "--data.root", "{drawn}", "--data.split_file", "s.csv"], "s.csv: no such file"),
     "no config": (["fit", "-c", "missing.yaml"], "missing.yaml"),
     "no end": (["fit", "--data.root", "{drawn}", "--model.weights=none", "--trainer.max_epochs=-1"], "max_epochs"),
+    "flag before config": (["fit", "--data.root", "nowhere", "-c", BASE], "nowhere: no such folder"),
+    "seed": (["fit", "--seed_everything", "-1"], "--seed_everything"),
+    "split seed": (["fit", "--data.split_seed", "-1"], "--data.split_seed -1"),
+    "momentum": (["fit", "--model.momentum", "-1"], "--model.momentum -1"),
+    "accumulate": (["fit", "--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches: at least 1"),
+    "overfit": (["fit", "--trainer.overfit_batches", "2"], "overfit_batches: .*limit_train_batches"),
+    "half": (["fit", "--trainer.precision", "bf16-true"], "precision: 32-true"),
+    "no epochs": (["fit", "--trainer.max_epochs", "0"], "0 would train nothing"),
+    "flag without value": (["fit", "-c"], "expected one argument"),
     "synthesize none": (["synthesize", "out", "--train", "0"], "train"),
     "pack nothing": (["pack", "--data.root", "nowhere"], "nowhere"),
 }

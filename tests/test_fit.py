@@ -129,6 +129,32 @@ def test_going_on_with_more_epochs_stays_in_the_run(run_copy: Path, capsys: pyte
     assert "version_0, 3 epochs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("config", [["--config=" + BASE], ["-c" + BASE, "--config", BASE]])
+def test_resuming_finds_its_run_however_the_config_is_named(config: list[str], run_copy: Path) -> None:
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs=3", *config]) == 0
+    assert list(_metrics(run_copy)["epoch"]) == [1, 2, 3]
+
+
+def test_resuming_refuses_another_split_and_a_finished_run(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = (run_copy / "checkpoints" / "last.ckpt").read_bytes()
+    resume = ["fit", "-c", BASE, "--ckpt_path", "last"]
+    assert main(resume) == 2
+    assert re.search(r"error: --ckpt_path: has had 2 epochs already; a higher --trainer", capsys.readouterr().err)
+    assert main([*resume, "--trainer.max_epochs=3", "--data.split_seed=7"]) == 2
+    assert re.search(r"error: .*version_0: the patches or their split are others", capsys.readouterr().err)
+    assert (run_copy / "checkpoints" / "last.ckpt").read_bytes() == last
+
+
+def test_a_new_run_from_an_older_checkpoint_has_a_best_of_its_own(run_copy: Path, drawn: Path) -> None:
+    state = torch.load(run_copy / "checkpoints" / "last.ckpt", weights_only=True)
+    state["callbacks"]["KeepCheckpoints"]["best_score"] = 1.0
+    torch.save(state, "older.ckpt")
+    args = ["fit", "-c", BASE, "--ckpt_path", "older.ckpt", "--data.root", str(drawn), "--trainer.max_epochs=3", *FAST]
+    assert main(args) == 0
+    assert (run_copy.parent / "version_1" / "checkpoints" / "best.ckpt").is_file()
+    assert list(_metrics(run_copy.parent / "version_1")["epoch"]) == [3]
+
+
 # A process of its own that sends itself a signal in the middle of an epoch.
 _STOPPED = """
 import os, sys
@@ -165,6 +191,14 @@ def test_stopped_and_resumed_is_never_stopped(
             for place in (run, trained)
         )
         assert all(torch.equal(resumed[key], straight[key]) for key in straight)
+
+
+def test_extended_run_goes_on_again_without_saying_its_length(run_copy: Path) -> None:
+    args = ["fit", "-c", BASE, "--ckpt_path", "last", "--trainer.max_epochs=4"]
+    command = [sys.executable, "-c", _STOPPED, str(int(signal.SIGTERM)), "3", *args]
+    assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 143
+    assert main(["fit", "-c", BASE, "--ckpt_path", "last"]) == 0
+    assert list(_metrics(run_copy)["epoch"]) == [1, 2, 3, 4]
 
 
 def _no_network(*args: object, **kwargs: object) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FAST, MakeFolder
+from conftest import CONFIGS, FAST, MakeFolder
 from sklearn.metrics import roc_auc_score
 
 from pcam_lightning.cli import main
@@ -90,6 +90,25 @@ def test_test_without_answers(run_copy: Path, kaggle: MakeFolder, capsys: pytest
     assert re.search(r"error: .*answers.csv: no such file", capsys.readouterr().err)
 
 
+def test_a_config_whose_root_is_null_names_no_other_folder(run_copy: Path, drawn: Path) -> None:
+    assert main(["predict", "-c", str(CONFIGS / "base.yaml"), "--ckpt_path", _ckpt(run_copy), CPU]) == 0
+    assert len(pd.read_csv(run_copy / "submission.csv")) == len(pd.read_csv(drawn / "sample_submission.csv"))
+
+
+def test_a_part_of_the_patches_is_no_submission(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predict = ["predict", "--ckpt_path", _ckpt(run_copy), "--data.batch_size=5", CPU]
+    assert main([*predict, "--trainer.limit_predict_batches=2"]) == 2
+    assert re.search(r"error: 10 predictions for 40 ids: .*--trainer.limit_predict_batches", capsys.readouterr().err)
+
+
+def test_a_run_that_cannot_be_written(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root, as which tests may run, may write anywhere
+    assert main(["predict", "--ckpt_path", _ckpt(run_copy), CPU]) == 2
+    assert re.search(r"error: .*version_0: cannot be written.*copy the checkpoint", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 def test_no_checkpoint_no_prediction(stage: str, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([stage, "--data.root", str(drawn), *FAST]) == 2
@@ -102,10 +121,12 @@ def test_complaints_about_checkpoints(run_copy: Path, tmp_path: Path, capsys: py
     torch.save({"state_dict": state["state_dict"]}, tmp_path / "foreign.ckpt")
     (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "junk.ckpt").write_bytes(b"junk")
+    torch.save({"state_dict": {}, "pcam": {}}, tmp_path / "empty.ckpt")
     state["state_dict"].pop("net.conv1.weight")
     torch.save(state, tmp_path / "lacking.ckpt")
     for name, expected in {
         "foreign.ckpt": "not a checkpoint of this project; .*--model.weights",
+        "empty.ckpt": "not a checkpoint of this project",
         "half.ckpt": "not a checkpoint, or a damaged one",
         "junk.ckpt": "not a checkpoint, or a damaged one",
         "missing.ckpt": "no such checkpoint",
@@ -124,8 +145,10 @@ def test_make_submission_refuses_what_is_not_one_probability_an_id() -> None:
     ids = pd.Series(["b", "a"])
     good = pd.Series([0.25, 1.0], index=["a", "b"], dtype=np.float32)
     assert make_submission(ids, good).to_csv(index=False) == "id,label\nb,1.0\na,0.25\n"
-    for wrong in (good[:1], pd.concat([good, good]), good * 2, good.rename({"a": "c"})):
-        with pytest.raises(ValueError, match=r"ids|outside"):
+    for wrong in (good[:1], pd.concat([good, good]), good.rename({"a": "c"})):
+        with pytest.raises(UserError, match=r"predictions for 2 ids: a submission needs one each"):
             make_submission(ids, wrong)
+    with pytest.raises(ValueError, match="outside"):
+        make_submission(ids, good * 2)
     with pytest.raises(UserError, match="1 of 2 predictions are not finite"):
         make_submission(ids, good.replace(1.0, np.nan))

@@ -45,10 +45,18 @@ def test_duplicates_stay_on_one_side_and_singles_fill_up(seed: int) -> None:
 
 def test_says_by_how_much_duplicates_move_the_count(capsys: pytest.CaptureFixture[str]) -> None:
     table = _table(30, 20)
-    table["pixel_sha1"] = (table.index // 5).astype(str)  # groups of five: 6 and 4 are not multiples of it
+    groups = (table.index // 5).astype(str)  # of five negatives, and 6 is no multiple of that
+    table["pixel_sha1"] = table["pixel_sha1"].where(table["label"] == 1, groups)
     mask = stratified_split(table, 0.2, 0)
-    assert mask.sum() == 5
-    assert re.search(r"warning: exact duplicates .*1 short of 6 in label 0, 4 short of 4", capsys.readouterr().err)
+    assert mask.sum() == 5 + 4
+    assert re.search(r"warning: exact duplicates .*size: 1 short of 6 in label 0\.", capsys.readouterr().err)
+
+
+def test_duplicates_that_leave_a_class_without_validation() -> None:
+    table = _table(30, 20)
+    table["pixel_sha1"] = (table.index // 5).astype(str)
+    with pytest.raises(UserError, match="too many exact duplicates"):
+        stratified_split(table, 0.2, 0)
 
 
 def test_fraction_zero_trains_on_everything() -> None:

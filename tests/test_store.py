@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,17 @@ def _save(path: Path, image: Image.Image) -> None:
     image.save(path)
 
 
+def _png_of_16_bits() -> bytes:
+    """Write an RGB PNG as Pillow cannot: two bytes a channel."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = zlib.compress((b"\0" + bytes(96 * 6)) * 96)
+    head = struct.pack(">IIBBBBB", 96, 96, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
 def test_every_bad_file_is_in_one_error(kaggle: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
     root = kaggle()
     part = root / "train"
@@ -92,10 +105,12 @@ def test_every_bad_file_is_in_one_error(kaggle: MakeFolder, capsys: pytest.Captu
     _save(part / "train007.png", Image.new("1", (20_000, 20_000)))
     Image.new("RGB", (96, 96)).save(part / "x.jpg")
     (part / "x.jpg").rename(part / "train008.tif")
+    (part / "train009.tif").unlink()
+    (part / "train009.png").write_bytes(_png_of_16_bits())
     assert main(["fit", "--data.root", str(root), *FAST]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert "9 of 20 image files cannot be used" in errors[0]
+    assert "10 of 20 image files cannot be used" in errors[0]
     for number, reason in {
         0: "truncated",
         1: "not a TIFF or PNG",
@@ -106,6 +121,7 @@ def test_every_bad_file_is_in_one_error(kaggle: MakeFolder, capsys: pytest.Captu
         6: "mode CMYK",
         7: "20000 x 20000|decompression bomb",
         8: "not a TIFF or PNG",
+        9: "16 bits a channel",
     }.items():
         assert re.search(rf"train00{number}\.\w+ \(.{{0,90}}?({reason})", errors[0]), (number, errors[0])
     assert not list(root.glob(".pcam_cache/train-*"))
@@ -151,7 +167,7 @@ def test_two_folders_share_a_cache_folder(kaggle: MakeFolder, tmp_path: Path) ->
 def test_cache_folder_that_cannot_be_made(kaggle: MakeFolder, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     root = kaggle()
-    with pytest.raises(UserError, match=r"file: cannot be made or written .*--data.cache_dir"):
+    with pytest.raises(UserError, match=r"file/tiny-\w+ cannot be written .*--data.cache_dir"):
         open_store(read_train(root), root, "train", tmp_path / "file")
 
 
