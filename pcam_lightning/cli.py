@@ -45,8 +45,9 @@ def pack(root: Path = Path("data"), cache_dir: Path | None = None, verify: bool 
     """
     data = PCamDataModule(root, val_fraction=0, cache_dir=cache_dir, verify=verify)
     parts = {"train": "fit", "test": "predict"}
+    bare = not any((root / part).is_dir() for part in parts)  # patches alone are there to be predicted
     for part, stage in parts.items():
-        if (root / part).is_dir() or not any((root / other).is_dir() for other in parts):
+        if (root / part).is_dir() or (bare and part == "test"):
             data.setup(stage)
             assert data.store is not None
             distinct = len(set(data.store.pixel_sha1))
@@ -82,8 +83,11 @@ class PCamCLI(StagesCLI):
         self._subcommand_parsers = {}
         subcommands = parser.add_subcommands(title="commands")
         for name, description in STAGES.items():
-            full = f"{description} Example: {PROG} {_EXAMPLES[name]}"
-            stage = self._prepare_subcommand_parser(Trainer, name, description=full, exit_on_error=False)
+            # The usual command, instead of a list of seventy options that follows anyway, explained.
+            usage = f"{PROG} {_EXAMPLES[name]} [options]"
+            stage = self._prepare_subcommand_parser(
+                Trainer, name, usage=usage, description=description, exit_on_error=False
+            )
             if name == "predict":
                 stage.add_argument(
                     "--overwrite", action="store_true", help="Replace a submission that is there already."

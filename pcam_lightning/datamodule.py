@@ -114,8 +114,8 @@ class PCamDataModule(L.LightningDataModule):
         split_file: split.csv of an older run, used instead of a new split.
         cache_dir: folder for the packed images, 27.6 kB a patch; by default .pcam_cache in the data folder.
         verify: stop where pixels are not what the ids say (Kaggle's ids are the SHA-1 of the pixels).
-        num_workers: processes that gather batches. 0 is fastest while the packed images fit into memory; 2 or more
-            hide a slow disk.
+        num_workers: processes that gather batches. With 0 the training process does, one copy from memory a batch; 2
+            or more hide a slow disk.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert told.startswith("usage: python -m pcam_lightning")
     if command in (["fit"], ["predict"]):
-        assert "Example: python -m pcam_lightning" in " ".join(told.split())
+        assert told.splitlines()[0].endswith("[options]")
         assert "share of each class held out for validation" in " ".join(told.split())
     if not command:
         assert all(name in told for name in ("fit", "validate", "test", "predict", "synthesize", "pack"))
@@ -110,6 +110,8 @@ def test_synthesize_then_pack(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().err
     assert re.search(r"train: 12 patches, 12 distinct, in out/.pcam_cache/train-\w+/images.npy", told)
     assert re.search(r"test: 4 patches, 4 distinct", told)
+    assert main(["pack", "--data.root", "out/test"]) == 0
+    assert re.search(r"test: 4 patches, 4 distinct, in out/test/", capsys.readouterr().err)
 
 
 def test_as_a_module() -> None:
