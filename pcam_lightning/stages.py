@@ -98,10 +98,15 @@ class StagesCLI(LightningCLI):
             ours["return_predictions"] = False
         return {**super()._prepare_subcommand_kwargs(subcommand), **ours}
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand != "fit":
+            self._written_run()
+        self._draw_rehearsal()
+        super()._run_subcommand(subcommand)
+
     def before_fit(self) -> None:
         """Check data, then weights, and only then claim a folder for the run."""
         data, model, chosen = self.datamodule, self.model, self.config[self.subcommand]
-        self._draw_rehearsal()
         data.setup("fit")
         if self.checkpoint is None:
             try:
@@ -201,8 +206,6 @@ class StagesCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Take the network to the data that its run held out."""
-        self._draw_rehearsal()
-        self._written_run()
         assert self.checkpoint is not None
         self.datamodule.setup("validate")
         if not self.datamodule.val_mask.any():
@@ -215,18 +218,12 @@ class StagesCLI(LightningCLI):
         """Keep the scores in the run."""
         self._write_scores("validate")
 
-    def before_test(self) -> None:
-        """Draw the rehearsal's folder where it went away."""
-        self._draw_rehearsal()
-        self._written_run()
-
     def after_test(self) -> None:
         """Keep the scores in the run."""
         self._write_scores("test")
 
     def before_predict(self) -> None:
         """Add the writer of the submission."""
-        self._draw_rehearsal()
         chosen = self.config[self.subcommand]
         writer = SubmissionWriter(self._written_run().submission, overwrite=chosen.overwrite)
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
