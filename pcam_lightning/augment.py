@@ -16,6 +16,35 @@ def to_unit(image: torch.Tensor) -> torch.Tensor:
     return image.permute(0, 3, 1, 2).float().div_(255)
 
 
+def draw_symmetries(count: int) -> torch.Tensor:
+    """Draw one of the eight symmetries of the square for each patch, all equally likely.
+
+    The draw is made on the CPU, from torch's default generator, so that it is the same on every device.
+
+    Returns:
+        bool, (B, 3): horizontal flip, vertical flip, transposition, to be made in this order.
+    """
+    return torch.rand(count, 3) < 0.5
+
+
+def apply_symmetries(image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Flip and transpose each patch as drawn; every pixel keeps its value.
+
+    Args:
+        image: uint8, (B, H, W, 3) with H = W.
+        draws: bool, (B, 3), see `draw_symmetries`.
+
+    Returns:
+        uint8, (B, H, W, 3).
+    """
+    # Selecting among whole batches moves more bytes than picking patches out would, yet all shapes stay the same and
+    # the device is never waited for; as uint8 it is a fiftieth of a training step on a CPU.
+    horizontal, vertical, transposed = draws.to(image.device, non_blocking=True)[..., None, None, None].unbind(dim=1)
+    image = torch.where(horizontal, image.flip(2), image)
+    image = torch.where(vertical, image.flip(1), image)
+    return torch.where(transposed, image.transpose(1, 2), image)
+
+
 def draw_flips_and_turns(count: int, degrees: float) -> torch.Tensor:
     """Draw, for each patch, flips with probability 1/2 each and a rotation by an angle in [-degrees, degrees].
 
@@ -59,3 +88,18 @@ def flip_and_turn(image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
         turned = functional.grid_sample(image, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return turned.contiguous(memory_format=torch.channels_last)
+
+
+def scale(image: torch.Tensor, side: int) -> torch.Tensor:
+    """Scale patches down, averaging over the area of each new pixel.
+
+    Args:
+        image: float, (B, 3, H, H).
+        side: of the result, at most H.
+
+    Returns:
+        float, (B, 3, side, side), channels_last.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        scaled = functional.interpolate(image, (side, side), mode="area")
+    return scaled.contiguous(memory_format=torch.channels_last)

@@ -27,6 +27,15 @@ class WeightsUnavailable(UserError):
     """ImageNet weights that are not in the cache and cannot be fetched."""
 
 
+class Head(nn.Linear):
+    """A linear layer in float32 whatever autocast says: logits of half precision tie, and ties cost AUROC."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map features (B, F) of any precision to float32 logits (B, 1)."""
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.float())
+
+
 def build_backbone(name: str) -> nn.Module:
     """Build a network from random weights.
 
@@ -34,14 +43,15 @@ def build_backbone(name: str) -> nn.Module:
         name: one of `NAMES`.
 
     Returns:
-        Module that takes float (B, 3, H, W) and returns logits (B, 1).
+        Module that takes float (B, 3, H, W) and returns float32 logits (B, 1).
 
     Raises:
         UserError: no such name.
     """
     if name not in NAMES:
         raise UserError(f"--model.backbone {name}: unknown; one of {', '.join(NAMES)}.")
-    network: nn.Module = models.resnet18(weights=None, num_classes=1)
+    network: nn.Module = models.resnet18(weights=None)
+    network.fc = Head(512, 1)
     return network
 
 

@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from pcam_lightning.files import write_whole
+from pcam_lightning.files import link_whole, write_whole
 from pcam_lightning.messages import UserError, say
 from pcam_lightning.run import Run
 
@@ -96,13 +96,16 @@ class KeepCheckpoints(Checkpoint):
         """Save the epoch; the earlier one of two equal scores is the better one."""
         if self.run is None:
             return
+        improved = False
         if self._validated:
             score = float(trainer.callback_metrics["val/auroc"])
-            if self.best_score is None or score > self.best_score:
+            if improved := self.best_score is None or score > self.best_score:
                 self.best_score, self.best_epoch = score, trainer.current_epoch
-                trainer.save_checkpoint(self.run.best, weights_only=False)
         self._validated = False
-        trainer.save_checkpoint(self.run.last, weights_only=False)
+        # The best one first: a run that is killed in between repeats the epoch, and finds it best again.
+        trainer.save_checkpoint(self.run.best if improved else self.run.last, weights_only=False)
+        if improved and trainer.is_global_zero:
+            link_whole(self.run.best, self.run.last)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what the checkpoint tells of its run."""

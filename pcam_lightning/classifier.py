@@ -11,7 +11,14 @@ from torch.nn import functional
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
-from pcam_lightning.augment import draw_flips_and_turns, flip_and_turn, to_unit
+from pcam_lightning.augment import (
+    apply_symmetries,
+    draw_flips_and_turns,
+    draw_symmetries,
+    flip_and_turn,
+    scale,
+    to_unit,
+)
 from pcam_lightning.backbone import body, build_backbone, load_weights
 from pcam_lightning.datamodule import Batch
 from pcam_lightning.messages import UserError, say
@@ -32,6 +39,12 @@ class PCamClassifier(L.LightningModule):
         warmup_epochs: epochs in which the rate rises from zero; it then follows a cosine to zero, step by step.
         label_smoothing: share of each label that is spread evenly over both classes, in [0, 1).
         degrees: training patches are flipped and turned by an angle drawn from [-degrees, degrees].
+        quarter_turns: training patches go through one of the eight symmetries of the square instead, drawn for each:
+            no corner is black, no pixel moves by a fraction. Needs degrees 0.
+        grow_from: side in pixels to which patches are scaled when training begins, a multiple of 16; it grows to 96 in
+            steps of 16, all equally long, and patches are validated as they are.
+        grow_share: share of training after which the side is 96, in (0, 1].
+        compile: let torch.compile build the network for this machine before the first step.
     """
 
     def __init__(
@@ -46,8 +59,20 @@ class PCamClassifier(L.LightningModule):
         warmup_epochs: float = 0.0,
         label_smoothing: float = 0.0,
         degrees: float = 90.0,
+        quarter_turns: bool = False,
+        grow_from: int = 96,
+        grow_share: float = 0.5,
+        compile: bool = False,  # noqa: A002 - what torch calls it
     ) -> None:
         super().__init__()
+        if quarter_turns and degrees:
+            raise UserError(
+                f"--model.quarter_turns {quarter_turns}: goes with --model.degrees 0, symmetries instead of angles."
+            )
+        if grow_from not in range(32, 97, 16):
+            raise UserError(f"--model.grow_from {grow_from}: should be 32, 48, 64, 80 or 96 pixels.")
+        if not 0 < grow_share <= 1:
+            raise UserError(f"--model.grow_share {grow_share}: should be more than 0 and at most 1.")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"--model.label_smoothing {label_smoothing}: should be at least 0 and less than 1.")
         for name, value in (
@@ -66,12 +91,17 @@ class PCamClassifier(L.LightningModule):
         self.started_from = "none"  # what was loaded in truth; travels with the checkpoint
         self.net = build_backbone(backbone).to(memory_format=torch.channels_last)
         self._seed = 0
+        self._steps = 0  # of the whole training
+        self._whole = 0  # patches of the largest batch that was not for training
+        if compile:
+            self.net.compile(dynamic=False)  # in place: checkpoints keep the names of the plain network
         metrics = MetricCollection(
             {"auroc": BinaryAUROC(validate_args=False), "accuracy": BinaryAccuracy(validate_args=False)}
         )
-        self.train_metrics, self.train_loss = metrics.clone(prefix="train/"), MeanMetric()
-        self.val_metrics, self.val_loss = metrics.clone(prefix="val/"), MeanMetric()
-        self.test_metrics, self.test_loss = metrics.clone(prefix="test/"), MeanMetric()
+        mean = MeanMetric(nan_strategy="disable")  # looking for NaN would wait for the device in every step
+        self.train_metrics, self.train_loss = metrics.clone(prefix="train/"), mean.clone()
+        self.val_metrics, self.val_loss = metrics.clone(prefix="val/"), mean.clone()
+        self.test_metrics, self.test_loss = metrics.clone(prefix="test/"), mean.clone()
 
     def load_start(self) -> None:
         """Load the weights that training starts from.
@@ -89,25 +119,46 @@ class PCamClassifier(L.LightningModule):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Map float images (B, 3, 96, 96) in [0, 1] to float32 logits (B,)."""
-        logit: torch.Tensor = self.net(image).squeeze(1)
-        # In half precision many probabilities would tie, and ties cost AUROC.
-        return logit.float()
+        count = len(image)
+        if self.hparams["compile"] and not self.training:
+            # A last, smaller batch would be compiled for all over again.
+            self._whole = max(self._whole, count)
+            image = functional.pad(image, (0, 0, 0, 0, 0, 0, 0, self._whole - count))
+        logit: torch.Tensor = self.net(image).squeeze(1)[:count]
+        return logit
+
+    def _augment(self, image: torch.Tensor) -> torch.Tensor:
+        """Map a training batch, uint8 (B, 96, 96, 3), to float (B, 3, S, S), S being the side of this step."""
+        if self.hparams["quarter_turns"]:
+            image = apply_symmetries(image, draw_symmetries(len(image)))
+        unit = to_unit(image)
+        if degrees := self.hparams["degrees"]:
+            unit = flip_and_turn(unit, draw_flips_and_turns(len(unit), degrees))
+        side = self._side()
+        return unit if side == unit.shape[-1] else scale(unit, side)
+
+    def _side(self) -> int:
+        """Return the side in pixels of this step's patches."""
+        sides = range(self.hparams["grow_from"], 97, 16)
+        if len(sides) == 1:
+            return 96
+        grown = self.global_step / (self._steps * self.hparams["grow_share"])
+        return sides[min(int(grown * (len(sides) - 1)), len(sides) - 1)]
 
     def _step(self, batch: Batch, stage: str) -> torch.Tensor:
-        image, label = to_unit(batch["image"]), batch["label"]
-        if stage == "train":
-            image = flip_and_turn(image, draw_flips_and_turns(len(image), self.hparams["degrees"]))
-        logit = self(image)
+        label = batch["label"]
+        logit = self(self._augment(batch["image"]) if stage == "train" else to_unit(batch["image"]))
         smoothing = self.hparams["label_smoothing"] if stage == "train" else 0.0
-        loss = functional.binary_cross_entropy_with_logits(logit, label * (1 - smoothing) + smoothing / 2)
+        smooth = label * (1 - smoothing) + smoothing / 2
+        losses = functional.binary_cross_entropy_with_logits(logit, smooth, reduction="none")
         mean: MeanMetric = getattr(self, f"{stage}_loss")
         metrics: MetricCollection = getattr(self, f"{stage}_metrics")
-        mean.update(loss.detach(), weight=len(label))
+        mean.update(losses.detach())
         metrics.update(logit.detach().sigmoid(), label.int())
         # Logged as objects: an epoch's AUROC is computed from all its patches, not averaged over batches.
         self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, prog_bar=True)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=stage == "val")
-        return loss
+        return losses.mean()
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Return the loss of one batch, augmented."""
@@ -146,14 +197,16 @@ class PCamClassifier(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build AdamW or SGD, and a cosine over the run with an optional linear warm-up."""
         rate, decay = float(self.hparams["lr"]), float(self.hparams["weight_decay"])
+        # One kernel for all parameters; but Lightning clips no gradients that an optimizer may unscale by itself.
+        clips = bool(self.trainer.gradient_clip_val) and str(self.trainer.precision).endswith("-mixed")
+        fused = self.device.type in ("cpu", "cuda") and not clips
         optimizer: torch.optim.Optimizer
         if self.hparams["optimizer"] == "sgd":
-            optimizer = torch.optim.SGD(
-                self.parameters(), lr=rate, momentum=self.hparams["momentum"], weight_decay=decay
-            )
+            momentum = self.hparams["momentum"]
+            optimizer = torch.optim.SGD(self.parameters(), rate, momentum, weight_decay=decay, fused=fused)
         else:
-            optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=decay)
-        steps = int(self.trainer.estimated_stepping_batches)
+            optimizer = torch.optim.AdamW(self.parameters(), rate, weight_decay=decay, fused=fused)
+        steps = self._steps = int(self.trainer.estimated_stepping_batches)
         warmup = round(steps * float(self.hparams["warmup_epochs"]) / max(self.trainer.max_epochs or 1, 1))
 
         def factor(step: int) -> float:

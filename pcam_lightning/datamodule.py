@@ -69,11 +69,11 @@ class BatchSampler(Sampler[np.ndarray]):
 
     Args:
         count: number of patches.
-        batch_size: patches a batch; the last one may have fewer.
+        batch_size: patches a batch.
         seed: of the shuffle, which follows from (seed, epoch) alone; None for no shuffle.
         rank: of this process.
-        world_size: number of processes. With a shuffle, all get the same number of patches (a few stand twice);
-            without, each patch is seen by exactly one.
+        world_size: number of processes. With a shuffle, all get the same number of whole batches, for which a few
+            patches stand twice; without, each patch is seen by exactly one, and the last batch may be smaller.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int | None, rank: int = 0, world_size: int = 1) -> None:
@@ -89,7 +89,10 @@ class BatchSampler(Sampler[np.ndarray]):
         if self.seed is None:
             return np.arange(self.count)[self.rank :: self.world_size]
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        return np.resize(order, -(-self.count // self.world_size) * self.world_size)[self.rank :: self.world_size]
+        # A last batch of another shape would cost a compiled network another compilation; one patch alone could not
+        # be normalised by its batch at all. Fewer patches than a batch stay as few.
+        whole = self.world_size * min(self.batch_size, -(-self.count // self.world_size))
+        return np.resize(order, -(-self.count // whole) * whole)[self.rank :: self.world_size]
 
     def __len__(self) -> int:
         """Return the number of batches."""

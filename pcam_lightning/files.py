@@ -1,6 +1,7 @@
 """Files written whole or not at all, and the folder for what can be made again."""
 
 import os
+import shutil
 import uuid
 from pathlib import Path
 
@@ -21,6 +22,27 @@ def write_whole(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def link_whole(source: Path, path: Path) -> None:
+    """Give a file a second name, whole or not at all; a copy where the file system has no links.
+
+    Args:
+        source: a file that is only ever replaced, never written into.
+        path: the second name, in the same folder or another one; what stood there is replaced.
+
+    Raises:
+        OSError: the folder is missing, read-only or full.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        try:
+            temporary.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

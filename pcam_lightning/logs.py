@@ -38,12 +38,19 @@ class MetricsFile(L.Callback):
         self.goes_on = False  # with a run that has rows already
         self.options: dict[str, Any] = {}  # shown with the score in TensorBoard
         self.rows: list[dict[str, float]] = []
-        self._patches, self._begun, self._ended = 0, 0.0, 0.0
+        self._patches, self._waited, self._begun, self._ended = 0, 0.0, 0.0, 0.0
         self._validated = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
-        self._patches, self._begun = 0, time.perf_counter()
+        self._patches, self._waited = 0, 0.0
+        self._begun = self._ended = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the time since the last step: what its end and the next batch took."""
+        self._waited += time.perf_counter() - self._ended
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -58,7 +65,9 @@ class MetricsFile(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the epoch's row."""
-        pl_module.log("train/patches_per_second", self._patches / max(self._ended - self._begun, 1e-9))
+        seconds = max(self._ended - self._begun, 1e-9)
+        pl_module.log("train/patches_per_second", self._patches / seconds)
+        pl_module.log("train/waiting_for_data", self._waited / seconds)
         if self._validated:
             scores = [row["val/auroc"] for row in self.rows if "val/auroc" in row]
             pl_module.log("val/best_auroc", max([*scores, float(trainer.callback_metrics["val/auroc"])]))

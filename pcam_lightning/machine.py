@@ -1,5 +1,6 @@
 """What this machine and this terminal are: precision, signals, and what need not be said."""
 
+import ctypes
 import logging
 import signal
 import threading
@@ -46,6 +47,21 @@ def cpu_has_bf16() -> bool:
     """Tell from Linux's list of CPU features; elsewhere nothing is known, and float32 is the safe choice."""
     features = Path("/proc/cpuinfo")
     return features.is_file() and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features.read_text().split())
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what is freed instead of giving it back to the system; tell whether it does.
+
+    A training step on the CPU frees and takes a gigabyte of activations, and each page of it that comes back from the
+    system is cleared first: a fifth of the step, see benchmarks/speed.py. It costs nothing in peak memory, but the
+    process stays at its peak until it ends.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, another system
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    return all((mallopt(mmap_max, 0), mallopt(trim_threshold, -1), mallopt(top_pad, 256 << 20)))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pcam_lightning.backbone import WeightsUnavailable
 from pcam_lightning.checkpoint import KeepCheckpoints, WholeCheckpointIO
 from pcam_lightning.files import cache_folder, write_whole
 from pcam_lightning.logs import MetricsFile, TensorBoard
-from pcam_lightning.machine import precision_here
+from pcam_lightning.machine import keep_freed_memory, precision_here
 from pcam_lightning.messages import UserError, say, warn
 from pcam_lightning.run import Run, claim_run, run_of
 from pcam_lightning.split import split_digest, write_split
@@ -82,15 +82,18 @@ class StagesCLI(LightningCLI):
         config = self.config_init[self.subcommand].trainer
         _check_trainer(config, fits=self.subcommand == "fit")
         own: dict[str, Any] = {
-            "callbacks": [*(config.callbacks or []), *callbacks],
+            "callbacks": [*_listed(config.callbacks), *callbacks],
             "plugins": [*_listed(config.plugins), WholeCheckpointIO()],
         }
         if config.logger in (None, True) or self.subcommand != "fit":
             own["logger"] = False  # before_fit adds TensorBoard, once it is clear that there is something to log
         try:
-            return Trainer(**{**config.as_dict(), **own, **kwargs})
+            trainer = Trainer(**{**config.as_dict(), **own, **kwargs})
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
             raise UserError(f"--trainer: {error} ({PROG} {self.subcommand} --help lists its options)") from error
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
+        return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         ours: dict[str, Any] = {"weights_only": True}
@@ -102,7 +105,13 @@ class StagesCLI(LightningCLI):
         if subcommand != "fit":
             self._written_run()
         self._draw_rehearsal()
-        super()._run_subcommand(subcommand)
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"--model.compile true: torch.compile fails on this machine ({reason}).") from error
 
     def before_fit(self) -> None:
         """Check data, then weights, and only then claim a folder for the run."""

@@ -10,16 +10,15 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from pcam_lightning.files import cache_folder, write_whole
 from pcam_lightning.messages import UserError, say, warn
+from pcam_lightning.pixels import BYTES, SHAPE, read_pixels
 from pcam_lightning.table import looks_like_sha1
 from pcam_lightning.workers import workers
 
-SHAPE = (96, 96, 3)  # height, width, RGB
-BYTES = 96 * 96 * 3  # of one patch
 FORMAT = 1  # part of the fingerprint: a store of another format is rebuilt
 _CHUNK = 128  # patches that one task decodes and writes: 3.5 MB
 
@@ -217,34 +216,6 @@ def _pack_chunk(task: _Task) -> tuple[list[str], list[str]]:
         while view:  # a raw write may stop short
             view = view[file.write(view) :]
     return hashes, refused
-
-
-def read_pixels(path: str | os.PathLike[str]) -> bytes:
-    """Read one patch.
-
-    Args:
-        path: a TIFF or PNG file of 96 x 96 pixels: RGB, or grey, palette or opaque RGBA, which convert without loss.
-
-    Returns:
-        The RGB bytes, row by row, 27,648 of them.
-
-    Raises:
-        ValueError: another size or another kind of pixels; seen before anything is decoded.
-        OSError: not an image, or truncated.
-    """
-    with Image.open(path, formats=("TIFF", "PNG")) as image:
-        if image.size != (96, 96):
-            raise ValueError(f"{image.width} x {image.height} pixels, not 96 x 96")
-        if image.tile and ";16" in str(image.tile[0]):  # Pillow would cut them to 8 bits without a word
-            raise ValueError("16 bits a channel: no lossless way to 8")
-        if image.mode == "RGB" and "transparency" not in image.info:
-            return image.tobytes()
-        if image.mode in ("L", "P", "RGBA", "LA", "RGB"):
-            rgba = image.convert("RGBA")
-            if rgba.getchannel("A").getextrema() == (255, 255):
-                return rgba.convert("RGB").tobytes()
-            raise ValueError("transparent pixels: no lossless way to RGB")
-        raise ValueError(f"pixels of mode {image.mode}: no lossless way to RGB")
 
 
 def _check_ids(index: pd.DataFrame, root: Path, part: str, *, error: bool) -> None:

@@ -1,9 +1,18 @@
-"""Flips and turns against torchvision's own, patch by patch with the same draws."""
+"""Augmentation against torchvision's and numpy's own, patch by patch with the same draws."""
 
+import numpy as np
 import torch
+from torch.nn import functional
 from torchvision.transforms import functional as tv
 
-from pcam_lightning.augment import draw_flips_and_turns, flip_and_turn, to_unit
+from pcam_lightning.augment import (
+    apply_symmetries,
+    draw_flips_and_turns,
+    draw_symmetries,
+    flip_and_turn,
+    scale,
+    to_unit,
+)
 
 
 def _patches(count: int) -> torch.Tensor:
@@ -67,3 +76,33 @@ def test_each_patch_has_a_draw_of_its_own_within_bounds() -> None:
     assert len(set(draws[:, 2].tolist())) > 3900
     assert (draws[:, :2].mean(dim=0) - 0.5).abs().max() < 0.03
     assert draws[:, 2].mean().abs() < 3
+
+
+def test_symmetries_are_the_eight_of_the_square_and_move_pixels_only() -> None:
+    patch = _patches(1)
+    draws = torch.tensor([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)], dtype=torch.bool)
+    seen = {image.numpy().tobytes() for image in apply_symmetries(patch.expand(8, -1, -1, -1), draws)}
+    turned = [np.rot90(patch[0].numpy(), number) for number in range(4)]
+    assert seen == {np.ascontiguousarray(image).tobytes() for view in turned for image in (view, view[:, ::-1])}
+
+
+def test_each_patch_has_a_symmetry_of_its_own_and_all_are_as_likely() -> None:
+    torch.manual_seed(0)
+    draws = draw_symmetries(8000)
+    counts = torch.bincount((draws * torch.tensor([1, 2, 4])).sum(dim=1), minlength=8)
+    assert ((counts - 1000).abs() < 120).all()  # four deviations
+    images = _patches(3)
+    together = apply_symmetries(images, draws[:3])
+    for number in range(3):
+        assert torch.equal(
+            together[number : number + 1], apply_symmetries(images[number : number + 1], draws[[number]])
+        )
+
+
+def test_scaling_averages_over_areas_in_float32() -> None:
+    unit = to_unit(_patches(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = scale(unit, 48)
+    torch.testing.assert_close(half, functional.avg_pool2d(unit, 2))
+    assert half.is_contiguous(memory_format=torch.channels_last)
+    assert abs(float(scale(unit, 80).mean() - unit.mean())) < 0.01

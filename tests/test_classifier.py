@@ -1,5 +1,6 @@
 """The model: one number for a whole epoch, a body that keeps still while frozen, half precision that agrees."""
 
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.datamodule import PCamDataModule
@@ -92,8 +94,79 @@ def test_label_smoothing_counts_in_training_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("label_smoothing", 1.0), ("lr", -1.0), ("lr", float("nan")), ("weight_decay", float("inf"))]
+    ("option", "value"),
+    [
+        ("label_smoothing", 1.0),
+        ("lr", -1.0),
+        ("lr", float("nan")),
+        ("weight_decay", float("inf")),
+        ("grow_from", 50),
+        ("grow_share", 0.0),
+        ("quarter_turns", True),
+    ],
 )
 def test_numbers_out_of_range(option: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"--model.{option} {value}"):
         PCamClassifier(**{option: value})  # type: ignore[arg-type]
+
+
+class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes where a value is asked of the device."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            stack = "".join(traceback.format_stack())
+            if "normalize_logits_if_needed" not in stack:  # torchmetrics does so on a CPU alone
+                self.places.append(stack)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"degrees": 0.0, "quarter_turns": True, "grow_from": 48}])
+def test_a_training_step_never_waits_for_the_device(options: dict[str, Any], drawn: Path) -> None:
+    waits = _Waits()
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, *args: object) -> None:
+            waits.__enter__()  # type: ignore[no-untyped-call]
+
+        def on_train_batch_end(self, *args: object) -> None:
+            waits.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    model = PCamClassifier(weights="none", **options)
+    _trainer(callbacks=[Watch()], precision="bf16-mixed").fit(model, datamodule=PCamDataModule(drawn, batch_size=32))
+    assert not waits.places, waits.places[0]
+
+
+def test_patches_grow_while_training_and_are_validated_whole(drawn: Path) -> None:
+    sides: dict[bool, list[int]] = {True: [], False: []}
+    model = PCamClassifier(weights="none", grow_from=48, grow_share=0.75)
+    model.net.register_forward_pre_hook(lambda net, inputs: sides[net.training].append(inputs[0].shape[-1]))
+    _trainer(max_epochs=2).fit(model, datamodule=PCamDataModule(drawn, batch_size=25))
+    assert sides == {True: [48, 48, 64, 64, 80, 80, 96, 96], False: [96, 96]}
+
+
+def test_compiled_network_keeps_its_names_and_its_shapes(drawn: Path) -> None:
+    plain, compiled = PCamClassifier(weights="none"), PCamClassifier(weights="none", compile=True)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    compiled.load_state_dict(plain.state_dict())
+    seen = []
+    compiled.net.register_forward_pre_hook(lambda net, inputs: seen.append(len(inputs[0])))
+    scores = []
+    for model in (plain, compiled):
+        with torch.compiler.set_stance("force_eager"):  # what a compiler makes of it is measured, not tested
+            data = PCamDataModule(drawn, batch_size=10)
+            scores.append(_trainer().validate(model, datamodule=data, verbose=False)[0])
+    assert seen == [10, 10, 10]  # of 23 patches
+    assert scores[1] == pytest.approx(scores[0])
+
+
+def test_gradients_are_clipped_in_any_precision(drawn: Path) -> None:
+    for precision in ("32-true", "bf16-mixed"):
+        model = PCamClassifier(weights="none")
+        data = PCamDataModule(drawn, batch_size=48)
+        _trainer(precision=precision, gradient_clip_val=1.0, limit_train_batches=1).fit(model, datamodule=data)
+        assert model.trainer.optimizers[0].param_groups[0]["fused"] == (precision == "32-true")

@@ -24,7 +24,7 @@ RUNS = Path("lightning_logs") / "base"
 
 
 def _metrics(run: Path) -> pd.DataFrame:
-    return pd.read_csv(run / "metrics.csv").drop(columns="train/patches_per_second")
+    return pd.read_csv(run / "metrics.csv").drop(columns=["train/patches_per_second", "train/waiting_for_data"])
 
 
 def test_a_run_is_a_folder_that_has_it_all(trained: Path, drawn: Path) -> None:
@@ -48,7 +48,8 @@ def test_tensorboard_has_curves_rate_speed_and_options(trained: Path) -> None:
     events = EventAccumulator(str(trained)).Reload()
     names = set(events.Tags()["scalars"])
     curves = {f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "auroc", "accuracy")}
-    assert curves | {"train/lr", "train/patches_per_second", "val/best_auroc"} == names
+    assert curves | {"train/lr", "train/patches_per_second", "train/waiting_for_data", "val/best_auroc"} == names
+    assert all(0 < event.value < 1 for event in events.Scalars("train/waiting_for_data"))
     best = pd.read_csv(trained / "metrics.csv")["val/auroc"].max()
     assert events.Scalars("val/best_auroc")[-1].value == pytest.approx(best)
     hparams = events.PluginTagToContent("hparams")

@@ -19,7 +19,8 @@ from PIL import Image
 
 from pcam_lightning.cli import main
 from pcam_lightning.messages import UserError
-from pcam_lightning.store import open_store, read_pixels
+from pcam_lightning.pixels import plain_tiff, read_pixels
+from pcam_lightning.store import open_store
 from pcam_lightning.table import read_train
 
 
@@ -207,3 +208,56 @@ def test_killed_pack_leaves_nothing_that_is_taken_for_whole(kaggle: MakeFolder) 
     store = open_store(read_train(root), root, "train")
     assert (store.images[5] == _pixels(root / "train" / f"{store.ids[5]}.tif")).all()
     assert [path.name for path in (root / ".pcam_cache").glob("train-*")] == [store.path.parent.name]
+
+
+def _tiff(
+    pixels: np.ndarray, order: str = "<", rows_per_strip: int = 96, more: dict[int, tuple[int, ...]] | None = None
+) -> bytes:
+    """Write a TIFF by hand, in either byte order, in strips."""
+    strips = [pixels[row : row + rows_per_strip].tobytes() for row in range(0, len(pixels), rows_per_strip)]
+    offsets = np.cumsum([8, *map(len, strips)])
+    entries: dict[int, tuple[int, ...]] = {256: (96,), 257: (96,), 258: (8, 8, 8), 259: (1,), 262: (2,), 277: (3,)}
+    entries |= {273: tuple(map(int, offsets[:-1])), 278: (rows_per_strip,), 279: tuple(map(len, strips))}
+    entries |= more or {}
+    directory, extra = int(offsets[-1]), b""
+    fields = struct.pack(f"{order}H", len(entries))
+    for tag, values in sorted(entries.items()):
+        code, kind = ("L", 4) if tag in (273, 279) else ("H", 3)
+        packed = struct.pack(f"{order}{len(values)}{code}", *values)
+        if len(packed) > 4:
+            place = directory + 2 + 12 * len(entries) + 4 + len(extra)
+            extra += packed
+            packed = struct.pack(f"{order}L", place)
+        fields += struct.pack(f"{order}HHL", tag, kind, len(values)) + packed.ljust(4, b"\0")
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    return magic + struct.pack(f"{order}L", directory) + b"".join(strips) + fields + bytes(4) + extra
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("rows_per_strip", [96, 10])
+def test_plain_tiff_has_the_pixels_that_pillow_reads(order: str, rows_per_strip: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    content = _tiff(pixels, order, rows_per_strip)
+    assert plain_tiff(content) == pixels.tobytes()
+    (tmp_path / "plain.tif").write_bytes(content)
+    assert np.asarray(Image.open(tmp_path / "plain.tif")).tobytes() == pixels.tobytes()
+
+
+@pytest.mark.parametrize("more", [{259: (5,)}, {262: (1,)}, {274: (3,)}, {284: (2,)}, {339: (3, 3, 3)}])
+def test_any_other_tiff_is_left_to_pillow(more: dict[int, tuple[int, ...]]) -> None:
+    assert plain_tiff(_tiff(np.zeros((96, 96, 3), dtype=np.uint8), more=more)) is None
+
+
+def test_cut_and_foreign_files_are_left_to_pillow(tmp_path: Path) -> None:
+    content = _tiff(np.zeros((96, 96, 3), dtype=np.uint8))
+    rng = np.random.default_rng(0)
+    for size in (0, 3, 4, 7, 8, 100, 27_656, len(content) - 5, len(content) - 30):
+        assert plain_tiff(content[:size]) is None
+    assert plain_tiff(_tiff(np.zeros((95, 96, 3), dtype=np.uint8))) is None
+    for _ in range(2000):
+        assert plain_tiff(b"II*\0" + rng.bytes(200)) is None
+    image = Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8))
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
+        image.save(tmp_path / "small.tif", compression=compression)
+        assert plain_tiff((tmp_path / "small.tif").read_bytes()) is None
+        assert read_pixels(tmp_path / "small.tif") == image.tobytes()

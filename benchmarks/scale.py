@@ -1,0 +1,355 @@
+"""How does the project grow with the data? From a folder of patches to 220,025 of them, and what each size costs.
+
+    python benchmarks/scale.py SOURCE WORK [--sizes 10000 50000 220025] [--test 57458] [--rounds 3] [--keep]
+
+SOURCE is in Kaggle's layout. Its training patches are perturbed (symmetries of the square, an offset a channel) into
+as many distinct ones as wanted, written below WORK as Kaggle has them: uncompressed TIFF, named by the SHA-1 of their
+pixels. Smaller folders are hard links to the largest, which alone has a test/. At full size that and the packed images
+take 17 GB of disk, and 16 GB of memory to stay in the page cache, which is warm in all that is measured. Each number
+comes from a process of its own, and is only good with nothing else running:
+
+- table: seconds of `read_train`.
+- packing: patches/s of `open_store` with no store there, from the first stat to the checked index, on the disk (fsync).
+  Against it, taking turns, a bare loop: a pool on all cores that decodes with PIL and writes into one file, with no
+  hash, no check, no index; told as it is, and with an fsync at its end. Neither counts imports or the table.
+- pack command: seconds and peak memory of `pack`, imports and all; in the largest folder it packs test/ too.
+- first step: seconds from the start of `fit` to the end of its first step, with the images packed, less those of the
+  imports, measured right before. Setup is what table, store and split take of it.
+- train memory: peak of `fit` over 20 steps and 10 validation batches.
+- loader: patches/s of shuffled passes over up to 50,000 patches.
+- predict: seconds of the whole command on --test patches, their images packed already or not (one run each).
+
+Memory is that of all processes together, page cache aside. Told are medians, with least and most in brackets. Writes
+scale.json, which has all values, and scale.png into the current folder; removes what it put below WORK unless --keep.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from pcam_lightning.pixels import BYTES, SHAPE, read_pixels
+from pcam_lightning.store import open_store
+from pcam_lightning.table import read_train
+from pcam_lightning.workers import workers
+
+HERE = Path(__file__).parent
+PROJECT = [sys.executable, "-m", "pcam_lightning"]
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+IMPORTS = "import time, pcam_lightning.cli; print(time.time())"
+ON_DISK = 28_672  # bytes of a patch's file, in whole blocks
+CHUNK = 128  # patches a task of the bare loop, as many as the store's
+Row = dict[str, list[float]]  # what was measured of one size, and the value of each repetition
+
+
+def draw_patch(folder: Path, part: int, number: int, path: Path, attempt: int = 0) -> str:
+    """Perturb a patch into a file of `folder` and return its id."""
+    rng = np.random.default_rng([part, number, attempt])
+    pixels = np.frombuffer(read_pixels(path), dtype=np.uint8).reshape(SHAPE)
+    pixels = np.rot90(pixels, int(rng.integers(4)))[:, :: int(rng.choice([-1, 1]))]
+    pixels = (pixels.astype(np.int16) + rng.integers(-12, 13, 3)).clip(0, 255).astype(np.uint8)
+    patch_id = hashlib.sha1(pixels.tobytes()).hexdigest()
+    Image.fromarray(pixels).save(folder / f"{patch_id}.tif")
+    return patch_id
+
+
+def draw_folder(source: Path, folder: Path, counts: dict[str, int]) -> None:
+    """Draw `train` and `test` patches into a folder in Kaggle's layout; one that is whole already is used again."""
+    marker, wanted = folder / "whole.json", {"source": str(source.resolve()), **counts}
+    if marker.is_file() and json.loads(marker.read_text()) == wanted:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    table = read_train(source)
+    ids: dict[str, None] = {}  # of both parts, in the order drawn
+    for part, (name, csv) in enumerate((("train", "train_labels.csv"), ("test", "sample_submission.csv"))):
+        (folder / name).mkdir(parents=True)
+        draw, before = partial(draw_patch, folder / name, part), len(ids)
+        rows = table.iloc[np.resize(np.arange(len(table)), counts[name])]
+        paths = [source / path for path in rows["path"]]
+        with workers(len(paths) // CHUNK, chunksize=CHUNK) as map_on_cores:
+            drawn = map_on_cores(draw, itertools.count(), paths)
+            for number, patch_id in enumerate(tqdm(drawn, desc=f"drawing {name}", total=len(paths), unit=" patches")):
+                attempt = 0
+                while patch_id in ids:
+                    attempt += 1
+                    patch_id = draw(number, paths[number], attempt)
+                ids[patch_id] = None
+        label = rows["label"].to_numpy() if name == "train" else 0
+        pd.DataFrame({"id": list(ids)[before:], "label": label}).to_csv(folder / csv, index=False)
+    measure.save(marker, wanted)
+
+
+def link_folder(largest: Path, folder: Path, count: int) -> None:
+    """Make a folder of the largest one's first training patches."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "train").mkdir(parents=True)
+    labels = pd.read_csv(largest / "train_labels.csv").head(count)
+    labels.to_csv(folder / "train_labels.csv", index=False)
+    for patch_id in labels["id"]:
+        file = Path("train", f"{patch_id}.tif")
+        try:
+            os.link(largest / file, folder / file)
+        except OSError:
+            shutil.copy2(largest / file, folder / file)
+
+
+def read_through(paths: list[Path]) -> None:
+    """Bring files into the page cache."""
+    for path in paths:
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+def alone(function: Callable[..., Any], *paths: Path) -> Any:
+    """Call a function of this module in a fresh process, after the disk has all that was written before."""
+    call = f"scale.{function.__name__}(*map(pathlib.Path, {[os.fspath(path) for path in paths]}))"
+    os.sync()
+    command = [sys.executable, "-c", f"import json, pathlib, scale; print(json.dumps({call}))"]
+    return json.loads(measure.watch(command, env=ENVIRONMENT).told.splitlines()[-1])
+
+
+def time_table(root: Path) -> float:
+    """Return the seconds of reading the table."""
+    begun = time.perf_counter()
+    read_train(root)
+    return time.perf_counter() - begun
+
+
+def time_packing(root: Path) -> float:
+    """Return the seconds of packing the training part."""
+    table = read_train(root)
+    begun = time.perf_counter()
+    open_store(table, root, "train")
+    return time.perf_counter() - begun
+
+
+def decode(task: tuple[Path, int, list[Path]]) -> None:
+    """Decode some files into their place in the target."""
+    target, offset, paths = task
+    pixels = bytearray()
+    for path in paths:
+        with Image.open(path) as image:
+            pixels += image.convert("RGB").tobytes()
+    with target.open("rb+") as file:
+        file.seek(offset)
+        file.write(pixels)
+
+
+def time_bare_loop(root: Path, target: Path) -> tuple[float, float]:
+    """Return the seconds of the bare loop, and those until the disk has its bytes too."""
+    paths = [root / path for path in read_train(root)["path"]]
+    tasks = [(target, start * BYTES, paths[start : start + CHUNK]) for start in range(0, len(paths), CHUNK)]
+    begun = time.perf_counter()
+    with target.open("wb") as file:
+        file.truncate(len(paths) * BYTES)
+        with multiprocessing.Pool(measure.cores()) as pool:
+            for _ in pool.imap_unordered(decode, tasks):
+                pass
+        seconds = time.perf_counter() - begun
+        os.fsync(file.fileno())
+    return seconds, time.perf_counter() - begun
+
+
+def time_loader(root: Path) -> tuple[list[float], list[float]]:
+    """Return the seconds of three setups, and patches/s of three shuffled passes."""
+    from pcam_lightning.datamodule import PCamDataModule
+
+    setups, rates = [], []
+    for _ in range(3):
+        data = PCamDataModule(root, batch_size=128)
+        begun = time.perf_counter()
+        data.setup("fit")
+        setups.append(time.perf_counter() - begun)
+    assert data.store is not None
+    read_through([data.store.path])
+    loader: Any = data.train_dataloader()
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        begun = time.perf_counter()
+        seen = sum(len(batch["image"]) for batch in itertools.islice(loader, 50_000 // 128))
+        rates.append(seen / (time.perf_counter() - begun))
+    return setups, rates
+
+
+def fit(root: Path, runs: Path, *flags: str) -> tuple[float, measure.Watched]:
+    """Run fit into an emptied folder; return the seconds to the end of its first step, and what was watched."""
+    import torch
+
+    shutil.rmtree(runs, ignore_errors=True)
+    runs.mkdir()
+    configs = ["base"] if torch.cuda.is_available() else ["base", "cpu"]
+    recipe = [text for name in configs for text in ("-c", str(HERE.parent / "configs" / f"{name}.yaml"))]
+    recipe += ["--model.weights", "none", "--data.root", str(root), "--trainer.default_root_dir", str(runs)]
+    timer = ["--trainer.callbacks", "timers.StepTimer", "--trainer.callbacks.file", str(runs / "steps.json")]
+    begun = time.time()
+    watched = measure.watch([*PROJECT, "fit", *recipe, *timer, *flags], env=ENVIRONMENT)
+    return json.loads((runs / "steps.json").read_text())["first"] - begun, watched
+
+
+def measure_size(root: Path, runs: Path, count: int, rounds: int) -> Row:
+    """Measure what every size has; leave the images packed, and the last run in `runs`."""
+    row: Row = defaultdict(list, {"patches": [count], "table, s": [alone(time_table, root) for _ in range(3)]})
+    store, target = root / ".pcam_cache", runs.with_name("bare.bin")
+    read_through(list(root.glob("t*/*.tif")))
+    for _ in range(rounds):
+        shutil.rmtree(store, ignore_errors=True)
+        bare, with_fsync = alone(time_bare_loop, root, target)
+        target.unlink()
+        packing = alone(time_packing, root)
+        for name, seconds in (("packing", packing), ("bare loop", bare), ("bare loop with fsync", with_fsync)):
+            row[f"{name}, patches/s"].append(count / seconds)
+        row["packing / bare loop"].append(bare / packing)
+        row["packing / bare loop with fsync"].append(with_fsync / packing)
+        shutil.rmtree(store)
+        os.sync()
+        watched = measure.watch([*PROJECT, "pack", "--data.root", str(root)], env=ENVIRONMENT)
+        row["pack command, s"].append(watched.seconds)
+        row["pack command, peak MB"].append(watched.peak_anonymous / 1e6)
+    row["setup, s"], row["loader, patches/s"] = alone(time_loader, root)
+    for _ in range(3):
+        begun = time.time()  # the end of the process is left out: it takes more than a second
+        imports = float(measure.watch([sys.executable, "-c", IMPORTS], env=ENVIRONMENT).told.split()[-1]) - begun
+        first, _ = fit(root, runs, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0")
+        row["imports, s"].append(imports)
+        row["first step less imports, s"].append(first - imports)
+    some = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "20", "--trainer.limit_val_batches", "10")
+    for _ in range(3):
+        row["train, peak MB"].append(fit(root, runs, *some)[1].peak_anonymous / 1e6)
+    return row
+
+
+def measure_predict(root: Path, runs: Path) -> Row:
+    """Predict test/ with the run in `runs`, its images packed and not packed."""
+    (checkpoint,) = runs.glob("lightning_logs/*/version_0/checkpoints/last.ckpt")
+    submission = checkpoint.parents[1] / "submission.csv"
+    sample = pd.read_csv(root / "sample_submission.csv")
+    row: Row = {"patches": [len(sample)]}
+    for way in ("packed", "not packed"):
+        if way == "not packed":
+            for store in (root / ".pcam_cache").glob("test-*"):
+                shutil.rmtree(store)
+        watched = measure.watch([*PROJECT, "predict", "--ckpt_path", str(checkpoint)], env=ENVIRONMENT)
+        written = pd.read_csv(submission)
+        if list(written["id"]) != list(sample["id"]) or written["label"].isna().any():
+            raise SystemExit(f"{submission}: not one prediction for each id of sample_submission.csv, in its order.")
+        submission.unlink()
+        row[f"{way}, s"], row[f"{way}, peak MB"] = [watched.seconds], [watched.peak_anonymous / 1e6]
+    return row
+
+
+def told(values: list[float]) -> str:
+    """Tell a median, with the least and the most of several values."""
+    middle, *ends = (
+        f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{middle} ({'-'.join(ends)})" if len(values) > 1 else middle
+
+
+PANELS = {  # title and unit: row of results by its name in the legend
+    "packing, patches/s": {
+        "bare loop": "bare loop, patches/s",
+        "bare loop with fsync": "bare loop with fsync, patches/s",
+        "the project": "packing, patches/s",
+    },
+    "once, and at each start, s": {"pack command": "pack command, s", "setup": "setup, s", "table": "table, s"},
+    "start of fit, s": {"imports": "imports, s", "from there to the first step": "first step less imports, s"},
+    "peak memory, page cache aside, MB": {"fit": "train, peak MB", "pack command": "pack command, peak MB"},
+    "loader, patches/s": {"shuffled batches of 128": "loader, patches/s"},
+}
+
+
+def plot(rows: list[Row], predict: Row, head: str) -> None:
+    """Draw the growth with the number of patches, a panel for each question."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
+    figure.suptitle(head)
+    counts = [row["patches"][0] for row in rows]
+    for axis, (name, lines) in zip(axes.flat, PANELS.items(), strict=False):
+        for (label, key), color, marker in zip(lines.items(), ("#0072B2", "#D55E00", "#009E73"), "os^", strict=False):
+            middle = np.array([statistics.median(row[key]) for row in rows])
+            reach = [middle - [min(row[key]) for row in rows], [max(row[key]) for row in rows] - middle]
+            axis.errorbar(counts, middle, reach, label=label, color=color, marker=marker, capsize=3)
+        title, unit = name.rsplit(", ", 1)
+        axis.set(title=title, xlabel="training patches", ylabel=unit, xscale="log")
+        axis.set_xticks(counts, [f"{count:,.0f}" for count in counts])
+        axis.set_xticks([], minor=True)
+        axis.set_yscale("log" if name.startswith("once") else "linear")
+        axis.yaxis.set_major_formatter("{x:,.6g}")
+        if axis.get_yscale() == "linear":
+            axis.set_ylim(0, 1.25 * axis.get_ylim()[1])
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, loc="best" if name.startswith("once") else "upper left")
+    axis, ways = axes.flat[-1], ("packed", "not packed")
+    axis.bar_label(axis.bar(ways, [predict[f"{way}, s"][0] for way in ways], color="#0072B2", width=0.5), fmt="%.0f")
+    axis.set(title=f"predict, {predict['patches'][0]:,.0f} test patches (n=1)", xlabel="images of test/", ylabel="s")
+    axis.margins(y=0.1)
+    figure.savefig("scale.png", dpi=120)
+
+
+def main() -> None:
+    """Draw the folders, measure each size and tell what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 50_000, 220_025])
+    parser.add_argument("--test", type=int, default=57_458)
+    parser.add_argument("--rounds", type=int, default=3, help="of packing the largest; the others have three")
+    parser.add_argument("--keep", action="store_true", help="leave the folders for another time")
+    args = parser.parse_args()
+    work, sizes = args.work.absolute(), sorted(set(args.sizes))
+    work.mkdir(parents=True, exist_ok=True)
+    folders, runs = [work / f"patches-{count}" for count in sizes], work / "runs"
+    largest = folders[-1]
+
+    files = 0 if (largest / "whole.json").is_file() else (sizes[-1] + args.test) * ON_DISK
+    need, free = files + (sum(sizes) + args.test) * BYTES + 10**9, shutil.disk_usage(work).free
+    print(f"{work}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.", file=sys.stderr)
+    if need > free:
+        raise SystemExit("Make room, or choose smaller sizes.")
+    draw_folder(args.source, largest, {"train": sizes[-1], "test": args.test})
+    for folder, count in zip(folders[:-1], sizes, strict=False):
+        link_folder(largest, folder, count)
+    rows = []
+    for folder, count in zip(folders, sizes, strict=True):
+        print(f"measuring {count:,} patches", file=sys.stderr)
+        rows.append(measure_size(folder, runs, count, args.rounds if folder == largest else 3))
+    predict = measure_predict(largest, runs)
+
+    machine = measure.machine()
+    measure.save(Path("scale.json"), {"machine": machine, "sizes": rows, "predict": predict})
+    hardware = f"{machine['processor']}, {machine.get('gpu', machine['cores'] + ' cores')}, {machine['memory']}"
+    plot(rows, predict, f"{hardware}, torch {machine['torch']}; medians, least and most of 3")
+    print("\n".join(f"{name}: {value}" for name, value in machine.items()), end="\n\n")
+    lines = [[name, *(told(row[name]) for row in rows)] for name in rows[0] if name != "patches"]
+    print(measure.table(["training patches", *(f"{count:,}" for count in sizes)], lines))
+    growth = statistics.median(rows[-1]["train, peak MB"]) - statistics.median(rows[0]["train, peak MB"])
+    print(f"\ntrain memory grows by {growth:,.0f} MB from {sizes[0]:,} to {sizes[-1]:,} patches")
+    for way in ("packed", "not packed"):
+        print(f"predict, {args.test:,} patches, {way}: {told(predict[f'{way}, s'])} s; submission.csv is in order")
+    if not args.keep:
+        for folder in (*folders, runs):
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""How fast is the project beside a plain PyTorch loop, and how near to what the machine can do?
+
+    python benchmarks/speed.py ROOT [--batch_size 128] [--rounds 3] [--device cpu] [--compile]
+
+ROOT is in Kaggle's layout. In each round project and baseline (`reference.py`) take turns, each in a process of its
+own, on the same folder with the same batch, and the matmul rate of the machine is measured beside them. The project
+runs through its own command line with configs/base.yaml and cpu.yaml, random weights. Told are medians over the rounds
+with lowest and highest, and the median of the rounds' ratios:
+
+- loader: patches/s of whole shuffled passes, nothing else running; files and packed images in the page cache.
+- training step: patches/s with the batch at hand; augmentation, metrics and optimiser are the project's share of it
+  (in the baseline augmentation is the loader's).
+- predicting: patches/s with the batch at hand.
+- epoch: seconds of the whole command, from its start to its end, with one epoch and its validation; with it the share
+  of the epoch that the training loop waited for data, and the peak memory of all its processes, page cache aside.
+- first step: seconds from the command's start to the end of its first step; the project with and without a pack.
+
+The share of the matmul rate counts 1.955 GFLOP a patch to train and 0.666 to predict (ResNet-18 at 96 pixels; a
+multiplication and an addition are two). Writes speed.json into the current folder. With nothing else on the machine.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import measure
+import pandas as pd
+import torch
+from reference import Baseline, make_loader, read_split
+from timers import spread, wait_for_device
+
+from pcam_lightning.datamodule import PCamDataModule
+from pcam_lightning.machine import cpu_has_bf16, keep_freed_memory
+
+HERE = Path(__file__).parent
+GFLOP = {"training step": 1.955, "predicting": 0.666}  # of one patch
+WARM = 3  # steps left out of a median: kernels are chosen and memory is taken in them
+STEPS = 12
+
+Row = defaultdict[str, dict[str, float]]  # of one round: what was measured, and the value of each side
+
+
+def median_rate(seconds: list[float], patches: int) -> float:
+    """Return patches/s of the median step after the first ones."""
+    return patches / statistics.median(seconds[WARM:])
+
+
+def time_calls(call: Any, device: torch.device, times: int) -> list[float]:
+    """Return the seconds of each call."""
+    seconds = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        call()
+        wait_for_device()
+        seconds.append(time.perf_counter() - begun)
+    return seconds
+
+
+# What runs in a process of its own, `--probe NAME`; each returns what the parent prints.
+
+
+def probe_matmul(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
+    """GFLOP/s of a large matrix product in the precision of each side."""
+    side = 8192 if device.type == "cuda" else 3072
+    half = torch.float16 if device.type == "cuda" else torch.bfloat16 if cpu_has_bf16() else torch.float32
+    rates = {}
+    for name, dtype in (("baseline", half if device.type == "cuda" else torch.float32), ("project", half)):
+        left, right = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+        seconds = time_calls(lambda left=left, right=right: left @ right, device, WARM + 7)
+        rates[name] = 2 * side**3 / statistics.median(seconds[WARM:]) / 1e9
+    return rates
+
+
+def probe_baseline_loader(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
+    """One pass after one that is not counted: workers run, files are in the page cache."""
+    train, _ = read_split(args.root)
+    loader = make_loader(args.root / "train", train, args.batch_size, device, train=True)
+    seconds = time_calls(lambda: [len(label) for _, label in loader], device, 2)
+    return {"rate": len(train) / seconds[1]}
+
+
+def probe_project_loader(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
+    """The median of five passes after one that is not counted."""
+    keep_freed_memory()
+    data = PCamDataModule(args.root, batch_size=args.batch_size)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    seconds = time_calls(lambda: [len(batch["label"]) for batch in loader], device, 6)
+    return {"rate": len(loader) * args.batch_size / statistics.median(seconds[1:])}
+
+
+def probe_baseline_step(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
+    """Training steps and predictions on one batch, and when the first step of this process ended."""
+    train, _ = read_split(args.root)
+    loader = make_loader(args.root / "train", train, args.batch_size, device, train=True)
+    baseline = Baseline(device)
+    batches = iter(loader)
+    image, label = next(batches)
+    time_calls(lambda: baseline.step(image, label), device, 1)
+    first = time.time()
+    del batches, loader  # its workers would go on decoding beside the steps
+    seconds = time_calls(lambda: baseline.step(image, label), device, STEPS)
+    baseline.net.eval()
+    predicting = time_calls(lambda: baseline.predict(image), device, STEPS)
+    return {
+        "first": first,
+        "step": median_rate(seconds, args.batch_size),
+        "predict": median_rate(predicting, args.batch_size),
+    }
+
+
+class Bench:
+    """Runs the probes and the real commands of one round."""
+
+    def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
+        self.args = args
+        self.scratch = scratch
+        configs = ["base.yaml", *(["cpu.yaml"] if args.device == "cpu" else [])]
+        self.recipe = [
+            *(f"--config={HERE.parent / 'configs' / name}" for name in configs),
+            *("--data.root", str(args.root), "--data.batch_size", str(args.batch_size), "--model.weights", "none"),
+            *("--trainer.accelerator", "gpu" if args.device == "cuda" else "cpu"),
+            *("--trainer.default_root_dir", str(scratch), "--trainer.enable_progress_bar", "false"),
+        ]
+
+    def probe(self, name: str) -> tuple[dict[str, float], float]:
+        """Run a probe; return what it tells, and when it began."""
+        command = [sys.executable, __file__, str(self.args.root), "--probe", name, "--device", self.args.device]
+        begun = time.time()
+        done = subprocess.run(
+            [*command, "--batch_size", str(self.args.batch_size)], stdout=subprocess.PIPE, text=True, check=True
+        )
+        told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return told, begun
+
+    def project(self, stage: str, *flags: str) -> tuple[dict[str, Any], float]:
+        """Run a stage of the project with a timer on its steps; return what that tells, and when the command began."""
+        file = self.scratch / "steps.json"
+        timer = ("--trainer.callbacks", "timers.StepTimer", "--trainer.callbacks.file", str(file))
+        begun = time.time()
+        command = [sys.executable, "-m", "pcam_lightning", stage, *flags, *timer]
+        measure.watch(command, env={"PYTHONPATH": f"{HERE}:{HERE.parent}"})
+        told: dict[str, Any] = json.loads(file.read_text())
+        return told, begun
+
+    def fit(self, *flags: str) -> tuple[dict[str, Any], float]:
+        """Run a few steps of fit, without validation."""
+        return self.project("fit", *self.recipe, "--trainer.limit_val_batches", "0", *flags)
+
+    def last_run(self) -> Path:
+        """Return the newest run."""
+        runs = (self.scratch / "lightning_logs").glob("*/version_*")
+        return max(runs, key=lambda run: (run / "config.yaml").stat().st_mtime)
+
+    def steps(self, row: Row, side: str, *flags: str) -> None:
+        """Measure the project's training step, first step and predicting."""
+        told, begun = self.fit("--trainer.max_steps", str(STEPS), *flags)
+        row["first step, s"][side] = told["first"] - begun
+        row["training step, patches/s"][side] = median_rate(told["seconds"], self.args.batch_size)
+        checkpoint = self.last_run() / "checkpoints" / "last.ckpt"
+        told, _ = self.project("predict", "--ckpt_path", str(checkpoint), "--trainer.enable_progress_bar", "false")
+        full = told["seconds"][:-1]  # the last batch is smaller
+        row["predicting, patches/s"][side] = median_rate(full, self.args.batch_size)
+        shutil.rmtree(self.last_run())
+
+    def epochs(self, row: Row) -> None:
+        """Measure a whole epoch of both."""
+        told = {}
+        command = [sys.executable, str(HERE / "reference.py"), str(self.args.root), "--epochs", "1"]
+        command += ["--batch_size", str(self.args.batch_size), "--device", self.args.device]
+        told["baseline"] = measure.watch(command)
+        fields = dict(field.rsplit(" ", 1) for field in told["baseline"].told.splitlines()[-1].split(", "))
+        command = [sys.executable, "-m", "pcam_lightning", "fit", *self.recipe, "--trainer.max_epochs", "1"]
+        told["project"] = measure.watch(command, env={"PYTHONPATH": str(HERE.parent)})
+        metrics = pd.read_csv(self.last_run() / "metrics.csv").iloc[-1]
+        for side, watched in told.items():
+            row["epoch, s"][side] = watched.seconds
+            row["peak memory, GB"][side] = watched.peak_anonymous / 1e9
+        row["waiting for data, share"] = {
+            "baseline": float(fields["waiting"]),
+            "project": float(metrics["train/waiting_for_data"]),
+        }
+
+    def round(self) -> Row:
+        """Measure everything once, the sides taking turns."""
+        row: Row = defaultdict(dict)
+        row["matmul, GFLOP/s"], _ = self.probe("matmul")
+        for side in ("baseline", "project"):
+            row["loader, patches/s"][side] = self.probe(f"{side}_loader")[0]["rate"]
+        told, begun = self.probe("baseline_step")
+        row["first step, s"]["baseline"] = told["first"] - begun
+        row["training step, patches/s"]["baseline"] = told["step"]
+        row["predicting, patches/s"]["baseline"] = told["predict"]
+        self.steps(row, "project")
+        if self.args.compile:
+            self.steps(row, "compiled", "--model.compile", "true")
+        cold = self.scratch / "cold"
+        told, begun = self.fit("--trainer.max_steps", "1", "--data.cache_dir", str(cold))
+        row["first step, s"]["no pack yet"] = told["first"] - begun
+        shutil.rmtree(cold)
+        self.epochs(row)
+        for what, gflop in GFLOP.items():
+            row[f"{what}, share of the matmul rate"] = {
+                side: row[f"{what}, patches/s"][side] * gflop / row["matmul, GFLOP/s"][side]
+                for side in ("baseline", "project")
+            }
+        return row
+
+
+def tell(rows: list[Row]) -> str:
+    """Lay out medians, lowest and highest, and the ratios in the project's favour."""
+    lines = []
+    for what, sides in rows[0].items():
+        baseline = [row[what]["baseline"] for row in rows]
+        for side in list(sides)[1:]:
+            own = [row[what][side] for row in rows]
+            pairs = list(zip(own, baseline, strict=True))
+            faster = [mine / other if "/s" in what else other / mine for mine, other in pairs]
+            name = what if side == "project" else f"{what} ({side})"
+            lines.append([name, spread(baseline), spread(own), "" if "share" in what else spread(faster)])
+    return measure.table(["", "baseline", "project", "ratio"], lines)
+
+
+def main() -> None:
+    """Run all rounds, or the one probe that a parent asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="measure --model.compile true too")
+    parser.add_argument("--probe", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.probe:
+        told = globals()[f"probe_{args.probe}"](args, torch.device(args.device))
+        print(json.dumps(told))
+        return
+    args.root = args.root.absolute()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(args, Path(scratch))
+        measure.watch([sys.executable, "-m", "pcam_lightning", "pack", "--data.root", str(args.root)])
+        for number in range(args.rounds):
+            rows.append(bench.round())
+            print(f"round {number + 1} of {args.rounds}:\n{tell(rows[-1:])}", flush=True)
+    measure.save(Path("speed.json"), {"machine": measure.machine(), "batch_size": args.batch_size, "rounds": rows})
+    print(f"{measure.machine()}, batch {args.batch_size}, n={args.rounds}")
+    print(tell(rows))
+
+
+if __name__ == "__main__":
+    main()

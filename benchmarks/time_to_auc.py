@@ -1,0 +1,239 @@
+"""Seconds of training until the AUROC on unseen slides is 0.88: configs/fast.yaml against the reference recipe.
+
+    python benchmarks/time_to_auc.py race ROOT WORK
+    python benchmarks/time_to_auc.py parts ROOT WORK
+
+ROOT is in Kaggle's layout with an answers.csv, its test/ from other slides than train/; WORK is a folder for links to
+its files and for the runs. Both train from random weights.
+
+`race` trains on all of train/. The ids of test/ are sorted and halved: training stops where two validations in a row
+on the one half reach the target, and the other half, looked at once, says what that was worth. Both sides are
+validated four times an epoch; validation and start-up are left out of the seconds. The baseline is `reference.py` with
+the reference's 15 epochs of batch 512. Writes race.json.
+
+`parts` shows what each part of fast.yaml brings, on train/ alone: a fifth of it is held out, whole groups of patches
+that look alike (stain and contrast, k-means), for want of slides. Each row is fast.yaml with one part taken away or put
+in the place of another. It is what the recipe was chosen by; test/ is not looked at. Writes parts.json.
+
+With nothing else on the machine.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+import measure
+import numpy as np
+import pandas as pd
+import torch
+from reference import Baseline, fit, make_loader
+from sklearn.cluster import KMeans
+from timers import reached, spread
+
+from pcam_lightning.split import write_split
+from pcam_lightning.store import open_store
+from pcam_lightning.table import read_test, read_train
+
+HERE = Path(__file__).parent
+CONFIGS = HERE.parent / "configs"
+EPOCHS, BATCH = 15, 512  # of the reference
+CHECKS = 4  # validations an epoch
+GROUPS = 60  # of patches that look alike, of some 300 patches each
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def lay_out_race(root: Path, work: Path) -> None:
+    """Make a folder that trains on train/, validates on one half of test/ and has the other half for its test/."""
+    train, test = read_train(root), read_test(root, answers=True).sort_values("id", ignore_index=True)
+    stop, report = test[::2], test[1::2]
+    for folder in ("train", "test"):
+        (work / folder).mkdir(parents=True)
+    labelled = pd.concat([train, stop], ignore_index=True)
+    for folder, table in (("train", labelled), ("test", report)):
+        for path in table["path"]:
+            link(root / path, work / folder / Path(path).name)
+    labelled[["id", "label"]].to_csv(work / "train_labels.csv", index=False)
+    report[["id", "label"]].to_csv(work / "answers.csv", index=False)
+    write_split(work / "split.csv", labelled, labelled["id"].isin(stop["id"]).to_numpy())
+
+
+def lay_out_parts(root: Path, work: Path) -> None:
+    """Make a folder of train/ alone, and a split of it by appearance."""
+    (work / "train").mkdir(parents=True)
+    table = read_train(root)
+    for path in table["path"]:
+        link(root / path, work / "train" / Path(path).name)
+    shutil.copyfile(root / "train_labels.csv", work / "train_labels.csv")
+    store = open_store(table, root, "train")
+    group = KMeans(GROUPS, n_init=3, random_state=0).fit_predict(appearance(store.images[store.rows(table["id"])]))
+    mask = np.zeros(len(table), dtype=bool)
+    for drawn in np.random.default_rng(0).permutation(GROUPS):
+        if mask.mean() < 0.2:
+            mask |= group == drawn
+    write_split(work / "split.csv", table, mask)
+
+
+def appearance(images: np.ndarray) -> np.ndarray:
+    """Describe patches by their stain: mean, spread and extremes of the optical densities, each with deviation 1.
+
+    Args:
+        images: uint8, (N, 96, 96, 3).
+
+    Returns:
+        float32, (N, 15).
+    """
+    rows = []
+    for start in range(0, len(images), 512):
+        density = -np.log((images[start : start + 512, ::2, ::2].astype(np.float32) + 1) / 256)
+        density = density.reshape(len(density), -1, 3)
+        centred = density - density.mean(axis=1, keepdims=True)
+        covariance = np.einsum("npi,npj->nij", centred, centred)[:, *np.triu_indices(3)] / density.shape[1]
+        extremes = np.percentile(density, [10, 90], axis=1).transpose(1, 0, 2).reshape(len(density), -1)
+        rows.append(np.hstack([density.mean(axis=1), np.sign(covariance) * np.sqrt(np.abs(covariance)), extremes]))
+    features: np.ndarray = np.vstack(rows).astype(np.float32)
+    features -= features.mean(axis=0)
+    features /= features.std(axis=0)
+    return features
+
+
+def run_project(work: Path, seed: int, target: float | None, *flags: str) -> dict[str, float | None]:
+    """Train by fast.yaml; return seconds to the target and of all training, and the last AUROC."""
+    clock = work / "clock.json"
+    command = [sys.executable, "-m", "pcam_lightning", "fit"]
+    command += [f"--config={CONFIGS / name}" for name in ("base.yaml", "fast.yaml")]
+    command += ["--model.weights", "none", "--data.root", str(work), "--data.split_file", str(work / "split.csv")]
+    command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(work)]
+    command += ["--trainer.val_check_interval", str(1 / CHECKS), *flags]
+    command += ["--trainer.callbacks+=timers.Clock", f"--trainer.callbacks.file={clock}"]
+    if target is not None:
+        command.append(f"--trainer.callbacks.target={target}")
+    told = measure.watch(command, env={"PYTHONPATH": f"{HERE}:{HERE.parent}"})
+    rows = json.loads(clock.read_text())
+    return {
+        "seed": seed,
+        "seconds": reached(rows, target),
+        "training": rows[-1]["seconds"],
+        "auroc": rows[-1]["auroc"],
+        "command": told.seconds,
+    }
+
+
+def run_baseline(work: Path, seed: int, target: float, device: torch.device) -> dict[str, float | None]:
+    """Train by the reference; return the same, and the AUROC on the other half."""
+    torch.manual_seed(seed)
+    frame = pd.read_csv(work / "train_labels.csv")
+    part = frame["id"].map(pd.read_csv(work / "split.csv").set_index("id")["split"])
+    train = make_loader(work / "train", frame[part == "train"], BATCH, device, train=True)
+    val = make_loader(work / "train", frame[part == "val"], BATCH, device, train=False)
+    baseline, rows = Baseline(device), []
+    for row in fit(baseline, train, val, EPOCHS, every=len(train) // CHECKS):
+        rows.append(row)
+        print(f"baseline, seed {seed}: {row}", flush=True)
+        if reached(rows, target) is not None:
+            break
+    report = make_loader(work / "test", pd.read_csv(work / "answers.csv"), BATCH, device, train=False)
+    return {
+        "seed": seed,
+        "seconds": reached(rows, target),
+        "training": rows[-1]["seconds"],
+        "auroc": rows[-1]["auroc"],
+        "report": baseline.score(report),
+    }
+
+
+def race(root: Path, work: Path, target: float, seeds: int, baseline_seeds: int) -> None:
+    """Let both sides train to the target."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    lay_out_race(root, work)
+    told: dict[str, list[dict[str, float | None]]] = {"project": [], "baseline": []}
+    for number in range(seeds):
+        row = run_project(work, 42 + number, target)
+        told["project"].append(row | {"report": score_report(work)})
+        print(f"project: {told['project'][-1]}", flush=True)
+    for number in range(baseline_seeds):
+        told["baseline"].append(run_baseline(work, 42 + number, target, device))
+        print(f"baseline: {told['baseline'][-1]}", flush=True)
+    measure.save(Path("race.json"), {"machine": measure.machine(), "target": target, **told})
+    rows = []
+    for side, runs in told.items():
+        seconds = [run["seconds"] for run in runs]
+        missed = seconds.count(None)
+        rows.append(
+            [
+                side,
+                f"{len(runs)}",
+                spread([value for value in seconds if value is not None]) if missed < len(runs) else "never",
+                f"{missed}",
+                spread([run["report"] for run in runs if run["report"] is not None]),
+            ]
+        )
+    print(measure.machine())
+    print(measure.table(["", "n", f"seconds to {target}", "missed", "AUROC on the other half"], rows))
+
+
+def score_report(work: Path) -> float:
+    """Score the newest run's last.ckpt on the folder's test/."""
+    run = max((work / "lightning_logs" / "fast").glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    measure.watch([sys.executable, "-m", "pcam_lightning", "test", "--ckpt_path", str(checkpoint)])
+    return float(json.loads((run / "test.json").read_text())["test/auroc"])
+
+
+# Flags that take one part of fast.yaml away, or put another in its place.
+PARTS: dict[str, list[str]] = {
+    "fast.yaml": [],
+}
+
+
+def parts(root: Path, work: Path, target: float, seeds: int) -> None:
+    """Run fast.yaml with each part changed in turn."""
+    lay_out_parts(root, work)
+    told: dict[str, list[dict[str, float | None]]] = {name: [] for name in PARTS}
+    for number in range(seeds):
+        for name, flags in PARTS.items():
+            told[name].append(run_project(work, 42 + number, None, *flags))
+            print(f"{name}: {told[name][-1]}", flush=True)
+    measure.save(Path("parts.json"), {"machine": measure.machine(), **told})
+    base = told["fast.yaml"]
+    rows = []
+    for name, runs in told.items():
+        auroc = [run["auroc"] for run in runs if run["auroc"] is not None]
+        change = [mine - other for mine, other in zip(auroc, (run["auroc"] or 0 for run in base), strict=True)]
+        seconds = spread([run["training"] for run in runs if run["training"] is not None])
+        rows.append([name, f"{len(runs)}", seconds, f"{statistics.mean(auroc):.4f}", f"{statistics.mean(change):+.4f}"])
+    print(measure.machine())
+    print(measure.table(["", "n", "seconds of training", "AUROC, groups held out", "change"], rows))
+
+
+def main() -> None:
+    """Do as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("race", "parts"))
+    parser.add_argument("root", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--target", type=float, default=0.88)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--baseline_seeds", type=int, default=2)
+    args = parser.parse_args()
+    work = (args.work / args.what).absolute()
+    if work.exists():
+        raise SystemExit(f"{work}: there already; remove it, or name another folder.")
+    if args.what == "race":
+        race(args.root.absolute(), work, args.target, args.seeds, args.baseline_seeds)
+    else:
+        parts(args.root.absolute(), work, args.target, args.seeds)
+
+
+if __name__ == "__main__":
+    main()

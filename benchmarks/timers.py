@@ -1,0 +1,121 @@
+"""Callbacks that time a run of the real command line: `--trainer.callbacks timers.Clock`, benchmarks/ on the path."""
+
+import itertools
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from pcam_lightning.files import write_whole
+
+
+def wait_for_device() -> None:
+    """Wait until the GPU, where there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class StepTimer(L.Callback):
+    """Writes the seconds of each step with its data at hand already, of training or of predicting.
+
+    Args:
+        file: JSON, with the time at which the first step ended (since 1970) and the list of seconds.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.first = 0.0
+        self.seconds: list[float] = []
+        self._begun = 0.0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock."""
+        self._start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop the clock."""
+        self._stop()
+
+    def on_predict_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Start the clock."""
+        self._start()
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop the clock."""
+        self._stop()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write what was timed."""
+        write_whole(self.file, json.dumps({"first": self.first, "seconds": self.seconds}))
+
+    def _start(self) -> None:
+        wait_for_device()
+        self._begun = time.perf_counter()
+
+    def _stop(self) -> None:
+        wait_for_device()
+        self.seconds.append(time.perf_counter() - self._begun)
+        self.first = self.first or time.time()
+
+
+class Clock(L.Callback):
+    """Writes val/auroc against the seconds of training so far, validation left out; stops where a score is reached.
+
+    Args:
+        file: JSON, a list of rows with step, seconds and auroc.
+        target: val/auroc that two validations in a row must reach for training to stop; None to go on to the end.
+    """
+
+    def __init__(self, file: Path, target: float | None = None) -> None:
+        self.file = file
+        self.target = target
+        self.rows: list[dict[str, float]] = []
+        self._seconds, self._begun = 0.0, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._begun = time.perf_counter()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        wait_for_device()
+        self._seconds += time.perf_counter() - self._begun
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the score, and start the clock again."""
+        auroc = float(trainer.callback_metrics["val/auroc"])
+        self.rows.append({"step": trainer.global_step, "seconds": self._seconds, "auroc": auroc})
+        write_whole(self.file, json.dumps(self.rows))
+        trainer.should_stop = trainer.should_stop or reached(self.rows, self.target) is not None
+        self._begun = time.perf_counter()
+
+
+def reached(rows: list[dict[str, float]], target: float | None) -> float | None:
+    """Return the seconds at the second of two validations in a row that reach a score; None where there are none."""
+    for before, row in itertools.pairwise(rows):
+        if target is not None and min(before["auroc"], row["auroc"]) >= target:
+            return row["seconds"]
+    return None
+
+
+def spread(values: list[float]) -> str:
+    """Tell a median with its lowest and highest value."""
+    return f"{statistics.median(values):.4g} ({min(values):.4g}-{max(values):.4g})"

@@ -1,0 +1,88 @@
+"""One image file -> the RGB bytes of one patch."""
+
+import os
+import struct
+
+from PIL import Image
+
+SHAPE = (96, 96, 3)  # height, width, RGB
+BYTES = 96 * 96 * 3  # of one patch
+_CODES = {3: "H", 4: "L"}  # TIFF's SHORT and LONG
+# TIFF 6.0, section 8: the tags of plain RGB, and what they may say; a tag with None is needed too.
+_PLAIN: dict[int, tuple[int, ...] | None] = {
+    256: (96,),  # width
+    257: (96,),  # height
+    258: (8, 8, 8),  # bits of each sample
+    259: (1,),  # no compression
+    262: (2,),  # RGB
+    273: None,  # where the strips lie
+    277: (3,),  # samples of each pixel
+    279: None,  # bytes of each strip
+}
+_OPTIONAL = {266: (1,), 274: (1,), 284: (1,), 339: (1, 1, 1)}  # fill order, orientation, planes, unsigned samples
+
+
+def read_pixels(path: str | os.PathLike[str]) -> bytes:
+    """Read one patch.
+
+    Args:
+        path: a TIFF or PNG file of 96 x 96 pixels: RGB, or grey, palette or opaque RGBA, which convert without loss.
+
+    Returns:
+        The RGB bytes, row by row, 27,648 of them.
+
+    Raises:
+        ValueError: another size or another kind of pixels; seen before anything is decoded.
+        OSError: not an image, or truncated.
+    """
+    with open(path, "rb") as file:
+        start = file.read(2 * BYTES)  # all of a plain file, and no more of a large one than is needed to tell
+    if (plain := plain_tiff(start)) is not None:
+        return plain
+    with Image.open(path, formats=("TIFF", "PNG")) as image:
+        if image.size != (96, 96):
+            raise ValueError(f"{image.width} x {image.height} pixels, not 96 x 96")
+        if image.tile and ";16" in str(image.tile[0]):  # Pillow would cut them to 8 bits without a word
+            raise ValueError("16 bits a channel: no lossless way to 8")
+        if image.mode == "RGB" and "transparency" not in image.info:
+            return image.tobytes()
+        if image.mode in ("L", "P", "RGBA", "LA", "RGB"):
+            rgba = image.convert("RGBA")
+            if rgba.getchannel("A").getextrema() == (255, 255):
+                return rgba.convert("RGB").tobytes()
+            raise ValueError("transparent pixels: no lossless way to RGB")
+        raise ValueError(f"pixels of mode {image.mode}: no lossless way to RGB")
+
+
+def plain_tiff(content: bytes) -> bytes | None:
+    """Cut the pixels out of an uncompressed 96 x 96 RGB TIFF, as Kaggle's are; a tenth of the time that Pillow takes.
+
+    Args:
+        content: the file's bytes.
+
+    Returns:
+        The RGB bytes, 27,648 of them; None where the file is anything else, which is Pillow's to judge.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(content[:4])
+    if order is None:
+        return None
+    try:
+        (directory,) = struct.unpack_from(f"{order}L", content, 4)
+        (count,) = struct.unpack_from(f"{order}H", content, directory)
+        tags: dict[int, tuple[int, ...]] = {}
+        for place in range(directory + 2, directory + 2 + 12 * count, 12):
+            tag, kind, length = struct.unpack_from(f"{order}HHL", content, place)
+            if tag in _PLAIN or tag in _OPTIONAL:
+                form = f"{order}{length}{_CODES[kind]}"
+                inline = struct.calcsize(form) <= 4
+                where = place + 8 if inline else struct.unpack_from(f"{order}L", content, place + 8)[0]
+                tags[tag] = struct.unpack_from(form, content, where)
+        if any(tags[tag] != value for tag, value in _PLAIN.items() if value is not None):
+            return None
+        if any(tags.get(tag, value) not in (value, value[:1]) for tag, value in _OPTIONAL.items()):
+            return None
+        strips = [content[start : start + size] for start, size in zip(tags[273], tags[279], strict=True)]
+    except (struct.error, KeyError, ValueError, MemoryError, OverflowError):
+        return None
+    pixels = b"".join(strips)
+    return pixels if len(pixels) == BYTES and all(map(len, strips)) else None
