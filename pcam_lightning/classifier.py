@@ -123,17 +123,17 @@ class PCamClassifier(L.LightningModule):
         if self.hparams["compile"] and not self.training:
             # A last, smaller batch would be compiled for all over again.
             self._whole = max(self._whole, count)
-            image = functional.pad(image, (0, 0, 0, 0, 0, 0, 0, self._whole - count))
+            if count < self._whole:
+                image = functional.pad(image, (0, 0, 0, 0, 0, 0, 0, self._whole - count))
         logit: torch.Tensor = self.net(image).squeeze(1)[:count]
         return logit
 
     def _augment(self, image: torch.Tensor) -> torch.Tensor:
         """Map a training batch, uint8 (B, 96, 96, 3), to float (B, 3, S, S), S being the side of this step."""
         if self.hparams["quarter_turns"]:
-            image = apply_symmetries(image, draw_symmetries(len(image)))
-        unit = to_unit(image)
-        if degrees := self.hparams["degrees"]:
-            unit = flip_and_turn(unit, draw_flips_and_turns(len(unit), degrees))
+            unit = to_unit(apply_symmetries(image, draw_symmetries(len(image))))
+        else:
+            unit = flip_and_turn(to_unit(image), draw_flips_and_turns(len(image), self.hparams["degrees"]))
         side = self._side()
         return unit if side == unit.shape[-1] else scale(unit, side)
 

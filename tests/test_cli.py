@@ -33,6 +33,15 @@ def test_a_config_starts_with_its_command(path: Path) -> None:
     assert re.match(rf"# python -m pcam_lightning fit .*-c configs/{path.name}", head)
 
 
+def test_a_callback_of_the_users_own_is_added(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timer = ["--trainer.callbacks=lightning.pytorch.callbacks.Timer", "--trainer.callbacks.duration=00:00:00:00"]
+    args = ["fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), "--trainer.max_epochs=3", *FAST]
+    assert main([*args, *timer]) == 0
+    assert "version_0, 1 epochs" in capsys.readouterr().err  # the time was up, and the run's own callbacks were there
+    for single in (["--trainer.callbacks=lightning.pytorch.callbacks.RichModelSummary"], []):
+        assert main([*args, *single, "--trainer.fast_dev_run=true"]) == 0
+
+
 def test_configs_stack_and_the_later_wins(drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("model:\n  lr: 0.01\ntrainer:\n  max_epochs: 1\n")
     args = ["fit", "-c", str(CONFIGS / "base.yaml"), "-c", str(tmp_path / "mine.yaml"), "--model.lr=0.02"]

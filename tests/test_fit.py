@@ -79,7 +79,9 @@ def test_end_of_fit_says_what_to_type_next(drawn: Path, capsys: pytest.CaptureFi
     command = re.search(r"python -m pcam_lightning (predict --ckpt_path \S+)", told)
     assert command
     assert main([*command.group(1).split(), "--trainer.accelerator=cpu"]) == 0
-    assert (RUNS / "version_0" / "submission.csv").is_file()
+    run = RUNS / "version_0"
+    assert (run / "submission.csv").is_file()
+    assert (run / "checkpoints" / "last.ckpt").samefile(run / "checkpoints" / "best.ckpt")  # one epoch is both
 
 
 def test_same_seed_same_metrics_and_second_fit_opens_no_image(

@@ -1,0 +1,30 @@
+"""A second name for a file: whole, and a copy where there are no links."""
+
+from pathlib import Path
+
+import pytest
+
+from pcam_lightning.files import link_whole
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_second_name_replaces_what_stood_there(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    source, second = tmp_path / "best", tmp_path / "last"
+    source.write_text("new")
+    second.write_text("old")
+    link_whole(source, second)
+    assert second.read_text() == "new"
+    assert second.samefile(source) == links
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last"]
+
+
+def test_without_a_source_the_old_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "last").write_text("old")
+    with pytest.raises(FileNotFoundError):
+        link_whole(tmp_path / "best", tmp_path / "last")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
