@@ -244,6 +244,10 @@ def main() -> None:
         print(json.dumps(told))
         return
     args.root = args.root.absolute()
+    if sum(1 for _ in (args.root / "test").iterdir()) < (WARM + 2) * args.batch_size:
+        raise SystemExit(
+            f"{args.root / 'test'}: {WARM + 2} batches at least are needed; choose a smaller --batch_size."
+        )
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(args, Path(scratch))
