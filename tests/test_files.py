@@ -14,17 +14,19 @@ def test_second_name_replaces_what_stood_there(links: bool, tmp_path: Path, monk
 
     if not links:
         monkeypatch.setattr(Path, "hardlink_to", refuse)
-    source, second = tmp_path / "best", tmp_path / "last"
+    folder = tmp_path / "work"
+    source, second = folder / "best", folder / "last"
     source.write_text("new")
     second.write_text("old")
     link_whole(source, second)
     assert second.read_text() == "new"
     assert second.samefile(source) == links
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last"]
+    assert sorted(path.name for path in folder.iterdir()) == ["best", "last"]
 
 
 def test_without_a_source_the_old_file_stays(tmp_path: Path) -> None:
-    (tmp_path / "last").write_text("old")
+    folder = tmp_path / "work"
+    (folder / "last").write_text("old")
     with pytest.raises(FileNotFoundError):
-        link_whole(tmp_path / "best", tmp_path / "last")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+        link_whole(folder / "best", folder / "last")
+    assert [path.read_text() for path in folder.iterdir()] == ["old"]
