@@ -29,7 +29,7 @@ _FAULTS = """
 import resource, torch
 from pcam_lightning.machine import keep_freed_memory
 kept = keep_freed_memory()
-for _ in range(2):
+for _ in range(30):  # until the heap has found its size
     torch.ones(10_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
