@@ -5,7 +5,8 @@
 ROOT is in Kaggle's layout. PIL in a Dataset, torchvision's transforms patch by patch, a DataLoader with a worker for
 each core, ResNet-18 with one logit, BCE, AdamW with a cosine by epochs, scikit-learn's AUROC; float32 on a CPU,
 autocast with a GradScaler on CUDA. With ImageNet weights the backbone is frozen in the first epoch. Prints a row for
-each validation. The other benchmarks import its parts.
+each validation; with --first_step the time at which the first step ended, since 1970, and no more. The other
+benchmarks import its parts.
 """
 
 import argparse
@@ -19,10 +20,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from device import wait_for_device
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
-from timers import wait_for_device
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
@@ -180,13 +181,21 @@ def main() -> None:
     parser.add_argument("--weights", choices=("none", "imagenet"), default="none")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--first_step", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
     train, val = read_split(args.root, args.split_file)
+    baseline = Baseline(device, args.weights)
+    loader = make_loader(args.root / "train", train, args.batch_size, device, train=True)
+    if args.first_step:
+        baseline.step(*next(iter(loader)))
+        wait_for_device()
+        print(time.time())
+        return
     rows = fit(
-        Baseline(device, args.weights),
-        make_loader(args.root / "train", train, args.batch_size, device, train=True),
+        baseline,
+        loader,
         make_loader(args.root / "train", val, args.batch_size, device, train=False),
         args.epochs,
         frozen_epochs=int(args.weights == "imagenet"),

@@ -338,7 +338,7 @@ def main() -> None:
     machine = measure.machine()
     measure.save(Path("scale.json"), {"machine": machine, "sizes": rows, "predict": predict})
     hardware = f"{machine['processor']}, {machine.get('gpu', machine['cores'] + ' cores')}, {machine['memory']}"
-    plot(rows, predict, f"{hardware}, torch {machine['torch']}; medians, least and most of 3")
+    plot(rows, predict, f"{hardware}, torch {machine['torch']}; medians, least and most")
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), end="\n\n")
     lines = [[name, *(told(row[name]) for row in rows)] for name in rows[0] if name != "patches"]
     print(measure.table(["training patches", *(f"{count:,}" for count in sizes)], lines))

@@ -8,9 +8,10 @@ runs through its own command line with configs/base.yaml and cpu.yaml, random we
 with lowest and highest, and the median of the rounds' ratios:
 
 - loader: patches/s of whole shuffled passes, nothing else running; files and packed images in the page cache.
-- training step: patches/s with the batch at hand; augmentation, metrics and optimiser are the project's share of it
-  (in the baseline augmentation is the loader's).
-- predicting: patches/s with the batch at hand.
+- training step: patches/s with the batch at hand, on the device; augmentation, metrics and optimiser are the project's
+  share of it (in the baseline augmentation is the loader's). What it owes to its precision, and on a CPU to keeping
+  freed memory, is told too.
+- predicting: patches/s with the batch at hand, on the device.
 - epoch: seconds of the whole command, from its start to its end, with one epoch and its validation; with it the share
   of the epoch that the training loop waited for data, and the peak memory of all its processes, page cache aside.
 - first step: seconds from the command's start to the end of its first step; the project with and without a pack.
@@ -34,8 +35,9 @@ from typing import Any
 import measure
 import pandas as pd
 import torch
+from device import wait_for_device
 from reference import Baseline, make_loader, read_split
-from timers import spread, wait_for_device
+from timers import spread
 
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.machine import cpu_has_bf16, keep_freed_memory
@@ -44,6 +46,13 @@ HERE = Path(__file__).parent
 GFLOP = {"training step": 1.955, "predicting": 0.666}  # of one patch
 WARM = 3  # steps left out of a median: kernels are chosen and memory is taken in them
 STEPS = 12
+_GIVES_BACK = """
+import sys
+import pcam_lightning.stages
+from pcam_lightning.cli import main
+pcam_lightning.stages.keep_freed_memory = lambda: False
+sys.exit(main())
+"""
 
 Row = defaultdict[str, dict[str, float]]  # of one round: what was measured, and the value of each side
 
@@ -98,20 +107,17 @@ def probe_project_loader(args: argparse.Namespace, device: torch.device) -> dict
 
 
 def probe_baseline_step(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
-    """Training steps and predictions on one batch, and when the first step of this process ended."""
+    """Training steps and predictions on one batch, which is on the device already, as the project's is when timed."""
     train, _ = read_split(args.root)
     loader = make_loader(args.root / "train", train, args.batch_size, device, train=True)
     baseline = Baseline(device)
     batches = iter(loader)
-    image, label = next(batches)
-    time_calls(lambda: baseline.step(image, label), device, 1)
-    first = time.time()
+    image, label = (tensor.to(device) for tensor in next(batches))
     del batches, loader  # its workers would go on decoding beside the steps
     seconds = time_calls(lambda: baseline.step(image, label), device, STEPS)
     baseline.net.eval()
     predicting = time_calls(lambda: baseline.predict(image), device, STEPS)
     return {
-        "first": first,
         "step": median_rate(seconds, args.batch_size),
         "predict": median_rate(predicting, args.batch_size),
     }
@@ -123,37 +129,48 @@ class Bench:
     def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
         self.args = args
         self.scratch = scratch
+        self.device = [
+            *("--trainer.accelerator", "gpu" if args.device == "cuda" else "cpu"),
+            *("--trainer.enable_progress_bar", "false"),
+        ]
         configs = ["base.yaml", *(["cpu.yaml"] if args.device == "cpu" else [])]
         self.recipe = [
             *(f"--config={HERE.parent / 'configs' / name}" for name in configs),
             *("--data.root", str(args.root), "--data.batch_size", str(args.batch_size), "--model.weights", "none"),
-            *("--trainer.accelerator", "gpu" if args.device == "cuda" else "cpu"),
-            *("--trainer.default_root_dir", str(scratch), "--trainer.enable_progress_bar", "false"),
+            *("--trainer.default_root_dir", str(scratch), *self.device),
         ]
 
-    def probe(self, name: str) -> tuple[dict[str, float], float]:
-        """Run a probe; return what it tells, and when it began."""
+    def probe(self, name: str) -> dict[str, float]:
+        """Run a probe; return what it tells."""
         command = [sys.executable, __file__, str(self.args.root), "--probe", name, "--device", self.args.device]
-        begun = time.time()
         done = subprocess.run(
             [*command, "--batch_size", str(self.args.batch_size)], stdout=subprocess.PIPE, text=True, check=True
         )
         told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return told, begun
+        return told
 
-    def project(self, stage: str, *flags: str) -> tuple[dict[str, Any], float]:
+    def baseline_first_step(self) -> float:
+        """Return the seconds from the start of the baseline's command to the end of its first step."""
+        command = [sys.executable, str(HERE / "reference.py"), str(self.args.root), "--first_step"]
+        command += ["--batch_size", str(self.args.batch_size), "--device", self.args.device]
+        begun = time.time()
+        return float(measure.watch(command).told.splitlines()[-1]) - begun
+
+    def project(self, stage: str, *flags: str, gives_back: bool = False) -> tuple[dict[str, Any], float]:
         """Run a stage of the project with a timer on its steps; return what that tells, and when the command began."""
         file = self.scratch / "steps.json"
         timer = ("--trainer.callbacks", "timers.StepTimer", "--trainer.callbacks.file", str(file))
         begun = time.time()
-        command = [sys.executable, "-m", "pcam_lightning", stage, *flags, *timer]
+        command = [sys.executable, *(("-c", _GIVES_BACK) if gives_back else ("-m", "pcam_lightning"))]
+        command += [stage, *flags, *timer]
         measure.watch(command, env={"PYTHONPATH": f"{HERE}:{HERE.parent}"})
         told: dict[str, Any] = json.loads(file.read_text())
         return told, begun
 
-    def fit(self, *flags: str) -> tuple[dict[str, Any], float]:
+    def fit(self, *flags: str, gives_back: bool = False) -> tuple[dict[str, Any], float]:
         """Run a few steps of fit, without validation."""
-        return self.project("fit", *self.recipe, "--trainer.limit_val_batches", "0", *flags)
+        fixed = (*self.recipe, "--trainer.limit_val_batches", "0")
+        return self.project("fit", *fixed, *flags, gives_back=gives_back)
 
     def last_run(self) -> Path:
         """Return the newest run."""
@@ -166,7 +183,7 @@ class Bench:
         row["first step, s"][side] = told["first"] - begun
         row["training step, patches/s"][side] = median_rate(told["seconds"], self.args.batch_size)
         checkpoint = self.last_run() / "checkpoints" / "last.ckpt"
-        told, _ = self.project("predict", "--ckpt_path", str(checkpoint), "--trainer.enable_progress_bar", "false")
+        told, _ = self.project("predict", "--ckpt_path", str(checkpoint), *self.device, *flags)
         full = told["seconds"][:-1]  # the last batch is smaller
         row["predicting, patches/s"][side] = median_rate(full, self.args.batch_size)
         shutil.rmtree(self.last_run())
@@ -192,14 +209,19 @@ class Bench:
     def round(self) -> Row:
         """Measure everything once, the sides taking turns."""
         row: Row = defaultdict(dict)
-        row["matmul, GFLOP/s"], _ = self.probe("matmul")
+        row["matmul, GFLOP/s"] = self.probe("matmul")
         for side in ("baseline", "project"):
-            row["loader, patches/s"][side] = self.probe(f"{side}_loader")[0]["rate"]
-        told, begun = self.probe("baseline_step")
-        row["first step, s"]["baseline"] = told["first"] - begun
+            row["loader, patches/s"][side] = self.probe(f"{side}_loader")["rate"]
+        row["first step, s"]["baseline"] = self.baseline_first_step()
+        told = self.probe("baseline_step")
         row["training step, patches/s"]["baseline"] = told["step"]
         row["predicting, patches/s"]["baseline"] = told["predict"]
         self.steps(row, "project")
+        self.steps(row, "in float32", "--trainer.precision", "32-true")
+        if self.args.device == "cpu":
+            timed, _ = self.fit("--trainer.max_steps", str(STEPS), gives_back=True)
+            row["training step, patches/s"]["memory given back"] = median_rate(timed["seconds"], self.args.batch_size)
+            shutil.rmtree(self.last_run())
         if self.args.compile:
             self.steps(row, "compiled", "--model.compile", "true")
         cold = self.scratch / "cold"

@@ -1,4 +1,4 @@
-"""Callbacks that time a run of the real command line: `--trainer.callbacks timers.Clock`, benchmarks/ on the path."""
+"""Callbacks for runs of the real command line, with benchmarks/ on the path: `--trainer.callbacks timers.Clock`."""
 
 import itertools
 import json
@@ -9,14 +9,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from device import wait_for_device
+from torch.nn import functional
 
 from pcam_lightning.files import write_whole
-
-
-def wait_for_device() -> None:
-    """Wait until the GPU, where there is one, has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 class StepTimer(L.Callback):
@@ -74,6 +70,33 @@ class StepTimer(L.Callback):
         wait_for_device()
         self.seconds.append(time.perf_counter() - self._begun)
         self.first = self.first or time.time()
+
+
+class Growth(L.Callback):
+    """Lets patches grow while training: they are scaled down, averaging over the area of each new pixel.
+
+    Args:
+        side: in pixels when training begins, a multiple of 16; up to 96 in steps of 16, all equally long.
+        share: of training after which they are whole. Patches are validated as they are.
+    """
+
+    def __init__(self, side: int, share: float) -> None:
+        self.sides = range(side, 97, 16)
+        self.share = share
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the scaling before the network."""
+        until = float(trainer.estimated_stepping_batches) * self.share
+
+        def scale(net: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+            number = int(trainer.global_step / until * (len(self.sides) - 1))
+            if not net.training or number >= len(self.sides) - 1:
+                return None
+            with torch.autocast(inputs[0].device.type, enabled=False):
+                scaled = functional.interpolate(inputs[0], (self.sides[number],) * 2, mode="area")
+            return (scaled.contiguous(memory_format=torch.channels_last),)
+
+        pl_module.net.register_forward_pre_hook(scale)  # type: ignore[union-attr]
 
 
 class Clock(L.Callback):

@@ -42,7 +42,7 @@ def apply_symmetries(image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     horizontal, vertical, transposed = draws.to(image.device, non_blocking=True)[..., None, None, None].unbind(dim=1)
     image = torch.where(horizontal, image.flip(2), image)
     image = torch.where(vertical, image.flip(1), image)
-    return torch.where(transposed, image.transpose(1, 2), image)
+    return torch.where(~transposed, image, image.transpose(1, 2))  # laid out in memory as the first of the two is
 
 
 def draw_flips_and_turns(count: int, degrees: float) -> torch.Tensor:
@@ -88,18 +88,3 @@ def flip_and_turn(image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
         turned = functional.grid_sample(image, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return turned.contiguous(memory_format=torch.channels_last)
-
-
-def scale(image: torch.Tensor, side: int) -> torch.Tensor:
-    """Scale patches down, averaging over the area of each new pixel.
-
-    Args:
-        image: float, (B, 3, H, H).
-        side: of the result, at most H.
-
-    Returns:
-        float, (B, 3, side, side), channels_last.
-    """
-    with torch.autocast(image.device.type, enabled=False):
-        scaled = functional.interpolate(image, (side, side), mode="area")
-    return scaled.contiguous(memory_format=torch.channels_last)

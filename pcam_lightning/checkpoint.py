@@ -61,7 +61,8 @@ def run_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {
         "seed_everything": config["seed_everything"],
         "data": config["data"],
-        "model": config["model"],
+        # To compile pays in training at most, and needs a compiler that the machine which predicts may not have.
+        "model": {**config["model"], "compile": False},
         "trainer": {"precision": config["trainer"]["precision"]},
     }
 

@@ -16,7 +16,6 @@ from pcam_lightning.augment import (
     draw_flips_and_turns,
     draw_symmetries,
     flip_and_turn,
-    scale,
     to_unit,
 )
 from pcam_lightning.backbone import body, build_backbone, load_weights
@@ -41,9 +40,6 @@ class PCamClassifier(L.LightningModule):
         degrees: training patches are flipped and turned by an angle drawn from [-degrees, degrees].
         quarter_turns: training patches go through one of the eight symmetries of the square instead, drawn for each:
             no corner is black, no pixel moves by a fraction. Needs degrees 0.
-        grow_from: side in pixels to which patches are scaled when training begins, a multiple of 16; it grows to 96 in
-            steps of 16, all equally long, and patches are validated as they are.
-        grow_share: share of training after which the side is 96, in (0, 1].
         compile: let torch.compile build the network for this machine before the first step.
     """
 
@@ -60,8 +56,6 @@ class PCamClassifier(L.LightningModule):
         label_smoothing: float = 0.0,
         degrees: float = 90.0,
         quarter_turns: bool = False,
-        grow_from: int = 96,
-        grow_share: float = 0.5,
         compile: bool = False,  # noqa: A002 - what torch calls it
     ) -> None:
         super().__init__()
@@ -69,10 +63,6 @@ class PCamClassifier(L.LightningModule):
             raise UserError(
                 f"--model.quarter_turns {quarter_turns}: goes with --model.degrees 0, symmetries instead of angles."
             )
-        if grow_from not in range(32, 97, 16):
-            raise UserError(f"--model.grow_from {grow_from}: should be 32, 48, 64, 80 or 96 pixels.")
-        if not 0 < grow_share <= 1:
-            raise UserError(f"--model.grow_share {grow_share}: should be more than 0 and at most 1.")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"--model.label_smoothing {label_smoothing}: should be at least 0 and less than 1.")
         for name, value in (
@@ -91,7 +81,6 @@ class PCamClassifier(L.LightningModule):
         self.started_from = "none"  # what was loaded in truth; travels with the checkpoint
         self.net = build_backbone(backbone).to(memory_format=torch.channels_last)
         self._seed = 0
-        self._steps = 0  # of the whole training
         self._whole = 0  # patches of the largest batch that was not for training
         if compile:
             self.net.compile(dynamic=False)  # in place: checkpoints keep the names of the plain network
@@ -129,21 +118,10 @@ class PCamClassifier(L.LightningModule):
         return logit
 
     def _augment(self, image: torch.Tensor) -> torch.Tensor:
-        """Map a training batch, uint8 (B, 96, 96, 3), to float (B, 3, S, S), S being the side of this step."""
+        """Map a training batch, uint8 (B, 96, 96, 3), to float (B, 3, 96, 96)."""
         if self.hparams["quarter_turns"]:
-            unit = to_unit(apply_symmetries(image, draw_symmetries(len(image))))
-        else:
-            unit = flip_and_turn(to_unit(image), draw_flips_and_turns(len(image), self.hparams["degrees"]))
-        side = self._side()
-        return unit if side == unit.shape[-1] else scale(unit, side)
-
-    def _side(self) -> int:
-        """Return the side in pixels of this step's patches."""
-        sides = range(self.hparams["grow_from"], 97, 16)
-        if len(sides) == 1:
-            return 96
-        grown = self.global_step / (self._steps * self.hparams["grow_share"])
-        return sides[min(int(grown * (len(sides) - 1)), len(sides) - 1)]
+            return to_unit(apply_symmetries(image, draw_symmetries(len(image))))
+        return flip_and_turn(to_unit(image), draw_flips_and_turns(len(image), self.hparams["degrees"]))
 
     def _step(self, batch: Batch, stage: str) -> torch.Tensor:
         label = batch["label"]
@@ -197,17 +175,18 @@ class PCamClassifier(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build AdamW or SGD, and a cosine over the run with an optional linear warm-up."""
         rate, decay = float(self.hparams["lr"]), float(self.hparams["weight_decay"])
-        # One kernel for all parameters; but Lightning clips no gradients that an optimizer may unscale by itself.
-        clips = bool(self.trainer.gradient_clip_val) and str(self.trainer.precision).endswith("-mixed")
-        fused = self.device.type in ("cpu", "cuda") and not clips
+        fused = self._fuses()
         optimizer: torch.optim.Optimizer
         if self.hparams["optimizer"] == "sgd":
             momentum = self.hparams["momentum"]
             optimizer = torch.optim.SGD(self.parameters(), rate, momentum, weight_decay=decay, fused=fused)
         else:
             optimizer = torch.optim.AdamW(self.parameters(), rate, weight_decay=decay, fused=fused)
-        steps = self._steps = int(self.trainer.estimated_stepping_batches)
-        warmup = round(steps * float(self.hparams["warmup_epochs"]) / max(self.trainer.max_epochs or 1, 1))
+        steps = int(self.trainer.estimated_stepping_batches)
+        if self.trainer.train_dataloader is None:  # where max_epochs is -1, nobody has asked for it yet
+            self.trainer.fit_loop.setup_data()
+        an_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        warmup = round(an_epoch * float(self.hparams["warmup_epochs"]))
 
         def factor(step: int) -> float:
             if step < warmup:
@@ -217,6 +196,14 @@ class PCamClassifier(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/lr"}}
 
+    def _fuses(self) -> bool:
+        """Tell whether the optimizer runs one kernel for all parameters.
+
+        Not where gradients are clipped in mixed precision: Lightning clips none that an optimizer unscales by itself.
+        """
+        clips = bool(self.trainer.gradient_clip_val) and str(self.trainer.precision).endswith("-mixed")
+        return self.trainer.strategy.root_device.type in ("cpu", "cuda") and not clips
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which weights training started from."""
         checkpoint["started_from"] = self.started_from
@@ -224,10 +211,15 @@ class PCamClassifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over which weights training started from; refuse another network's before they are loaded.
 
+        Whether the optimizer is fused is of this machine and its flags, and is not taken over.
+
         Raises:
             UserError: the names or shapes are not this network's.
         """
         self.started_from = checkpoint.get("started_from", "none")
+        for state in checkpoint.get("optimizer_states", []) if self._trainer else []:
+            for group in state["param_groups"]:
+                group["fused"] = self._fuses()
         own, state = self.state_dict(), checkpoint["state_dict"]
         odd = sorted(set(own) ^ set(state)) + [
             key for key in own if key in state and own[key].shape != state[key].shape

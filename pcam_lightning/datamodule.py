@@ -196,6 +196,10 @@ class PCamDataModule(L.LightningDataModule):
     def _loader(self, patches: Patches | None, *, shuffle: bool = False) -> DataLoader[Batch]:
         assert patches is not None, "call setup() first"
         trainer = self.trainer
+        if trainer and len(patches) < trainer.world_size:
+            raise UserError(
+                f"{self.root}: {len(patches)} patches for {trainer.world_size} processes; use fewer --trainer.devices."
+            )
         return DataLoader(
             patches,
             sampler=BatchSampler(

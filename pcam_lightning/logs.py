@@ -38,7 +38,7 @@ class MetricsFile(L.Callback):
         self.goes_on = False  # with a run that has rows already
         self.options: dict[str, Any] = {}  # shown with the score in TensorBoard
         self.rows: list[dict[str, float]] = []
-        self._patches, self._waited, self._begun, self._ended = 0, 0.0, 0.0, 0.0
+        self._patches, self._waited, self._begun, self._ended, self._paused = 0, 0.0, 0.0, 0.0, 0.0
         self._validated = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -59,8 +59,15 @@ class MetricsFile(L.Callback):
         self._patches += len(batch["label"]) * trainer.world_size
         self._ended = time.perf_counter()
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        self._paused = time.perf_counter()
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that the validation metrics are of this epoch."""
+        """Start the clock again: validating within an epoch is no waiting. Note that the scores are of this epoch."""
+        pause = time.perf_counter() - self._paused
+        self._begun += pause
+        self._ended += pause
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

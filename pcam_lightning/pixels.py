@@ -17,8 +17,10 @@ _PLAIN: dict[int, tuple[int, ...] | None] = {
     262: (2,),  # RGB
     273: None,  # where the strips lie
     277: (3,),  # samples of each pixel
+    278: None,  # rows of each strip
     279: None,  # bytes of each strip
 }
+_FOREIGN = {322, 323, 324, 325, 338, 700}  # tiles, a fourth sample, XMP, which may turn the image
 _OPTIONAL = {266: (1,), 274: (1,), 284: (1,), 339: (1, 1, 1)}  # fill order, orientation, planes, unsigned samples
 
 
@@ -72,6 +74,8 @@ def plain_tiff(content: bytes) -> bytes | None:
         tags: dict[int, tuple[int, ...]] = {}
         for place in range(directory + 2, directory + 2 + 12 * count, 12):
             tag, kind, length = struct.unpack_from(f"{order}HHL", content, place)
+            if tag in _FOREIGN:
+                return None
             if tag in _PLAIN or tag in _OPTIONAL:
                 form = f"{order}{length}{_CODES[kind]}"
                 inline = struct.calcsize(form) <= 4
@@ -81,8 +85,12 @@ def plain_tiff(content: bytes) -> bytes | None:
             return None
         if any(tags.get(tag, value) not in (value, value[:1]) for tag, value in _OPTIONAL.items()):
             return None
-        strips = [content[start : start + size] for start, size in zip(tags[273], tags[279], strict=True)]
+        bytes_each = tags[278][0] * SHAPE[1] * SHAPE[2]
+        whole = [min(bytes_each, BYTES - start) for start in range(0, BYTES, bytes_each)]
+        if list(tags[279]) != whole:
+            return None
+        strips = [content[start : start + size] for start, size in zip(tags[273], whole, strict=True)]
     except (struct.error, KeyError, ValueError, MemoryError, OverflowError):
         return None
     pixels = b"".join(strips)
-    return pixels if len(pixels) == BYTES and all(map(len, strips)) else None
+    return pixels if len(pixels) == BYTES else None

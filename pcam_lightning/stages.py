@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -110,8 +111,10 @@ class StagesCLI(LightningCLI):
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"--model.compile true: torch.compile fails on this machine ({reason}).") from error
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(
+                f"--model.compile true: torch.compile fails on this machine ({reason}); leave the option out, or false."
+            ) from error
 
     def before_fit(self) -> None:
         """Check data, then weights, and only then claim a folder for the run."""
@@ -127,6 +130,8 @@ class StagesCLI(LightningCLI):
         else:
             model.started_from = self.checkpoint["started_from"]
             self._check_that_it_goes_on(self.checkpoint)
+        if chosen.model.compile:  # a machine without a compiler is found out before a folder is claimed
+            torch.compile(torch.neg)(torch.zeros(2, device=self.trainer.strategy.root_device))
         if model.freezes and isinstance(self.trainer.strategy, DDPStrategy):
             # What is frozen gets no gradient in the first epoch, which DDP takes for an error unless told to look.
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)

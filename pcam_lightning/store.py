@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import uuid
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def _writable(places: list[Path]) -> Path:
 
 
 def _fingerprint(table: pd.DataFrame, root: Path) -> str:
-    """Hash name, size and modification time of every file: one stat a file, about a second for 277,483."""
+    """Hash name, size and modification time of every file: one stat a file, about a second for 220,025."""
     digest = hashlib.sha256(f"format {FORMAT}\n".encode())
     base = os.fspath(root)
     for patch_id, path in zip(table["id"], table["path"], strict=True):
@@ -154,6 +155,10 @@ def _pack(table: pd.DataFrame, root: Path, folder: Path, part: str) -> None:
     except OSError as error:
         raise UserError(
             f"{folder.parent}: packing failed ({error.strerror}); name another folder with --data.cache_dir."
+        ) from None
+    except BrokenExecutor:
+        raise UserError(
+            f"{root}: a process that packs was killed, by the system for want of memory perhaps; run the command again."
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from torch.nn import functional
 from torchvision.transforms import functional as tv
 
 from pcam_lightning.augment import (
@@ -10,7 +9,6 @@ from pcam_lightning.augment import (
     draw_flips_and_turns,
     draw_symmetries,
     flip_and_turn,
-    scale,
     to_unit,
 )
 
@@ -24,6 +22,12 @@ def test_to_unit_scales_and_keeps_memory_channels_last() -> None:
     unit = to_unit(image)
     assert unit.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(unit, image.permute(0, 3, 1, 2) / 255)
+
+
+def test_symmetries_leave_memory_channels_last() -> None:
+    torch.manual_seed(0)
+    turned = to_unit(apply_symmetries(_patches(8), draw_symmetries(8)))
+    assert turned.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_same_as_torchvision_patch_by_patch() -> None:
@@ -97,12 +101,3 @@ def test_each_patch_has_a_symmetry_of_its_own_and_all_are_as_likely() -> None:
         assert torch.equal(
             together[number : number + 1], apply_symmetries(images[number : number + 1], draws[[number]])
         )
-
-
-def test_scaling_averages_over_areas_in_float32() -> None:
-    unit = to_unit(_patches(2))
-    with torch.autocast("cpu", torch.bfloat16):
-        half = scale(unit, 48)
-    torch.testing.assert_close(half, functional.avg_pool2d(unit, 2))
-    assert half.is_contiguous(memory_format=torch.channels_last)
-    assert abs(float(scale(unit, 80).mean() - unit.mean())) < 0.01

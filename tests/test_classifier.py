@@ -100,8 +100,6 @@ def test_label_smoothing_counts_in_training_alone() -> None:
         ("lr", -1.0),
         ("lr", float("nan")),
         ("weight_decay", float("inf")),
-        ("grow_from", 50),
-        ("grow_share", 0.0),
         ("quarter_turns", True),
     ],
 )
@@ -125,7 +123,7 @@ class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("options", [{}, {"degrees": 0.0, "quarter_turns": True, "grow_from": 48}])
+@pytest.mark.parametrize("options", [{}, {"degrees": 0.0, "quarter_turns": True}])
 def test_a_training_step_never_waits_for_the_device(options: dict[str, Any], drawn: Path) -> None:
     waits = _Waits()
 
@@ -141,14 +139,6 @@ def test_a_training_step_never_waits_for_the_device(options: dict[str, Any], dra
     assert not waits.places, waits.places[0]
 
 
-def test_patches_grow_while_training_and_are_validated_whole(drawn: Path) -> None:
-    sides: dict[bool, list[int]] = {True: [], False: []}
-    model = PCamClassifier(weights="none", grow_from=48, grow_share=0.75)
-    model.net.register_forward_pre_hook(lambda net, inputs: sides[net.training].append(inputs[0].shape[-1]))
-    _trainer(max_epochs=2).fit(model, datamodule=PCamDataModule(drawn, batch_size=25))
-    assert sides == {True: [48, 48, 64, 64, 80, 80, 96, 96], False: [96, 96]}
-
-
 def test_compiled_network_keeps_its_names_and_its_shapes(drawn: Path) -> None:
     plain, compiled = PCamClassifier(weights="none"), PCamClassifier(weights="none", compile=True)
     assert list(compiled.state_dict()) == list(plain.state_dict())
@@ -162,6 +152,20 @@ def test_compiled_network_keeps_its_names_and_its_shapes(drawn: Path) -> None:
             scores.append(_trainer().validate(model, datamodule=data, verbose=False)[0])
     assert seen == [10, 10, 10]  # of 23 patches
     assert scores[1] == pytest.approx(scores[0])
+
+
+def test_warm_up_lasts_its_epochs_wherever_training_ends(drawn: Path) -> None:
+    model = PCamClassifier(weights="none", warmup_epochs=0.5)
+    rates = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    data = PCamDataModule(drawn, batch_size=8)  # 13 steps an epoch
+    _trainer(callbacks=[Watch()], max_epochs=-1, max_steps=10).fit(model, datamodule=data)
+    assert rates.index(max(rates)) == 6
+    assert max(rates) == pytest.approx(1e-3)
 
 
 def test_gradients_are_clipped_in_any_precision(drawn: Path) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,6 +65,12 @@ def test_workers_yield_the_same_batches(data: PCamDataModule, method: str) -> No
     loader.multiprocessing_context = multiprocessing.get_context(method)
     found = _epoch(loader, 3)
     assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_more_processes_than_patches(data: PCamDataModule) -> None:
+    data.trainer = SimpleNamespace(world_size=24, global_rank=0)  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"23 patches for 24 processes; use fewer --trainer\.devices"):
+        data.val_dataloader()
 
 
 def test_predict_follows_the_submission_and_has_no_labels(kaggle: MakeFolder) -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 from conftest import CONFIGS, FAST, MakeFolder
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pcam_lightning import __version__
@@ -84,15 +83,32 @@ def test_end_of_fit_says_what_to_type_next(drawn: Path, capsys: pytest.CaptureFi
     assert (run / "checkpoints" / "last.ckpt").samefile(run / "checkpoints" / "best.ckpt")  # one epoch is both
 
 
-def test_same_seed_same_metrics_and_second_fit_opens_no_image(
-    drawn: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("an image file was opened")
-
-    monkeypatch.setattr(Image, "open", refuse)
+def test_same_seed_same_metrics(drawn: Path, trained: Path) -> None:
     assert main(["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=2", *FAST]) == 0
     pd.testing.assert_frame_equal(_metrics(RUNS / "version_0"), _metrics(trained), check_exact=True)
+
+
+def test_a_compiler_that_is_not_there_is_found_out_before_a_folder_is_claimed(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: fail)
+    args = ["fit", "-c", BASE, "--data.root", str(drawn), "--model.compile=true", *FAST]
+    assert main(args) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"error: --model.compile true: .* \(no C\+\+ compiler\); leave the option out.*", error)
+    assert not Path("lightning_logs").exists()
+
+
+def test_resumed_without_clipping_the_optimizer_is_fused_again(drawn: Path) -> None:
+    args = ["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.limit_train_batches=1", *FAST]
+    assert main([*args, "--trainer.max_epochs=1", "--trainer.gradient_clip_val=1"]) == 0
+    goes_on = ["--ckpt_path=last", "--trainer.max_epochs=2", "--trainer.gradient_clip_val=null"]
+    assert main([*args, *goes_on]) == 0
+    last = torch.load(RUNS / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["optimizer_states"][0]["param_groups"][0]["fused"]
 
 
 def test_train_on_everything(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import torch
 from conftest import CONFIGS, FAST, MakeFolder
 from sklearn.metrics import roc_auc_score
 
+from pcam_lightning.checkpoint import run_config
 from pcam_lightning.cli import main
 from pcam_lightning.messages import UserError
 from pcam_lightning.submission import make_submission
@@ -57,6 +58,12 @@ def test_scores_by_id_agree_with_the_test_stage(run_copy: Path, drawn: Path) -> 
     answers = pd.read_csv(drawn / "answers.csv").set_index("id")["label"]
     told = json.loads((run_copy / "test.json").read_text())
     assert told["test/auroc"] == pytest.approx(roc_auc_score(answers, submission[answers.index]), abs=1e-6)
+
+
+def test_a_compiled_run_is_predicted_without_a_compiler(run_copy: Path) -> None:
+    checkpoint = torch.load(_ckpt(run_copy), weights_only=True)
+    checkpoint["pcam"]["config"]["model"]["compile"] = True
+    assert run_config(checkpoint)["model"]["compile"] is False
 
 
 def test_validate_repeats_the_score_of_the_best_epoch(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

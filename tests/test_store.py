@@ -40,14 +40,13 @@ def test_rows_are_the_pixels_of_their_ids(kaggle: MakeFolder) -> None:
         assert store.pixel_sha1[row] == hashlib.sha1(store.images[row].tobytes()).hexdigest()
 
 
-def test_second_opening_reads_no_image(kaggle: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_opening_reads_no_image(kaggle: MakeFolder) -> None:
     root = kaggle()
     first = open_store(read_train(root), root, "train")
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("an image file was opened")
-
-    monkeypatch.setattr(Image, "open", refuse)
+    for path in (root / "train").iterdir():  # no image any more, and nothing but reading it would tell
+        status = path.stat()
+        path.write_bytes(bytes(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     again = open_store(read_train(root), root, "train")
     assert again.path == first.path
     assert again.fingerprint == first.fingerprint
@@ -243,9 +242,34 @@ def test_plain_tiff_has_the_pixels_that_pillow_reads(order: str, rows_per_strip:
     assert np.asarray(Image.open(tmp_path / "plain.tif")).tobytes() == pixels.tobytes()
 
 
-@pytest.mark.parametrize("more", [{259: (5,)}, {262: (1,)}, {274: (3,)}, {284: (2,)}, {339: (3, 3, 3)}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {259: (5,)}, {262: (1,)}, {274: (3,)}, {284: (2,)}, {339: (3, 3, 3)},
+        {278: (96,)}, {278: (9,)}, {278: (0,)}, {322: (96,)}, {338: (0,)}, {700: (60, 120)},
+    ],
+)  # fmt: skip
 def test_any_other_tiff_is_left_to_pillow(more: dict[int, tuple[int, ...]]) -> None:
-    assert plain_tiff(_tiff(np.zeros((96, 96, 3), dtype=np.uint8), more=more)) is None
+    assert plain_tiff(_tiff(np.zeros((96, 96, 3), dtype=np.uint8), rows_per_strip=10, more=more)) is None
+
+
+def test_files_as_kaggle_has_them_are_read_without_pillow(drawn: Path) -> None:
+    path = next((drawn / "train").iterdir())
+    assert plain_tiff(path.read_bytes()) == _pixels(path).tobytes()
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the child must inherit what kills it")
+def test_a_packing_process_that_is_killed(kaggle: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, sha1 = kaggle(train=300), hashlib.sha1
+
+    def die(content: bytes = b"") -> object:
+        return os._exit(9) if multiprocessing.parent_process() else sha1(content)
+
+    monkeypatch.setattr(hashlib, "sha1", die)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    with pytest.raises(UserError, match="a process that packs was killed"):
+        open_store(read_train(root), root, "train")
+    assert not list((root / ".pcam_cache").glob("train-*"))
 
 
 def test_cut_and_foreign_files_are_left_to_pillow(tmp_path: Path) -> None:
