@@ -53,7 +53,7 @@ def keep_freed_memory() -> bool:
     """Let glibc keep what is freed instead of giving it back to the system; tell whether it does.
 
     A training step on the CPU frees and takes a gigabyte of activations, and each page of it that comes back from the
-    system is cleared first: a fifth of the step, see benchmarks/speed.py. It costs nothing in peak memory, but the
+    system is cleared first: a twentieth of the step, see benchmarks/speed.py. It costs nothing in peak memory, but the
     process stays at its peak until it ends.
     """
     try:
