@@ -1,32 +1,34 @@
-"""How far is the score on a random split from the score on slides that no training patch comes from?
+"""How far is a validation score from the score on slides that no training patch comes from, by kind of split?
 
-    python benchmarks/unseen_slides.py DIR --seeds 3 -- -c configs/base.yaml -c configs/cpu.yaml --model.weights none
+    python benchmarks/unseen_slides.py DIR --splits random appearance -- -c configs/base.yaml -c configs/cpu.yaml \
+        --model.weights none
 
-DIR is in Kaggle's layout, with an answers.csv (id,label) for its test/ part from other slides. For each seed: fit
-with the arguments after `--`, then test with best.ckpt, through the project's own command line. Nothing is chosen by
-the test scores. Writes unseen_slides.json into the current folder and prints a table with mean and spread.
+DIR is in Kaggle's layout, with an answers.csv (id,label) for its test/ part from other slides. For each seed and kind
+of split: fit with the arguments after `--`, the seed being that of the split too, then test with best.ckpt, through the
+project's own command line. Nothing is chosen by the test scores. A kind is `random`, `appearance` or a CSV of slides
+(id,wsi). Writes unseen_slides.json into the current folder and prints a table with mean and standard deviation.
 """
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import measure
 import pandas as pd
-import torch
 
-from pcam_lightning.files import write_whole
+Run = dict[str, float]
 
 
-def run_seed(root: Path, seed: int, recipe: list[str]) -> dict[str, float]:
+def run_seed(root: Path, seed: int, split: str, recipe: list[str]) -> Run:
     """Fit and test once; return validation AUROC, unseen slides' AUROC, and seconds of fit."""
     command = [sys.executable, "-m", "pcam_lightning"]
     begun = time.perf_counter()
     fit = [*command, "fit", *recipe, "--data.root", str(root), "--seed_everything", str(seed)]
+    fit += ["--data.split_seed", str(seed), *([] if split == "random" else ["--data.slides", split])]
     with subprocess.Popen(fit, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         told = [line for line in process.stderr if line.startswith(("run: ", "error: "))]
@@ -45,17 +47,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--splits", nargs="+", default=["random"])
     parser.add_argument("recipe", nargs="+", help="arguments of fit, after --")
     args = parser.parse_args()
-    rows = [run_seed(args.root, 42 + number, args.recipe) for number in range(args.seeds)]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    told = {"recipe": args.recipe, "device": device, "machine": platform.machine(), "torch": torch.__version__}
-    write_whole(Path("unseen_slides.json"), json.dumps({**told, "runs": rows}, indent=2) + "\n")
-    print(f"{device}, torch {torch.__version__}, n={len(rows)}")
-    for name in ("val", "unseen", "distance", "seconds"):
-        values = [row[name] for row in rows]
-        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-        print(f"{name:>9} {statistics.mean(values):9.4f}  sd {spread:.4f}  ({', '.join(f'{v:.4f}' for v in values)})")
+    told: dict[str, list[Run]] = {split: [] for split in args.splits}
+    for number in range(args.seeds):
+        for split, runs in told.items():
+            runs.append(run_seed(args.root, 42 + number, split, args.recipe))
+            print(f"{split}: {runs[-1]}", flush=True)
+    machine = measure.machine()
+    measure.save(Path("unseen_slides.json"), {"machine": machine, "recipe": args.recipe, "splits": told})
+    print(f"{machine}, n={args.seeds}")
+    names = ("val", "unseen", "distance", "seconds")
+    print(
+        measure.table(
+            ["split", *names], [[split, *(tell(runs, name) for name in names)] for split, runs in told.items()]
+        )
+    )
+
+
+def tell(runs: list[Run], name: str) -> str:
+    """Tell a value's mean and standard deviation."""
+    values = [run[name] for run in runs]
+    digits = 0 if name == "seconds" else 4
+    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):.{digits}f} (sd {spread:.{digits}f})"
 
 
 if __name__ == "__main__":

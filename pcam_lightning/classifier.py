@@ -123,7 +123,8 @@ class PCamClassifier(L.LightningModule):
             return to_unit(apply_symmetries(image, draw_symmetries(len(image))))
         return flip_and_turn(to_unit(image), draw_flips_and_turns(len(image), self.hparams["degrees"]))
 
-    def _step(self, batch: Batch, stage: str) -> torch.Tensor:
+    def _step(self, batch: Batch, stage: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss, and the logits (B,)."""
         label = batch["label"]
         logit = self(self._augment(batch["image"]) if stage == "train" else to_unit(batch["image"]))
         smoothing = self.hparams["label_smoothing"] if stage == "train" else 0.0
@@ -136,19 +137,19 @@ class PCamClassifier(L.LightningModule):
         # Logged as objects: an epoch's AUROC is computed from all its patches, not averaged over batches.
         self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, prog_bar=True)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=stage == "val")
-        return losses.mean()
+        return losses.mean(), logit
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Return the loss of one batch, augmented."""
-        return self._step(batch, "train")
+        return self._step(batch, "train")[0]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the validation metrics."""
-        self._step(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """Update the validation metrics; return `row` int64 (B,) and `logit` float32 (B,)."""
+        return {"row": batch["row"], "logit": self._step(batch, "val")[1]}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the test metrics."""
-        self._step(batch, "test")
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """Update the test metrics; return `row` int64 (B,) and `logit` float32 (B,)."""
+        return {"row": batch["row"], "logit": self._step(batch, "test")[1]}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
         """Return `row` int64 (B,) and `logit` float32 (B,)."""

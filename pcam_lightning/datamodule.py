@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import lightning as L
 import numpy as np
@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pcam_lightning.appearance import appearance_groups
 from pcam_lightning.messages import UserError
-from pcam_lightning.split import check_fraction, read_split, stratified_split
+from pcam_lightning.split import hold_out, join_groups, read_split
 from pcam_lightning.store import Store, open_store
 from pcam_lightning.table import read_test, read_train
 
@@ -113,7 +114,12 @@ class PCamDataModule(L.LightningDataModule):
             default `data`; where that does not exist, `fit` rehearses on drawn tissue.
         batch_size: patches a batch, on each device.
         val_fraction: share of each class held out for validation; 0 trains on everything.
-        split_seed: seed of the random split.
+        split_seed: seed of the split.
+        slides: CSV with id,wsi: whole slides are held out, so that val/auroc is of slides never seen in training. Or
+            appearance: groups of patches that look alike, where there is no such file.
+        unknown_slides: what to do with patches that the slides file does not name: stop, or take them for one slide.
+        folds: hold out one of so many folds instead of val_fraction; by whole slides where `slides` is given.
+        fold: which one, counted from 0.
         split_file: split.csv of an older run, used instead of a new split.
         cache_dir: folder for the packed images, 27.6 kB a patch; by default .pcam_cache in the data folder.
         verify: stop where pixels are not what the ids say (Kaggle's ids are the SHA-1 of the pixels).
@@ -127,6 +133,10 @@ class PCamDataModule(L.LightningDataModule):
         batch_size: int = 512,
         val_fraction: float = 0.2,
         split_seed: int = 42,
+        slides: Literal["appearance"] | Path | None = None,
+        unknown_slides: Literal["error", "group"] = "error",
+        folds: int | None = None,
+        fold: int = 0,
         split_file: Path | None = None,
         cache_dir: Path | None = None,
         verify: bool = False,
@@ -138,11 +148,25 @@ class PCamDataModule(L.LightningDataModule):
         for name, value in (("num_workers", num_workers), ("split_seed", split_seed)):
             if value < 0:
                 raise UserError(f"--data.{name} {value}: should be at least 0.")
-        check_fraction(val_fraction)
+        if not 0 <= val_fraction < 1:
+            raise UserError(f"--data.val_fraction {val_fraction}: should be at least 0 and less than 1, such as 0.2.")
+        if split_file is not None and (folds is not None or slides is not None):
+            raise UserError(
+                f"--data.split_file {split_file}: is a split already; leave --data.folds and --data.slides out."
+            )
+        if folds is not None and folds < 2:
+            raise UserError(f"--data.folds {folds}: should be at least 2, such as 5.")
+        if not 0 <= fold < (folds or 1):
+            reason = f"should be from 0 to {folds - 1}." if folds else "goes with --data.folds, such as 5."
+            raise UserError(f"--data.fold {fold}: {reason}")
         self.root = root or Path("data")
         self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.split_seed = split_seed
+        self.slides = slides
+        self.unknown_slides = unknown_slides
+        self.folds = folds
+        self.fold = fold
         self.split_file = split_file
         self.cache_dir = cache_dir
         self.verify = verify
@@ -173,14 +197,24 @@ class PCamDataModule(L.LightningDataModule):
 
     def _setup_train(self) -> None:
         self._seed = torch.initial_seed()  # what seed_everything was given
-        table = read_train(self.root)
+        named = None if self.slides == "appearance" else self.slides
+        table = read_train(self.root, named, self.unknown_slides)
         store = open_store(table, self.root, "train", self.cache_dir, self.verify)
         rows = store.rows(table["id"])
         table["pixel_sha1"] = store.pixel_sha1[rows]
-        if self.split_file is None:
-            mask = stratified_split(table, self.val_fraction, self.split_seed)
-        else:
+        if self.split_file is not None:
             mask = read_split(self.split_file, table)
+        elif "val" in table and self.folds is None:
+            if self.slides is not None:
+                raise UserError(f"{self.root}: PCam's own files say which patches validate; leave --data.slides out.")
+            mask = table["val"].to_numpy() if self.val_fraction else np.zeros(len(table), dtype=bool)
+        else:
+            group = table["pixel_sha1"].to_numpy()
+            if self.slides == "appearance":
+                group = join_groups(appearance_groups(store.images, rows, self.split_seed), group)
+            elif self.slides is not None or "val" in table:
+                group = join_groups(table["slide"].to_numpy(), group)
+            mask = hold_out(table, group, self.val_fraction, self.split_seed, self.folds, self.fold)
         labels = table["label"].to_numpy(dtype=np.float32)
         self._train = Patches(store.path, rows[~mask], labels[~mask])
         self._val = Patches(store.path, rows[mask], labels[mask])

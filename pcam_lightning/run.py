@@ -37,6 +37,10 @@ class Run:
         """The checkpoint of the last whole epoch."""
         return self.folder / "checkpoints" / "last.ckpt"
 
+    def predictions(self, part: str) -> Path:
+        """What the network says of the labelled patches of `val` or `test`: id,label,logit and, where known, slide."""
+        return self.folder / f"{part}_predictions.csv"
+
     @property
     def submission(self) -> Path:
         """What Kaggle takes: id,label."""

@@ -5,68 +5,125 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError, warn
 
 
-def stratified_split(table: pd.DataFrame, val_fraction: float, seed: int) -> np.ndarray:
-    """Mark a share of each class for validation; exact duplicates stay on one side.
+def split_groups(table: pd.DataFrame, group: np.ndarray, shares: list[float], seed: int) -> np.ndarray:
+    """Deal whole groups of patches to parts, each with its share of each class as nearly as whole groups allow.
 
-    The draw depends on ids, labels and pixels alone: the order of the rows does not matter. Groups of duplicates
-    and single patches are taken in a random order as long as they fit; single patches fill up what is left.
+    Groups are taken from large to small, in a random order among those of about one size, each to the part where the
+    counts of both classes fit best afterwards (least sum of squares over their targets). Single patches come last and
+    fill up what is left: where all are single, the shares are exact but for whole patches. The draw depends on ids,
+    labels and groups alone, not on the order of the rows.
 
     Args:
-        table: one row a patch, with columns `id`, `label` and `pixel_sha1` (the same for exact duplicates).
-        val_fraction: share of each class to mark, in [0, 1); rounded down to whole patches. 0 marks none.
+        table: one row a patch, with columns `id` and `label`.
+        group: the group of each row, shape (N,).
+        shares: of each part, more than 0, 1 in all.
         seed: of the draw.
+
+    Returns:
+        The part of each row, int64, shape (N,).
+    """
+    order = np.argsort(table["id"].to_numpy())
+    label = table["label"].to_numpy()[order].astype(np.int64)
+    # Groups are numbered by their first id, so that the draw does not depend on what they are called.
+    number = pd.factorize(group[order])[0]
+    counts = np.zeros((number.max() + 1, 2), dtype=np.int64)
+    np.add.at(counts, (number, label), 1)
+    size = counts.sum(axis=1)
+    edges = np.floor(np.outer(np.cumsum(shares), counts.sum(axis=0)) + 1e-6)
+    edges[-1] = counts.sum(axis=0)
+    target = np.diff(edges, axis=0, prepend=0)
+    drawn = np.random.default_rng(seed).permutation(len(counts))
+    drawn = drawn[np.argsort(-np.floor(np.log2(size[drawn])), kind="stable")]
+    part = np.empty(len(counts), dtype=np.int64)
+    have = np.zeros_like(target)
+    for one in drawn[size[drawn] > 1]:
+        misfit = (counts[one] * (2 * (have - target) + counts[one]) / np.maximum(target, 1)).sum(axis=1)
+        part[one] = misfit.argmin()
+        have[part[one]] += counts[one]
+    singles = drawn[size[drawn] == 1]
+    need = np.maximum(target - have, 0).astype(np.int64)
+    for kind in (0, 1):
+        ones = singles[counts[singles, kind] == 1]
+        part[ones] = np.repeat(np.arange(len(shares)), need[:, kind])[: len(ones)]
+    parts = np.empty(len(table), dtype=np.int64)
+    parts[order] = part[number]
+    return parts
+
+
+def join_groups(group: np.ndarray, pixel_sha1: np.ndarray) -> np.ndarray:
+    """Make one group of all groups that have a patch in common: exact duplicates never part.
+
+    Args:
+        group: the group of each row, shape (N,).
+        pixel_sha1: the same for exact duplicates, shape (N,).
+
+    Returns:
+        The joined group of each row, int64, shape (N,).
+    """
+    first, names = pd.factorize(group)
+    second = pd.factorize(pixel_sha1)[0]
+    edges = coo_matrix((np.ones(len(first), dtype=bool), (first, second + len(names))), shape=(2 * len(first),) * 2)
+    joined: np.ndarray = connected_components(edges, directed=False)[1][first]
+    return joined
+
+
+def hold_out(
+    table: pd.DataFrame, group: np.ndarray, val_fraction: float, seed: int, folds: int | None = None, fold: int = 0
+) -> np.ndarray:
+    """Mark the validation part: a share of each class, or one of several folds; groups stay whole.
+
+    Args:
+        table: one row a patch, with columns `id` and `label`.
+        group: the group of each row, shape (N,).
+        val_fraction: share to mark, in [0, 1); 0 marks none. Not used where there are folds.
+        seed: of the draw; the folds of one seed have no patch in common.
+        folds: number of folds, at least 2.
+        fold: the one to mark, counted from 0.
 
     Returns:
         Mask over the rows, True for validation, shape (N,).
 
     Raises:
-        UserError: the fraction is out of range, or a class has no patch on one of the two sides.
+        UserError: a class has no patch on one of the two sides.
     """
-    check_fraction(val_fraction)
-    if val_fraction == 0:
+    if folds is None and val_fraction == 0:
         return np.zeros(len(table), dtype=bool)
-    by_id = table.reset_index(drop=True).sort_values("id")
-    counts = by_id["label"].value_counts()
-    target = {label: int(val_fraction * count) for label, count in counts.items()}
-    for label, count in counts.items():
-        if target[label] == 0:
+    shares = [val_fraction, 1 - val_fraction] if folds is None else [1 / folds] * folds
+    part = split_groups(table, group, shares, seed)
+    asked = f"--data.val_fraction {val_fraction}" if folds is None else f"--data.folds {folds}"
+    for each in range(len(shares)):  # a fold that cannot be is not found out after hours of the others
+        if missing := {0, 1} - set(table.loc[part == each, "label"]):
             raise UserError(
-                f"--data.val_fraction {val_fraction}: {count} patches of label {label} leave none for validation; "
-                "use more patches, a larger fraction, or 0 to train on everything."
+                f"{asked}: {len(table):,} patches in {len(np.unique(group)):,} groups leave none of label "
+                f"{min(missing)} for part {each + 1} of {len(shares)}; use more patches, another share or another "
+                "--data.split_seed."
             )
-    positions, labels = by_id.index.to_numpy(), by_id["label"].to_numpy()
-    # Groups are numbered by their first id, so that the draw does not depend on the hash function.
-    group = pd.factorize(by_id["pixel_sha1"])[0]
-    members = np.argsort(group, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(group))])
-    left = dict(target)
-    mask = np.zeros(len(table), dtype=bool)
-    for drawn in np.random.default_rng(seed).permutation(len(starts) - 1):
-        rows = members[starts[drawn] : starts[drawn + 1]]
-        needs = {label: int((labels[rows] == label).sum()) for label in left} if len(rows) > 1 else {labels[rows[0]]: 1}
-        if all(left[label] >= need for label, need in needs.items()):
-            mask[positions[rows]] = True
-            for label, need in needs.items():
-                left[label] -= need
-    if any(left.values()):
-        off = ", ".join(
-            f"{count} short of {target[label]:,} in label {label}" for label, count in left.items() if count
-        )
-        warn(f"exact duplicates keep the validation part from its size: {off}.")
-        if table.loc[mask, "label"].nunique() < 2:
-            raise UserError("too many exact duplicates: nothing of a class can be held out; try another split_seed.")
+    mask: np.ndarray = part == fold
     return mask
 
 
-def check_fraction(val_fraction: float) -> None:
-    """Raise UserError where the share for validation is not in [0, 1)."""
-    if not 0 <= val_fraction < 1:
-        raise UserError(f"--data.val_fraction {val_fraction}: should be at least 0 and less than 1, such as 0.2.")
+def describe(table: pd.DataFrame, mask: np.ndarray) -> str:
+    """Tell how many patches a side has, its share of tumour and, where they are known, its slides."""
+    rows = table[mask]
+    share = f"{rows['label'].mean():.1%} tumour" if len(rows) else "none"
+    slides = f", {rows['slide'].nunique():,} slides" if "slide" in rows else ""
+    return f"{len(rows):,} patches ({share}{slides})"
+
+
+def shared_slides(table: pd.DataFrame, mask: np.ndarray) -> str:
+    """Tell how slides stand on both sides; nothing where they are known and none does."""
+    if "slide" not in table:
+        return "patches of one slide stand on both sides"
+    slides = table["slide"]
+    shared = int((slides[mask].isin(slides[~mask]) | slides[mask].isna()).sum())
+    return f"{shared:,} of {int(mask.sum()):,} validation patches are of slides that train it too" if shared else ""
 
 
 def read_split(path: Path, table: pd.DataFrame) -> np.ndarray:

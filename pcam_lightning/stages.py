@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import pandas as pd
 import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -22,9 +23,9 @@ from pcam_lightning.files import cache_folder, write_whole
 from pcam_lightning.logs import MetricsFile, TensorBoard
 from pcam_lightning.machine import keep_freed_memory, precision_here
 from pcam_lightning.messages import UserError, say, warn
+from pcam_lightning.predictions import Collector, write_labelled, write_submission
 from pcam_lightning.run import Run, claim_run, run_of
-from pcam_lightning.split import split_digest, write_split
-from pcam_lightning.submission import SubmissionWriter
+from pcam_lightning.split import describe, shared_slides, split_digest, write_split
 from pcam_lightning.synthetic import synthesize
 
 PROG = "python -m pcam_lightning"
@@ -39,6 +40,7 @@ class StagesCLI(LightningCLI):
 
     checkpoint: dict[str, Any] | None = None  # that --ckpt_path names
     resumed: Run | None = None  # the run that `fit --ckpt_path last` goes on with
+    place: Run | None = None  # where the run is to be, if not in a folder of its own claiming
     run: Run | None = None
     name = "default"  # of the run's folder: the stem of the last -c
 
@@ -65,8 +67,8 @@ class StagesCLI(LightningCLI):
                 say(f"Rehearsal: batch size {REHEARSAL_BATCH} instead of {chosen.data.batch_size}, for enough steps.")
                 chosen.data.batch_size = REHEARSAL_BATCH
         chosen.data.root = chosen.data.root or Path("data")
-        for name in ("root", "cache_dir", "split_file"):  # the run is to find them again from another folder
-            if chosen.data[name] is not None:
+        for name in ("root", "cache_dir", "split_file", "slides"):  # the run is to find them again from another folder
+            if isinstance(chosen.data[name], Path):
                 chosen.data[name] = chosen.data[name].absolute()
         self.rehearsal = chosen.data.root == rehearsal.absolute()
         chosen.trainer.precision = precision_here(chosen.trainer.accelerator, chosen.trainer.precision)
@@ -119,6 +121,8 @@ class StagesCLI(LightningCLI):
     def before_fit(self) -> None:
         """Check data, then weights, and only then claim a folder for the run."""
         data, model, chosen = self.datamodule, self.model, self.config[self.subcommand]
+        if self.resumed is not None:
+            self._take_split_of(self.resumed)
         data.setup("fit")
         if self.checkpoint is None:
             try:
@@ -138,13 +142,12 @@ class StagesCLI(LightningCLI):
         train, val = int((~data.val_mask).sum()), int(data.val_mask.sum())
         if train == 0:
             raise UserError(f"{data.split_file}: all patches are in the validation part, none is left to train on.")
-        say(f"data: {data.root}: {train:,} patches to train on, {val:,} to validate.")
-        if "slide" in data.table:
-            slides = data.table["slide"]
-            shared = int(slides[data.val_mask].isin(slides[~data.val_mask]).sum())
+        sides = (describe(data.table, ~data.val_mask), describe(data.table, data.val_mask))
+        say(f"data: {data.root}: {sides[0]} to train on, {sides[1]} to validate.")
+        if val and not self.rehearsal and (told := shared_slides(data.table, data.val_mask)):
             say(
-                f"{shared:,} of {val:,} validation patches are of slides that training sees too: "
-                "val/auroc is optimistic."
+                f"val/auroc will be optimistic, by some 0.04 on the data in README: {told}. --data.slides FILE "
+                "(id,wsi) holds out whole slides; the README tells how to get it."
             )
         say(
             f"network: {chosen.model.backbone} from {'random' if model.started_from == 'none' else model.started_from} "
@@ -152,6 +155,17 @@ class StagesCLI(LightningCLI):
         )
         if not chosen.trainer.fast_dev_run:
             self._open_run()
+
+    def _take_split_of(self, run: Run) -> None:
+        """Take the split that a run was made with, unless the user asks for another one.
+
+        A new draw is the same, but for groups that look alike: another machine may round their clustering differently.
+        """
+        assert self.checkpoint is not None
+        names = ("root", "val_fraction", "split_seed", "split_file", "slides", "unknown_slides", "folds", "fold")
+        recorded, chosen = self.checkpoint["pcam"]["config"]["data"], self.config[self.subcommand].data
+        if run.split.is_file() and all(str(recorded.get(name)) == str(chosen[name]) for name in names):
+            self.datamodule.split_file = run.split
 
     def _check_that_it_goes_on(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on where there is nothing to do, or where the resumed run's validation part has changed."""
@@ -175,7 +189,8 @@ class StagesCLI(LightningCLI):
         plain.pop("config", None)
         plain["ckpt_path"] = None
         if self.trainer.is_global_zero:
-            self.run = self.resumed or claim_run(self._runs(chosen))
+            self.run = self.resumed or self.place or claim_run(self._runs(chosen))
+            self.run.best.parent.mkdir(parents=True, exist_ok=True)
             for left_over in self.run.last.parent.glob(".*.tmp"):  # of a run that was killed while it saved
                 left_over.unlink()
             if self.resumed is None:
@@ -184,7 +199,7 @@ class StagesCLI(LightningCLI):
             if chosen.trainer.logger is not False:
                 purge = self.checkpoint["global_step"] + 1 if self.resumed and self.checkpoint else None
                 self.trainer.loggers = [TensorBoard(self.run, purge), *self.trainer.loggers]
-                self.trainer.callbacks.append(LearningRateMonitor("step"))  # type: ignore[attr-defined]
+                self._add(LearningRateMonitor("step"))
             say(f"run: {self.run.folder}")
         self.keep.run = self.metrics_file.run = self.run
         self.keep.goes_on = self.metrics_file.goes_on = self.resumed is not None
@@ -216,17 +231,34 @@ class StagesCLI(LightningCLI):
         else:
             say("nothing was validated: last.ckpt counts.")
         say(f"curves:     tensorboard --logdir {self.run.folder.parent.parent}")
+        if self.keep.best_epoch is not None:
+            say(f"report:     {PROG} evaluate {self.run.folder}")
         say(f"submission: {PROG} predict --ckpt_path {best}")
 
     def before_validate(self) -> None:
         """Take the network to the data that its run held out."""
         assert self.checkpoint is not None
+        self._take_split_of(self._written_run())
         self.datamodule.setup("validate")
         if not self.datamodule.val_mask.any():
             raise UserError("--data.val_fraction 0: this run held nothing out, so there is nothing to validate on.")
         recorded = self.checkpoint["pcam"]["split"]["sha256"]
         if split_digest(self.datamodule.table, self.datamodule.val_mask) != recorded:
             warn("this is not the validation part of the checkpoint's run: some of these patches may have trained it.")
+
+        self._collect("val", self.datamodule.table)
+
+    def before_test(self) -> None:
+        """Take the network to the answers."""
+        self.datamodule.setup("test")
+        self._collect("test", self.datamodule.test_table)
+
+    def _collect(self, part: str, table: pd.DataFrame) -> None:
+        path = self._written_run().predictions(part)
+        self._add(Collector(lambda logit: write_labelled(path, table, logit)))
+
+    def _add(self, callback: Callback) -> None:
+        self.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
 
     def after_validate(self) -> None:
         """Keep the scores in the run."""
@@ -237,10 +269,15 @@ class StagesCLI(LightningCLI):
         self._write_scores("test")
 
     def before_predict(self) -> None:
-        """Add the writer of the submission."""
-        chosen = self.config[self.subcommand]
-        writer = SubmissionWriter(self._written_run().submission, overwrite=chosen.overwrite)
-        self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+        """Have the submission written."""
+        chosen, data = self.config[self.subcommand], self.datamodule
+        run = self._written_run()
+        temperature = _temperature(run) if chosen.calibrate else 1.0
+
+        def write(logit: "pd.Series[float]") -> None:
+            write_submission(run.submission, data.test_table["id"], logit / temperature, overwrite=chosen.overwrite)
+
+        self._add(Collector(write))
         say(f"data: {self.datamodule.root}; checkpoint: {chosen.ckpt_path}")
 
     def _write_scores(self, stage: str) -> None:
@@ -266,6 +303,16 @@ class StagesCLI(LightningCLI):
             with filelock.FileLock(root.with_name(f"{root.name}.lock")):  # whoever comes second waits
                 if not root.is_dir():
                     synthesize(root)
+
+
+def _temperature(run: Run) -> float:
+    """Return the temperature that `evaluate` found for a run."""
+    try:
+        return float(json.loads((run.folder / "report.json").read_text(encoding="utf-8"))["temperature"])
+    except (OSError, ValueError, KeyError):
+        raise UserError(
+            f"{run.folder / 'report.json'}: no temperature there; {PROG} evaluate {run.folder} finds it."
+        ) from None
 
 
 def _check_trainer(config: Namespace, *, fits: bool) -> None:

@@ -5,8 +5,10 @@ import os
 import shutil
 import uuid
 from concurrent.futures import BrokenExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 import numpy as np
@@ -16,6 +18,7 @@ from tqdm import tqdm
 
 from pcam_lightning.files import cache_folder, write_whole
 from pcam_lightning.messages import UserError, say, warn
+from pcam_lightning.official import open_images, read_images
 from pcam_lightning.pixels import BYTES, SHAPE, read_pixels
 from pcam_lightning.table import looks_like_sha1
 from pcam_lightning.workers import workers
@@ -121,9 +124,12 @@ def _fingerprint(table: pd.DataFrame, root: Path) -> str:
     """Hash name, size and modification time of every file: one stat a file, about a second for 220,025."""
     digest = hashlib.sha256(f"format {FORMAT}\n".encode())
     base = os.fspath(root)
+    before = ""
     for patch_id, path in zip(table["id"], table["path"], strict=True):
         try:
-            status = os.stat(os.path.join(base, path))
+            if path != before:  # many patches may lie in one file
+                status = os.stat(os.path.join(base, path))
+                before = path
         except OSError as error:
             raise UserError(
                 f"{root / path}: {error.strerror}; did it go away just now? Run the command again."
@@ -172,22 +178,20 @@ def _write_images(target: Path, table: pd.DataFrame, root: Path, part: str) -> l
         )
         offset = file.tell()
         file.truncate(offset + len(table) * BYTES)
-    paths = list(table["path"])
-    tasks = [
-        (os.fspath(target), offset + start * BYTES, os.fspath(root), paths[start : start + _CHUNK])
-        for start in range(0, len(paths), _CHUNK)
-    ]
     pixel_sha1: list[str] = []
     refused: list[str] = []
-    bar = tqdm(total=len(paths), desc=f"packing {part}", unit=" patches", unit_scale=True)
-    with bar, workers(len(tasks)) as map_on_cores:
+    bar = tqdm(total=len(table), desc=f"packing {part}", unit=" patches", unit_scale=True)
+    with ExitStack() as stack:
+        tasks = _tasks(target, offset, table, root, stack)
+        stack.enter_context(bar)
+        map_on_cores = stack.enter_context(workers(len(tasks)))
         for hashes, complaints in map_on_cores(_pack_chunk, tasks):
             pixel_sha1 += hashes
             refused += complaints
             bar.update(len(hashes))
     if refused:
         raise UserError(
-            f"{root}: {len(refused):,} of {len(paths):,} image files cannot be used: {'; '.join(refused)}. "
+            f"{root}: {len(refused):,} of {len(table):,} image files cannot be used: {'; '.join(refused)}. "
             "Unzip the download again, or take them out of the CSV."
         )
     with target.open("rb+") as file:
@@ -195,29 +199,58 @@ def _write_images(target: Path, table: pd.DataFrame, root: Path, part: str) -> l
     return pixel_sha1
 
 
-_Task = tuple[str, int, str, list[str]]
+class _Task(NamedTuple):
+    """Some patches to write at an offset of the array's file: image files, or places in PCam's own file."""
+
+    target: str
+    offset: int
+    root: str
+    paths: list[str]
+    places: tuple[int, int] | None
+
+
+def _tasks(target: Path, offset: int, table: pd.DataFrame, root: Path, stack: ExitStack) -> list[_Task]:
+    """Cut the table into tasks; what PCam's own files need to be read lasts as long as the stack."""
+    files = {}
+    if "place" in table:
+        for name, count in table["path"].value_counts().items():
+            files[name] = os.fspath(stack.enter_context(open_images(root / str(name), count, target.parent)))
+    tasks, done = [], 0
+    for name, rows in table.groupby("path", sort=False) if files else [("", table)]:
+        for start in range(0, len(rows), _CHUNK):
+            stop = min(start + _CHUNK, len(rows))
+            paths = [files[name]] if files else list(rows["path"][start:stop])
+            places = (start, stop) if files else None
+            tasks.append(_Task(os.fspath(target), offset + done * BYTES, os.fspath(root), paths, places))
+            done += stop - start
+    return tasks
 
 
 def _pack_chunk(task: _Task) -> tuple[list[str], list[str]]:
-    """Decode some files and write them at an offset; return the hash of each, and a complaint for each bad file."""
-    target, offset, root, paths = task
-    hashes: list[str] = []
+    """Write a task's patches; return the hash of each, and a complaint for each bad file."""
     refused: list[str] = []
-    buffer = bytearray()
-    for path in paths:
+    if task.places is None:
+        buffer = bytearray()
+        for path in task.paths:
+            try:
+                buffer += read_pixels(os.path.join(task.root, path))
+            except UnidentifiedImageError:
+                refused.append(f"{path} (not a TIFF or PNG image)")
+                buffer += bytes(BYTES)
+            except Exception as error:  # whatever a decoder raises over foreign bytes is a complaint about that file
+                refused.append(f"{path} ({error or type(error).__name__})")
+                buffer += bytes(BYTES)
+    else:
+        start, stop = task.places
         try:
-            pixels = read_pixels(os.path.join(root, path))
-        except UnidentifiedImageError:
-            refused.append(f"{path} (not a TIFF or PNG image)")
-            pixels = bytes(BYTES)
-        except Exception as error:  # whatever a decoder raises over foreign bytes is a complaint about that file
-            refused.append(f"{path} ({error or type(error).__name__})")
-            pixels = bytes(BYTES)
-        hashes.append(hashlib.sha1(pixels).hexdigest())
-        buffer += pixels
-    with open(target, "rb+", buffering=0) as file:
-        file.seek(offset)
-        view = memoryview(buffer)
+            buffer = bytearray(read_images(task.paths[0], start, stop))
+        except OSError as error:
+            refused = [f"patches {start:,} to {stop:,} of {task.paths[0]} ({error})"]
+            buffer = bytearray((stop - start) * BYTES)
+    view = memoryview(buffer)
+    hashes = [hashlib.sha1(view[at : at + BYTES]).hexdigest() for at in range(0, len(view), BYTES)]
+    with open(task.target, "rb+", buffering=0) as file:
+        file.seek(task.offset)
         while view:  # a raw write may stop short
             view = view[file.write(view) :]
     return hashes, refused

@@ -8,29 +8,36 @@ from pathlib import Path
 import pandas as pd
 
 from pcam_lightning.messages import UserError, warn
+from pcam_lightning.official import is_official, read_part
 
 SUFFIXES = (".tif", ".tiff", ".png")  # the earlier one wins where an id has several
-SLIDES_FILE = "patch_id_wsi_full.csv"
+SLIDES_FILES = ("patch_id_wsi_full.csv", "patch_id_wsi.csv")  # the community's, and what `slides` writes
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 _HOW_TO_GET = "download and unzip Kaggle's histopathologic-cancer-detection, or name its folder with --data.root"
 
 
-def read_train(root: Path) -> pd.DataFrame:
+def read_train(root: Path, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
     """Read the labelled patches of a folder in Kaggle's layout.
 
     Args:
-        root: folder with `train_labels.csv` (id,label) and the images anywhere below `train/`. Where
-            `patch_id_wsi_full.csv` (id,wsi) lies there too, its slides are merged on id.
+        root: folder with `train_labels.csv` (id,label) and the images anywhere below `train/`.
+        slides: CSV with columns id and wsi, merged on id; where it is None, `patch_id_wsi_full.csv` or
+            `patch_id_wsi.csv` in `root`, if one is there.
+        unknown_slides: what to do with ids that `slides` does not name: "error", or "group", which takes them for
+            patches of one more slide.
 
     Returns:
-        One row a patch, sorted by id, with columns `id`, `label` (int8, 0 or 1), `path` (below `root`) and, where a
-        slide file is there, `slide` (missing for ids it does not know).
+        One row a patch, sorted by id, with columns `id`, `label` (int8, 0 or 1), `path` (below `root`) and, where
+        slides are known, `slide` (missing for ids that a file found in `root` does not name).
 
     Raises:
         UserError: something is missing, malformed or of one class only; the message names the file and the row.
     """
-    files = _find_images(_existing_folder(root), "train")
-    labels = _read_labels(root / "train_labels.csv")
+    if is_official(_existing_folder(root)):
+        parts = {part: read_part(root, part) for part in ("train", "valid")}
+        return pd.concat([part.assign(val=name == "valid") for name, part in parts.items()], ignore_index=True)
+    files = _find_images(root, "train")
+    labels = read_labels(root / "train_labels.csv")
     table = _join_files(labels, files, root / "train_labels.csv", root / "train")
     unlabelled = len(files) - len(table)
     if unlabelled:
@@ -42,10 +49,21 @@ def read_train(root: Path) -> pd.DataFrame:
             "0 for normal and 1 for tumour."
         )
     table = table.sort_values("id", ignore_index=True)
-    if (root / SLIDES_FILE).is_file():
-        table["slide"] = table["id"].map(_read_slides(root / SLIDES_FILE))
-        if unknown := int(table["slide"].isna().sum()):
-            warn(f"{root / SLIDES_FILE}: {unknown:,} of {len(table):,} training ids have no slide there.")
+    named = slides or next((root / name for name in SLIDES_FILES if (root / name).is_file()), None)
+    if named is not None:
+        table["slide"] = table["id"].map(read_slides(named))
+        unknown = table["id"][table["slide"].isna()]
+        if len(unknown):
+            told = (
+                f"{named}: {len(unknown):,} of {len(table):,} training ids have no slide there, {unknown.iloc[0]} first"
+            )
+            if slides and unknown_slides == "error":
+                raise UserError(
+                    f"{told}; complete the file, or let --data.unknown_slides group take them for one slide."
+                )
+            warn(f"{told}.")
+            if slides:
+                table["slide"] = table["slide"].fillna("unknown")
     return table
 
 
@@ -64,7 +82,9 @@ def read_test(root: Path, *, answers: bool = False) -> pd.DataFrame:
     Raises:
         UserError: something is missing or malformed; the message names the file and the row.
     """
-    _existing_folder(root)
+    if is_official(_existing_folder(root)):
+        table = read_part(root, "test")
+        return table if answers else table.drop(columns="label")
     part = "test" if (root / "test").is_dir() or (root / "train").is_dir() else "."
     files = _find_images(root, part)
     sample = root / "sample_submission.csv"
@@ -79,7 +99,7 @@ def read_test(root: Path, *, answers: bool = False) -> pd.DataFrame:
         path = root / "answers.csv"
         if not path.is_file():
             raise UserError(f"{path}: no such file. Scoring test/ needs its labels there, as id,label.")
-        truth = _read_labels(path).set_index("id")["label"]
+        truth = read_labels(path).set_index("id")["label"]
         _complain_of_missing(table.loc[~table["id"].isin(truth.index), "id"], path, "have no label there")
         table["label"] = table["id"].map(truth).astype("int8")
         if table["label"].nunique() < 2:
@@ -167,7 +187,12 @@ def _complain_of_ids(ids: "pd.Series[str]", path: Path) -> None:
         )
 
 
-def _read_labels(path: Path) -> pd.DataFrame:
+def read_labels(path: Path) -> pd.DataFrame:
+    """Read a CSV of labels; return columns `id` and `label` (int8), each row under its line number.
+
+    Raises:
+        UserError: it is missing or malformed; the message names the row.
+    """
     frame = _read_csv(path, ("id", "label"))
     label = frame["label"].map(_LABELS)
     odd = frame.loc[label.isna(), "label"]
@@ -179,7 +204,12 @@ def _read_labels(path: Path) -> pd.DataFrame:
     return frame.assign(label=label.astype("int8"))
 
 
-def _read_slides(path: Path) -> "pd.Series[str]":
+def read_slides(path: Path) -> "pd.Series[str]":
+    """Read a CSV with id,wsi; return the slide by id, missing where the CSV names none.
+
+    Raises:
+        UserError: it is missing or malformed; the message names the row.
+    """
     frame = _read_csv(path, ("id", "wsi"))
     return frame.set_index("id")["wsi"].replace("", pd.NA)
 

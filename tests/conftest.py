@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from pcam_lightning.cli import main
 from pcam_lightning.synthetic import synthesize
 
+settings.register_profile("unhurried", deadline=None)  # the first call may import half a library
+settings.load_profile("unhurried")
 CONFIGS = Path(__file__).parents[1] / "configs"
 FAST = (
     "--model.weights=none",

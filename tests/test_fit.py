@@ -69,10 +69,10 @@ def test_a_checkpoint_says_where_it_comes_from(trained: Path, drawn: Path) -> No
 def test_end_of_fit_says_what_to_type_next(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=1", *FAST]) == 0
     told = capsys.readouterr().err
-    assert re.search(r"data: .*: 97 patches to train on, 23 to validate", told)
+    assert re.search(r"data: .*: 97 patches \(.*\d slides\) to train on, 23 patches \(.*\) to validate", told)
     assert "resnet18 from random weights" in told
     assert "freeze_epochs is skipped" in told
-    assert "of 23 validation patches are of slides that training sees too" in told
+    assert "of 23 validation patches are of slides that train it too" in told
     assert re.search(r"best: epoch 1, val/auroc 0\.\d{4}", told)
     assert "tensorboard --logdir lightning_logs" in told
     command = re.search(r"python -m pcam_lightning (predict --ckpt_path \S+)", told)
@@ -177,14 +177,15 @@ def test_a_new_run_from_an_older_checkpoint_has_a_best_of_its_own(run_copy: Path
 # A process of its own that sends itself a signal in the middle of an epoch.
 _STOPPED = """
 import os, sys
-from pcam_lightning import cli
+from pcam_lightning.classifier import PCamClassifier
+from pcam_lightning.cli import main
 
 def stop(model, *args):
     if model.current_epoch == int(sys.argv[2]) and model.global_step % 4 == 2:
         os.kill(os.getpid(), int(sys.argv[1]))
 
-cli.PCamClassifier.on_train_batch_end = stop
-sys.exit(cli.main(sys.argv[3:]))
+PCamClassifier.on_train_batch_end = stop
+sys.exit(main(sys.argv[3:]))
 """
 
 

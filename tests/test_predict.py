@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from pcam_lightning.checkpoint import run_config
 from pcam_lightning.cli import main
 from pcam_lightning.messages import UserError
-from pcam_lightning.submission import make_submission
+from pcam_lightning.predictions import make_submission
 
 CPU = "--trainer.accelerator=cpu"
 

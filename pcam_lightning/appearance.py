@@ -1,0 +1,52 @@
+"""Patches -> groups of patches that look alike: a stand-in for slides where no map to them is known."""
+
+import numpy as np
+from sklearn.cluster import MiniBatchKMeans
+
+PATCHES = 300  # a group, on the mean: slides of PatchCamelyon have about a thousand
+_CHUNK = 512
+
+
+def appearance_groups(images: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
+    """Group patches by their stain.
+
+    What a laboratory and a scanner do to a slide, they do to all of its patches. Groups are smaller than slides on
+    purpose: a slide that falls into several groups leaks a little, a group of several slides costs balance alone.
+
+    Args:
+        images: uint8, (M, 96, 96, 3), memory-mapped perhaps: it is read in pieces.
+        rows: those to group, shape (N,).
+        seed: of the clustering.
+
+    Returns:
+        The group of each patch, int64, shape (N,).
+    """
+    clusters = max(2, min(round(len(rows) / PATCHES), 400))
+    found = MiniBatchKMeans(clusters, batch_size=4096, n_init=3, random_state=seed).fit_predict(describe(images, rows))
+    groups: np.ndarray = found.astype(np.int64)
+    return groups
+
+
+def describe(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Describe patches by their stain: mean, spread and extremes of the optical densities, each with deviation 1.
+
+    Args:
+        images: uint8, (M, 96, 96, 3).
+        rows: those to describe, shape (N,).
+
+    Returns:
+        float32, (N, 15).
+    """
+    found = []
+    for start in range(0, len(rows), _CHUNK):
+        chunk = images[rows[start : start + _CHUNK]]
+        density = -np.log((chunk[:, ::2, ::2].astype(np.float32) + 1) / 256)
+        density = density.reshape(len(density), -1, 3)
+        centred = density - density.mean(axis=1, keepdims=True)
+        covariance = np.einsum("npi,npj->nij", centred, centred)[:, *np.triu_indices(3)] / density.shape[1]
+        extremes = np.percentile(density, [10, 90], axis=1).transpose(1, 0, 2).reshape(len(density), -1)
+        found.append(np.hstack([density.mean(axis=1), np.sign(covariance) * np.sqrt(np.abs(covariance)), extremes]))
+    features: np.ndarray = np.vstack(found).astype(np.float32)
+    features -= features.mean(axis=0)
+    features /= np.maximum(features.std(axis=0), 1e-6)
+    return features

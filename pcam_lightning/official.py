@@ -1,0 +1,151 @@
+"""PCam's own files, camelyonpatch_level_2_split_*.h5 (or .gz) and meta CSVs -> rows of the table, and pixels."""
+
+import gzip
+import shutil
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from pcam_lightning.messages import UserError
+from pcam_lightning.pixels import BYTES, SHAPE
+
+PREFIX = "camelyonpatch_level_2_split_"
+_WHERE = "download it again from github.com/basveeling/pcam"
+
+
+def is_official(root: Path) -> bool:
+    """Tell whether a folder holds PCam's own files, and is no folder in Kaggle's layout that has some of them too."""
+    return not (root / "train_labels.csv").is_file() and any(root.glob(f"{PREFIX}*_[xy].h5*"))
+
+
+def read_part(root: Path, part: str) -> pd.DataFrame:
+    """Read the labels and slides of one part.
+
+    Patches have no names in these files, and exact duplicates among them: an id is the part and the row, such as
+    train-000123.
+
+    Args:
+        root: folder with the part's x and y (`.h5` or `.h5.gz`) and its `meta.csv`.
+        part: train, valid or test.
+
+    Returns:
+        One row a patch in the files' order, with columns `id`, `label` (int8), `slide`, `path` (of x, below `root`)
+        and `place` (row in x).
+
+    Raises:
+        UserError: a file is missing or damaged, or is not what its name says.
+    """
+    images, labels, meta = _find(root, part, "x"), _find(root, part, "y"), root / f"{PREFIX}{part}_meta.csv"
+    with TemporaryDirectory() as scratch, _open(labels, "y", Path(scratch)) as data:
+        if data.size != len(data):
+            raise UserError(f"{labels}: its shape is {data.shape}, one label a patch is due; are x and y swapped?")
+        try:
+            label = data[:].ravel()
+        except OSError as error:
+            raise UserError(f"{labels}: damaged ({error}); {_WHERE}.") from None
+    if odd := sorted(set(np.unique(label).tolist()) - {0, 1}):
+        raise UserError(f"{labels}: label {odd[0]} is neither 0 nor 1; {_WHERE}.")
+    if not meta.is_file():
+        raise UserError(f"{meta}: no such file, and it names the slides; {_WHERE}.")
+    try:
+        slide = pd.read_csv(meta, dtype=str, keep_default_na=False)["wsi"]
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, KeyError):
+        raise UserError(f"{meta}: not a CSV file with a column wsi; {_WHERE}.") from None
+    if len(slide) != len(label):
+        raise UserError(f"{meta}: {len(slide):,} rows, and {labels.name} has {len(label):,} labels; {_WHERE}.")
+    if images.suffix == ".h5":  # what is compressed is looked at when it is unpacked
+        with open_images(images, len(label), images.parent):
+            pass
+    return pd.DataFrame(
+        {
+            "id": [f"{part}-{place:06d}" for place in range(len(label))],
+            "label": label.astype(np.int8),
+            "slide": slide,
+            "path": images.name,
+            "place": np.arange(len(label)),
+        }
+    )
+
+
+@contextmanager
+def open_images(path: Path, count: int, scratch: Path) -> Iterator[Path]:
+    """Check a part's x, and hand out a file to read it from, unpacked into `scratch` for as long where it is a .gz.
+
+    Args:
+        path: the file.
+        count: patches that it should have.
+        scratch: folder with room for the unpacked file.
+
+    Raises:
+        UserError: the file is damaged, or its shape is not (count, 96, 96, 3).
+    """
+    with _unpacked(path, scratch) as plain:
+        with _open(plain, "x", scratch, told=path) as data:
+            if data.shape[1:] != SHAPE or data.dtype != np.uint8:
+                raise UserError(
+                    f"{path}: {data.dtype} of shape {data.shape}, and patches are uint8 of (N, 96, 96, 3); are x and y "
+                    "swapped?"
+                )
+            if len(data) != count:
+                raise UserError(f"{path}: {len(data):,} patches, and there are {count:,} labels; {_WHERE}.")
+        yield plain  # closed: processes that read it are forked from here
+
+
+def read_images(path: str, start: int, stop: int) -> bytes:
+    """Read the RGB bytes of some patches in a row of an unpacked x.
+
+    Raises:
+        OSError: the file is damaged there.
+    """
+    with h5py.File(path, "r") as file:
+        pixels = file["x"][start:stop].tobytes()
+    if len(pixels) != (stop - start) * BYTES:
+        raise OSError(f"{path}: no patches {start:,} to {stop:,}")
+    return bytes(pixels)
+
+
+def _find(root: Path, part: str, kind: str) -> Path:
+    name = f"{PREFIX}{part}_{kind}.h5"
+    for path in (root / name, root / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise UserError(f"{root / name}: no such file, nor {name}.gz; {_WHERE}.")
+
+
+@contextmanager
+def _open(path: Path, kind: str, scratch: Path, told: Path | None = None) -> Iterator[h5py.Dataset]:
+    told = told or path
+    with _unpacked(path, scratch) as plain:
+        try:
+            file = h5py.File(plain, "r")
+        except OSError as error:
+            raise UserError(f"{told}: not an HDF5 file, or a damaged one ({error}); {_WHERE}.") from None
+        with file:
+            data = file.get(kind)
+            if not isinstance(data, h5py.Dataset) or not data.shape:
+                raise UserError(f"{told}: holds {', '.join(file) or 'nothing'}, and no array {kind}; {_WHERE}.")
+            yield data
+
+
+@contextmanager
+def _unpacked(path: Path, scratch: Path) -> Iterator[Path]:
+    if path.suffix != ".gz":
+        yield path
+        return
+    plain = scratch / f".{path.stem}.{uuid.uuid4().hex}.tmp"
+    try:
+        with gzip.open(path) as packed, plain.open("wb") as file:
+            try:
+                shutil.copyfileobj(packed, file, 1 << 20)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise UserError(f"{path}: a damaged .gz file ({error}); {_WHERE}.") from None
+        yield plain
+    finally:
+        plain.unlink(missing_ok=True)

@@ -1,0 +1,220 @@
+"""The parser: what the command line takes, and where a run's configuration is found from its checkpoint."""
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+
+from pcam_lightning.checkpoint import read_checkpoint, run_config
+from pcam_lightning.classifier import PCamClassifier
+from pcam_lightning.datamodule import PCamDataModule
+from pcam_lightning.messages import UserError
+from pcam_lightning.run import Run, newest_run
+from pcam_lightning.stages import PROG, StagesCLI
+
+Tools = dict[str, Callable[..., None]]
+# Commands that run fit several times: they take its options, and are given flags, configuration and the folder of runs.
+Sweeps = dict[str, Callable[[list[str], dict[str, Any], Path], None]]
+
+STAGES = {
+    "fit": "Train, and keep the best and the last epoch's checkpoint in a run folder of its own.",
+    "validate": "Score a run's checkpoint on the validation part of its split.",
+    "test": "Score a run's checkpoint on test/, where answers.csv holds its labels.",
+    "predict": "Write submission.csv for test/ into the run of a checkpoint.",
+}
+_EXAMPLES = {
+    "fit": "fit -c configs/base.yaml --data.root DIR",
+    "validate": "validate --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
+    "test": "test --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
+    "predict": "predict --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
+}
+
+
+class PCamCLI(StagesCLI):
+    """Stages and tools of one command.
+
+    Args:
+        args: the command's arguments.
+        tools: functions that are commands too.
+        sweeps: functions that run fit several times, and take its options.
+        run: where `fit` puts its run, or goes on with it; by default it claims a folder.
+    """
+
+    def __init__(
+        self, args: list[str], tools: Tools | None = None, sweeps: Sweeps | None = None, run: Run | None = None
+    ) -> None:
+        self.args, self.tools, self.sweeps, self.place = args, tools or {}, sweeps or {}, run
+        super().__init__(
+            PCamClassifier,
+            PCamDataModule,
+            save_config_callback=None,  # it acts in every stage; before_fit saves the config
+            trainer_defaults={
+                "devices": 1,
+                "max_epochs": 15,
+                "log_every_n_steps": 10,
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,
+            },
+            seed_everything_default=42,
+            parser_kwargs={"prog": PROG, "description": sys.modules["pcam_lightning"].__doc__, "exit_on_error": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        self._subcommand_parsers = {}
+        subcommands = parser.add_subcommands(title="commands")
+        for name, description in STAGES.items():
+            # The usual command, instead of a list of seventy options that follows anyway, explained.
+            usage = f"{PROG} {_EXAMPLES[name]} [options]"
+            stage = self._prepare_subcommand_parser(
+                Trainer, name, usage=usage, description=description, exit_on_error=False
+            )
+            if name == "predict":
+                stage.add_argument(
+                    "--overwrite", action="store_true", help="Replace a submission that is there already."
+                )
+                stage.add_argument(
+                    "--calibrate", action="store_true", help="Divide logits by the temperature that evaluate found."
+                )
+            self._subcommand_parsers[name] = stage
+            subcommands.add_subcommand(name, stage, help=description)
+        for name, sweep in self.sweeps.items():
+            description = (sweep.__doc__ or "").strip().splitlines()[0]
+            usage = f"{PROG} {name} -c configs/base.yaml --data.root DIR [options]"
+            several = self._prepare_subcommand_parser(
+                Trainer, "fit", usage=usage, description=description, exit_on_error=False
+            )
+            several.add_argument("--folds", type=PositiveInt, default=5, help="Number of folds.")
+            self._subcommand_parsers[name] = several
+            subcommands.add_subcommand(name, several, help=description)
+        for name, function in self.tools.items():
+            description = (function.__doc__ or "").strip().splitlines()[0]
+            tool = LightningArgumentParser(description=description, exit_on_error=False)
+            tool.add_function_arguments(function, "data" if name == "pack" else None, as_positional=name != "pack")
+            self._subcommand_parsers[name] = tool
+            subcommands.add_subcommand(name, tool, help=description)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Put data and model before the trainer's many options."""
+        parser.add_lightning_class_args(PCamDataModule, "data")
+        parser.add_lightning_class_args(PCamClassifier, "model")
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the stages, and the trainer's arguments that are not the user's to set."""
+        ours = {"model", "datamodule", "weights_only", "return_predictions", "verbose"}
+        return {name: {*ours, "dataloaders", "train_dataloaders", "val_dataloaders"} for name in STAGES}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; where a checkpoint is named, parse again with its run's configuration put in its place."""
+        assert isinstance(args, list)
+        args, configs = _configs_first(args)
+        self.args = args
+        for path in configs:
+            _check_config(Path(path))
+        self.config = parser.parse_args(args)
+        stage = self.config.subcommand
+        if stage in self.tools:
+            return
+        chosen = self.config[stage]
+        self.name = Path(configs[-1]).stem if configs else self.name
+        if stage in self.sweeps:
+            if chosen.ckpt_path is not None:
+                raise UserError(f"{stage} takes no --ckpt_path: the same command goes on where it was.")
+        elif stage != "fit":
+            if chosen.ckpt_path is None:
+                raise UserError(
+                    f"{stage} needs --ckpt_path: an untrained network has nothing to say. {_EXAMPLES[stage]}"
+                )
+            self.checkpoint = read_checkpoint(Path(chosen.ckpt_path))
+            # First of all, so that whatever the user adds is stacked on it and wins.
+            self._parse_with(run_config(self.checkpoint), args, 1)
+        elif chosen.ckpt_path == "last" or (self.place and self.place.last.is_file()):
+            self.resumed = self.place or newest_run(self._runs(chosen))
+            self.checkpoint = read_checkpoint(self.resumed.last)
+            # After the user's -c, which are where the run's configuration came from, and before flags.
+            config = yaml.safe_load(self.resumed.config.read_text(encoding="utf-8"))
+            # The one option that an earlier resumption is likely to have changed.
+            config["trainer"]["max_epochs"] = self.checkpoint["pcam"]["config"]["trainer"]["max_epochs"]
+            self._parse_with(config, args, 1 + len(configs))
+            self.config[stage].ckpt_path = str(self.resumed.last)
+        elif chosen.ckpt_path is not None:
+            self.checkpoint = read_checkpoint(Path(chosen.ckpt_path))
+
+    def _parse_with(self, config: dict[str, Any], args: list[str], position: int) -> None:
+        self.config = self.parser.parse_args([*args[:position], f"--config={json.dumps(config)}", *args[position:]])
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would let the checkpoint's parameters beat the user's flags."""
+
+    # A tool needs neither seed nor data module, model or trainer; a sweep's runs have their own.
+
+    @property
+    def _is_stage(self) -> bool:
+        return self.subcommand in STAGES
+
+    def _set_seed(self) -> None:
+        if not self._is_stage:
+            return
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"--seed_everything: {error}") from None
+
+    def before_instantiate_classes(self) -> None:
+        """Settle what depends on the machine."""
+        if self._is_stage:
+            super().before_instantiate_classes()
+
+    def instantiate_classes(self) -> None:
+        """Build data module, model and trainer."""
+        if self._is_stage:
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self._is_stage:
+            super()._run_subcommand(subcommand)
+            return
+        chosen = self.config[subcommand]
+        if subcommand in self.sweeps:
+            plain = yaml.safe_load(self._parser(subcommand).dump(chosen, skip_unset=False))
+            plain.pop("config", None)
+            self.sweeps[subcommand](self.args[1:], plain, self._runs(chosen))
+        else:
+            self.tools[subcommand](**(chosen.data if subcommand == "pack" else chosen).as_dict())
+
+
+def _configs_first(args: list[str]) -> tuple[list[str], list[str]]:
+    """Put each -c right behind the command, as --config=PATH, and return the paths too.
+
+    A config replaces what stands before it; behind the command it leaves the last word to flags, wherever they stand.
+    """
+    flags = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    flags.add_argument("-c", "--config", action="append", default=[])
+    found, rest = flags.parse_known_args(args)
+    paths: list[str] = found.config
+    return [*rest[:1], *(f"--config={path}" for path in paths), *rest[1:]], paths
+
+
+def _check_config(path: Path) -> None:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: no config to read ({error.strerror}); those of the project are in configs/."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no options; configs/base.yaml shows them all.")

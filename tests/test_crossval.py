@@ -1,0 +1,114 @@
+"""crossval: each patch predicted once by a network that had not seen it; interrupted anywhere, the same in the end."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import CONFIGS, FAST
+from scipy.special import expit
+
+from pcam_lightning import crossval as module
+from pcam_lightning.cli import main
+from pcam_lightning.parser import PCamCLI
+from pcam_lightning.scores import auroc
+
+BASE = str(CONFIGS / "base.yaml")
+FOLDER = Path("lightning_logs/base/crossval_0")
+
+
+def _args(drawn: Path) -> list[str]:
+    slides = f"--data.slides={drawn / 'patch_id_wsi_full.csv'}"
+    return ["crossval", "-c", BASE, "--folds=2", "--data.root", str(drawn), slides, "--trainer.max_epochs=2", *FAST]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a cross-validation in two folds."""
+    place = tmp_path_factory.mktemp("crossval")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert main(_args(drawn)) == 0
+    return place / FOLDER
+
+
+def test_out_of_fold_predictions_and_the_mean_submission(undisturbed: Path, drawn: Path) -> None:
+    oof = pd.read_csv(undisturbed / "oof.csv")
+    labels = pd.read_csv(drawn / "train_labels.csv").set_index("id")["label"]
+    assert sorted(oof["id"]) == sorted(labels.index)
+    assert (oof["label"] == labels[oof["id"]].to_numpy()).all()
+    assert oof.groupby("slide")["fold"].nunique().max() == 1
+    for fold in (0, 1):
+        split = pd.read_csv(undisturbed / f"fold_{fold}" / "split.csv").set_index("id")["split"]
+        assert set(split.index[split == "val"]) == set(oof["id"][oof["fold"] == fold])
+    record = json.loads((undisturbed / "crossval.json").read_text())
+    each = [auroc(part["label"].to_numpy(), part["logit"].to_numpy()) for _, part in oof.groupby("fold")]
+    assert record["val/auroc"] == pytest.approx(each)
+    assert record["sd"] == pytest.approx(np.std(each, ddof=1))
+    logits = [pd.read_csv(undisturbed / f"fold_{fold}" / "predictions.csv")["logit"] for fold in (0, 1)]
+    submission = pd.read_csv(undisturbed / "submission.csv")
+    assert submission["label"].to_numpy() == pytest.approx(expit((logits[0] + logits[1]) / 2).to_numpy(), abs=1e-6)
+
+
+class Stop(L.Callback):
+    """Ctrl-C in the second epoch."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("moment", [0, 4])
+def test_interrupted_anywhere_it_ends_the_same(
+    moment: int, undisturbed: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = PCamCLI, [moment]
+
+    class Stops(real):  # type: ignore[misc, valid-type]
+        """Ctrl-C after so many stages, in the middle of the next one."""
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            if left[0] == 0:
+                left[0] = -1
+                if subcommand == "fit":
+                    self._add(Stop())
+                    super()._run_subcommand(subcommand)
+                raise KeyboardInterrupt
+            left[0] -= 1
+            super()._run_subcommand(subcommand)
+
+    monkeypatch.setattr(module, "PCamCLI", Stops)
+    with contextlib.suppress(KeyboardInterrupt):
+        assert main(_args(drawn)) == 1
+    assert not (FOLDER / "oof.csv").exists()
+    assert main(_args(drawn)) == 0
+    for name in ("oof.csv", "submission.csv"):
+        assert (FOLDER / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert [path.name for path in FOLDER.parent.iterdir()] == ["crossval_0"]
+
+
+def test_finished_it_does_nothing_more_and_another_recipe_starts_anew(
+    undisturbed: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(undisturbed.parents[2])
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.ckpt")}
+    assert main(_args(drawn)) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.ckpt")}
+    assert main([*_args(drawn), "--trainer.devices=2"]) == 2
+    assert "crossval trains on one device" in capsys.readouterr().err
+    assert not (undisturbed.parent / "crossval_1").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [(["--folds=1"], "--folds 1: should be at least"), (["--ckpt_path=last"], "no --ckpt_path")],
+)
+def test_complaints(flags: list[str], expected: str, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args: list[Any] = [*_args(drawn), *flags]
+    assert main(args) == 2
+    assert expected in capsys.readouterr().err
+    assert not Path("lightning_logs").exists()
