@@ -35,6 +35,7 @@ from reference import Baseline, fit, make_loader
 from sklearn.cluster import KMeans
 from timers import reached, spread
 
+from pcam_lightning.appearance import describe
 from pcam_lightning.split import write_split
 from pcam_lightning.store import open_store
 from pcam_lightning.table import read_test, read_train
@@ -80,35 +81,12 @@ def lay_out_parts(root: Path, work: Path) -> None:
         link(root / path, work / "train" / Path(path).name)
     shutil.copyfile(root / "train_labels.csv", work / "train_labels.csv")
     store = open_store(table, root, "train")
-    group = KMeans(GROUPS, n_init=3, random_state=0).fit_predict(appearance(store.images[store.rows(table["id"])]))
+    group = KMeans(GROUPS, n_init=3, random_state=0).fit_predict(describe(store.images, store.rows(table["id"])))
     mask = np.zeros(len(table), dtype=bool)
     for drawn in np.random.default_rng(0).permutation(GROUPS):
         if mask.mean() < 0.2:
             mask |= group == drawn
     write_split(work / "split.csv", table, mask)
-
-
-def appearance(images: np.ndarray) -> np.ndarray:
-    """Describe patches by their stain: mean, spread and extremes of the optical densities, each with deviation 1.
-
-    Args:
-        images: uint8, (N, 96, 96, 3).
-
-    Returns:
-        float32, (N, 15).
-    """
-    rows = []
-    for start in range(0, len(images), 512):
-        density = -np.log((images[start : start + 512, ::2, ::2].astype(np.float32) + 1) / 256)
-        density = density.reshape(len(density), -1, 3)
-        centred = density - density.mean(axis=1, keepdims=True)
-        covariance = np.einsum("npi,npj->nij", centred, centred)[:, *np.triu_indices(3)] / density.shape[1]
-        extremes = np.percentile(density, [10, 90], axis=1).transpose(1, 0, 2).reshape(len(density), -1)
-        rows.append(np.hstack([density.mean(axis=1), np.sign(covariance) * np.sqrt(np.abs(covariance)), extremes]))
-    features: np.ndarray = np.vstack(rows).astype(np.float32)
-    features -= features.mean(axis=0)
-    features /= features.std(axis=0)
-    return features
 
 
 def run_project(work: Path, seed: int, *flags: str, stop: bool) -> Run:
