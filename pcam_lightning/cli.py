@@ -11,7 +11,7 @@ from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.evaluate import compare, evaluate
 from pcam_lightning.machine import interruptions, quieten
 from pcam_lightning.messages import UserError, say
-from pcam_lightning.official import is_official
+from pcam_lightning.official import has_part, is_official
 from pcam_lightning.parser import PCamCLI, Sweeps, Tools
 from pcam_lightning.slides import slides
 from pcam_lightning.synthetic import synthesize
@@ -28,7 +28,7 @@ def pack(root: Path = Path("data"), cache_dir: Path | None = None, verify: bool 
     data = PCamDataModule(root, val_fraction=0, cache_dir=cache_dir, verify=verify)
     stages = {"train": "fit", "test": "predict"}
     if is_official(root):
-        there = [part for part in stages if any(root.glob(f"*_{part}_x.h5*"))]
+        there = [part for part in stages if has_part(root, part)]
     else:  # patches alone are there to be predicted
         there = [part for part in stages if (root / part).is_dir()] or ["test"]
     for part, stage in stages.items():

@@ -11,7 +11,7 @@ import pandas as pd
 from pcam_lightning.checkpoint import read_checkpoint
 from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError, say, warn
-from pcam_lightning.official import is_official
+from pcam_lightning.official import has_part, is_official
 from pcam_lightning.parser import PCamCLI
 from pcam_lightning.predictions import write_submission
 from pcam_lightning.run import Run
@@ -97,7 +97,7 @@ def _epochs(run: Run) -> int:
 
 def _has_test(run: Run) -> bool:
     root = Path(read_checkpoint(run.last)["pcam"]["data"]["root"])
-    return (root / "test").is_dir() or (is_official(root) and any(root.glob("*_test_x.h5*")))
+    return (root / "test").is_dir() or (is_official(root) and has_part(root, "test"))
 
 
 def _sum_up(folder: Path, record: dict[str, Any], folds: int) -> None:

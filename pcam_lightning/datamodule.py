@@ -16,6 +16,9 @@ from pcam_lightning.split import hold_out, join_groups, read_split
 from pcam_lightning.store import Store, open_store
 from pcam_lightning.table import read_test, read_train
 
+# Options of PCamDataModule that say which patches validate.
+SPLIT_OPTIONS = ("val_fraction", "split_seed", "split_file", "slides", "unknown_slides", "folds", "fold")
+
 
 class Batch(TypedDict):
     """What every loader yields.

@@ -1,23 +1,22 @@
 """evaluate and compare: labelled predictions -> report.html and report.json, and a difference with its interval."""
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import yaml
-from jinja2 import Environment
 from scipy.special import expit
-from scipy.special import logit as to_logit
 
-from pcam_lightning import __version__, figures
+from pcam_lightning import __version__
 from pcam_lightning.checkpoint import read_checkpoint
-from pcam_lightning.datamodule import PCamDataModule
+from pcam_lightning.datamodule import SPLIT_OPTIONS, PCamDataModule
 from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError, say
 from pcam_lightning.parser import PCamCLI
+from pcam_lightning.predictions import read_labelled
+from pcam_lightning.report import render
 from pcam_lightning.run import Run
 from pcam_lightning.scores import (
     Interval,
@@ -37,10 +36,9 @@ from pcam_lightning.scores import (
     rate_at,
 )
 from pcam_lightning.split import split_groups
-from pcam_lightning.table import read_labels, read_slides
+from pcam_lightning.table import read_slides
 
 PARTS = 5  # of slides or patches, for what is fitted on all but one of them
-WRONG = 16  # patches shown of each kind of mistake
 _RATES = (0.90, 0.95, 0.99)
 
 
@@ -72,7 +70,7 @@ def evaluate(
     report |= {"target": str(target), "version": __version__, "seed": seed}
     if (target / "config.yaml").is_file():
         report["splits"] = _siblings(target)
-    page = _page(judged, report, calibrated, chosen)
+    page = render(rows, judged.data, report, calibrated, chosen)
     write_whole(judged.report.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
     write_whole(judged.report.with_suffix(".html"), page)
     value = report["auroc"]
@@ -146,7 +144,7 @@ def _read(target: Path, labels: Path | None, slides: Path | None) -> Judged:
     else:
         # Its own name: a run's report holds the temperature for predict, which no test label may have a say in.
         file, report = target, target.with_name(f"{target.stem}_report")
-    rows = _read_predictions(file, labels)
+    rows = read_labelled(file, labels)
     if slides is not None:
         rows["slide"] = rows["id"].map(read_slides(slides))
         if unknown := int(rows["slide"].isna().sum()):
@@ -165,43 +163,6 @@ def _data(config: dict[str, Any]) -> PCamDataModule | None:
         say(f"no pictures: {error}")
         return None
     return data
-
-
-def _read_predictions(file: Path, labels: Path | None) -> pd.DataFrame:
-    if not file.is_file():
-        raise UserError(f"{file}: no such run, cross-validation or CSV of predictions.")
-    try:
-        rows = pd.read_csv(file, dtype={"id": str, "slide": str}, keep_default_na=False, na_values={"logit": [""]})
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{file}: not a CSV of predictions ({error}).") from None
-    if "id" not in rows or not {"logit", "label"} & set(rows):
-        raise UserError(
-            f"{file}: has the columns {','.join(map(str, rows))}; id,logit or a submission's id,label are due."
-        )
-    if "logit" not in rows:
-        if labels is None:
-            raise UserError(f"{file}: holds no labels to judge by; --labels FILE names them (id,label).")
-        prob = pd.to_numeric(rows["label"], errors="coerce")
-        if not prob.between(0, 1).all():
-            raise UserError(f"{file}: its label is no probability from 0 to 1.")
-        rows["logit"] = to_logit(prob.clip(1e-38, 1 - 1e-16))
-    if labels is not None:
-        truth = read_labels(labels).set_index("id")["label"]
-        if missing := int((~rows["id"].isin(truth.index)).sum()):
-            raise UserError(f"{labels}: {missing:,} of the {len(rows):,} ids of {file} have no label there.")
-        rows["label"] = rows["id"].map(truth)
-    if "label" not in rows:
-        raise UserError(f"{file}: holds no labels to judge by; --labels FILE names them (id,label).")
-    rows["logit"] = pd.to_numeric(rows["logit"], errors="coerce").astype(np.float64)
-    if not np.isfinite(rows["logit"]).all() or not rows["label"].isin([0, 1]).all():
-        raise UserError(f"{file}: a logit that is not a finite number, or a label that is neither 0 nor 1.")
-    if rows["id"].duplicated().any():
-        raise UserError(f"{file}: id {rows['id'][rows['id'].duplicated()].iloc[0]} stands twice.")
-    if rows["label"].nunique() < 2:
-        raise UserError(f"{file}: all {len(rows):,} labels are the same; AUROC needs patches of both classes.")
-    if "slide" in rows and (rows["slide"] == "").any():
-        rows = rows.drop(columns="slide")
-    return rows
 
 
 def _clusters(rows: pd.DataFrame) -> tuple[np.ndarray, str]:
@@ -310,10 +271,9 @@ def _options(folder: Path) -> dict[str, Any]:
 def _recipe(folder: Path) -> dict[str, Any]:
     """Return a run's options but for those that choose its split."""
     options = _options(folder)
-    split = ("val_fraction", "split_seed", "split_file", "slides", "unknown_slides", "folds", "fold", "cache_dir")
     return {
         "model": options["model"],
-        "data": {name: value for name, value in options["data"].items() if name not in split},
+        "data": {name: value for name, value in options["data"].items() if name not in (*SPLIT_OPTIONS, "cache_dir")},
         "max_epochs": options["trainer"]["max_epochs"],
     }
 
@@ -324,39 +284,3 @@ def _kind(data: dict[str, Any]) -> str:
     slides = data.get("slides")
     kind = "groups that look alike" if slides == "appearance" else "whole slides" if slides else "random"
     return f"{kind}, fold {data['fold'] + 1} of {data['folds']}" if data.get("folds") else kind
-
-
-def _page(judged: Judged, report: dict[str, Any], calibrated: np.ndarray, chosen: np.ndarray) -> str:
-    rows = judged.rows
-    label, logit = rows["label"].to_numpy(dtype=np.int64), rows["logit"].to_numpy()
-    operation = operate(label, chosen)
-    pictures = {
-        "roc": figures.roc(label, logit, operation),
-        "precision_recall": figures.precision_recall(label, logit),
-        "reliability": figures.reliability_diagram(label, logit, calibrated),
-        "histogram": figures.score_histogram(label, logit),
-        "confusion_half": figures.confusion(operate(label, logit >= 0), "Called at 0.5"),
-        "confusion": figures.confusion(operation, "Called at the chosen threshold"),
-    }
-    template = resources.files("pcam_lightning").joinpath("report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
-        report=report,
-        figures={name: figures.as_svg(figure) for name, figure in pictures.items()},
-        wrong=_wrong(rows, judged.data),
-    )
-
-
-def _wrong(rows: pd.DataFrame, data: PCamDataModule | None) -> dict[str, str]:
-    """Draw the patches that are most wrong, of each kind, where their pixels are at hand."""
-    if data is None or data.store is None:
-        return {}
-    prob, drawn = expit(rows["logit"]), {}
-    for kind, truth, worst in (("called tumour, is normal", 0, prob), ("called normal, is tumour", 1, 1 - prob)):
-        wrong = rows[(rows["label"] == truth) & (worst > 0.5)].index
-        first = worst[wrong].sort_values(ascending=False, kind="stable").index[:WRONG]
-        if len(first):
-            images = data.store.images[data.store.rows(rows.loc[first, "id"])]
-            titles = [f"{rows.loc[row, 'id'][:12]}\n{prob[row]:.3f}" for row in first]
-            drawn[f"{kind}: {len(first)} of {len(wrong):,}"] = figures.as_png(figures.patch_grid(images, titles))
-    return drawn

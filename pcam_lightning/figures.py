@@ -19,7 +19,7 @@ from pcam_lightning.scores import Operation, reliability
 Array = np.ndarray
 P = ParamSpec("P")
 # Okabe and Ito 2008: told apart by those who confuse red and green too.
-NORMAL, TUMOUR, OTHER, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+NORMAL, TUMOUR, GREY = "#0072B2", "#D55E00", "#777777"
 SIZE = (4.4, 3.6)  # inches
 _STYLE: Any = {
     "font.size": 9,
@@ -53,6 +53,13 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _square(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """Return axes on which one share is drawn against another."""
+    figure, axes = _axes(title, x, y)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    return figure, axes
+
+
 def _thin(*curves: Array) -> list[Array]:
     places = np.unique(np.linspace(0, len(curves[0]) - 1, _MOST).round().astype(int))
     return [curve[places] for curve in curves]
@@ -61,39 +68,36 @@ def _thin(*curves: Array) -> list[Array]:
 @_styled
 def roc(label: Array, logit: Array, point: Operation | None = None) -> Figure:
     """Draw sensitivity against one less specificity, with the chosen operating point."""
-    figure, axes = _axes(f"ROC, n = {len(label):,}", "1 - specificity", "sensitivity")
+    figure, axes = _square(f"ROC, n = {len(label):,}", "1 - specificity", "sensitivity")
     false, found, _ = roc_curve(label, logit)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     axes.plot(*_thin(false, found), color=NORMAL)
     if point is not None:
         axes.plot(1 - point.specificity, point.sensitivity, "o", color=TUMOUR, label="chosen threshold")
         axes.legend(loc="lower right")
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     return figure
 
 
 @_styled
 def precision_recall(label: Array, logit: Array) -> Figure:
     """Draw precision against sensitivity; the dotted line is what guessing reaches."""
-    figure, axes = _axes(f"Precision and sensitivity, n = {len(label):,}", "sensitivity", "precision")
+    figure, axes = _square(f"Precision and sensitivity, n = {len(label):,}", "sensitivity", "precision")
     precision, found, _ = precision_recall_curve(label, logit)
     axes.axhline(float(np.mean(label)), color=GREY, linewidth=0.8, linestyle=":")
     axes.plot(*_thin(found, precision), color=NORMAL)
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     return figure
 
 
 @_styled
 def reliability_diagram(label: Array, logit: Array, calibrated: Array) -> Figure:
     """Draw the share of tumour against the probability that was given, before and after temperature scaling."""
-    figure, axes = _axes(f"Reliability, n = {len(label):,}", "probability of tumour", "share with tumour")
+    figure, axes = _square(f"Reliability, n = {len(label):,}", "probability of tumour", "share with tumour")
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     for values, colour, marker, name in ((logit, NORMAL, "o", "as it is"), (calibrated, TUMOUR, "s", "calibrated")):
         count, prob, share = reliability(label, values)
         some = count > 0
         axes.plot(prob[some], share[some], color=colour, marker=marker, markersize=4, label=name)
     axes.legend(loc="upper left")
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     return figure
 
 

@@ -25,6 +25,11 @@ def is_official(root: Path) -> bool:
     return not (root / "train_labels.csv").is_file() and any(root.glob(f"{PREFIX}*_[xy].h5*"))
 
 
+def has_part(root: Path, part: str) -> bool:
+    """Tell whether a folder holds the images of a part: train, valid or test."""
+    return any(root.glob(f"{PREFIX}{part}_x.h5*"))
+
+
 def read_part(root: Path, part: str) -> pd.DataFrame:
     """Read the labels and slides of one part.
 

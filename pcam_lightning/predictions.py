@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import expit
+from scipy.special import logit as to_logit
 
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError, say
+from pcam_lightning.table import read_labels
 
 
 class Collector(L.Callback):
@@ -60,6 +62,55 @@ def write_labelled(path: Path, table: pd.DataFrame, logit: "pd.Series[float]") -
     rows = rows.assign(logit=logit.loc[rows["id"]].to_numpy(dtype=np.float32))
     columns = ["id", "label", "logit", *(["slide"] if "slide" in rows else [])]
     write_whole(path, rows[columns].to_csv(index=False, lineterminator="\n"))
+
+
+def read_labelled(file: Path, labels: Path | None = None) -> pd.DataFrame:
+    """Read predictions with their labels: what `write_labelled` writes, or a submission with labels beside it.
+
+    Args:
+        file: CSV with id and logit, or id and label, the probability of a submission.
+        labels: CSV with id,label, where `file` holds none.
+
+    Returns:
+        Columns `id`, `label`, `logit` and, where they are in the file, `slide` (of every patch) and `fold`.
+
+    Raises:
+        UserError: a file is missing or malformed, has no labels, or labels of one class only.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such run, cross-validation or CSV of predictions.")
+    try:
+        rows = pd.read_csv(file, dtype={"id": str, "slide": str}, keep_default_na=False, na_values={"logit": [""]})
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{file}: not a CSV of predictions ({error}).") from None
+    if "id" not in rows or not {"logit", "label"} & set(rows):
+        raise UserError(
+            f"{file}: has the columns {','.join(map(str, rows))}; id,logit or a submission's id,label are due."
+        )
+    if "logit" not in rows:
+        if labels is None:
+            raise UserError(f"{file}: holds no labels to judge by; --labels FILE names them (id,label).")
+        prob = pd.to_numeric(rows["label"], errors="coerce")
+        if not prob.between(0, 1).all():
+            raise UserError(f"{file}: its label is no probability from 0 to 1.")
+        rows["logit"] = to_logit(prob.clip(1e-38, 1 - 1e-16))
+    if labels is not None:
+        truth = read_labels(labels).set_index("id")["label"]
+        if missing := int((~rows["id"].isin(truth.index)).sum()):
+            raise UserError(f"{labels}: {missing:,} of the {len(rows):,} ids of {file} have no label there.")
+        rows["label"] = rows["id"].map(truth)
+    if "label" not in rows:
+        raise UserError(f"{file}: holds no labels to judge by; --labels FILE names them (id,label).")
+    rows["logit"] = pd.to_numeric(rows["logit"], errors="coerce").astype(np.float64)
+    if not np.isfinite(rows["logit"]).all() or not rows["label"].isin([0, 1]).all():
+        raise UserError(f"{file}: a logit that is not a finite number, or a label that is neither 0 nor 1.")
+    if rows["id"].duplicated().any():
+        raise UserError(f"{file}: id {rows['id'][rows['id'].duplicated()].iloc[0]} stands twice.")
+    if rows["label"].nunique() < 2:
+        raise UserError(f"{file}: all {len(rows):,} labels are the same; AUROC needs patches of both classes.")
+    if "slide" in rows and (rows["slide"] == "").any():
+        rows = rows.drop(columns="slide")
+    return rows
 
 
 def write_submission(path: Path, ids: "pd.Series[str]", logit: "pd.Series[float]", *, overwrite: bool) -> None:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError, say, warn
-from pcam_lightning.official import open_images, read_images, read_part
+from pcam_lightning.official import has_part, open_images, read_images, read_part
 from pcam_lightning.pixels import BYTES
 from pcam_lightning.table import SLIDES_FILES, read_labels
 from pcam_lightning.workers import workers
@@ -45,7 +45,7 @@ def slides(pcam: Path, root: Path = Path("data"), overwrite: bool = False) -> No
         warn(f"{several:,} ids have pixels that stand in several slides (blank ones?); the first by name is taken.")
     table = pd.DataFrame([(patch_id, min(told[patch_id])) for patch_id in sorted(told)], columns=["id", "wsi"])
     for part in ("valid", "test"):
-        if any(pcam.glob(f"*_{part}_x.h5*")):
+        if has_part(pcam, part):
             found = _hashed(pcam, part)
             found = found[found["sha1"].isin(ids)]
             if len(found):

@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from pcam_lightning import __version__
 from pcam_lightning.backbone import WeightsUnavailable
 from pcam_lightning.checkpoint import KeepCheckpoints, WholeCheckpointIO
+from pcam_lightning.datamodule import SPLIT_OPTIONS
 from pcam_lightning.files import cache_folder, write_whole
 from pcam_lightning.logs import MetricsFile, TensorBoard
 from pcam_lightning.machine import keep_freed_memory, precision_here
@@ -162,9 +163,10 @@ class StagesCLI(LightningCLI):
         A new draw is the same, but for groups that look alike: another machine may round their clustering differently.
         """
         assert self.checkpoint is not None
-        names = ("root", "val_fraction", "split_seed", "split_file", "slides", "unknown_slides", "folds", "fold")
         recorded, chosen = self.checkpoint["pcam"]["config"]["data"], self.config[self.subcommand].data
-        if run.split.is_file() and all(str(recorded.get(name)) == str(chosen[name]) for name in names):
+        if run.split.is_file() and all(
+            str(recorded.get(name)) == str(chosen[name]) for name in ("root", *SPLIT_OPTIONS)
+        ):
             self.datamodule.split_file = run.split
 
     def _check_that_it_goes_on(self, checkpoint: dict[str, Any]) -> None:
