@@ -48,9 +48,9 @@ WARM = 3  # steps left out of a median: kernels are chosen and memory is taken i
 STEPS = 12
 _GIVES_BACK = """
 import sys
-import pcam_lightning.stages
+import pcam_lightning.trainer
 from pcam_lightning.cli import main
-pcam_lightning.stages.keep_freed_memory = lambda: False
+pcam_lightning.trainer.keep_freed_memory = lambda: False
 sys.exit(main())
 """
 

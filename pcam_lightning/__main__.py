@@ -16,4 +16,7 @@ if __name__ == "__main__":
         status = main()
     except KeyboardInterrupt:  # while torch is being imported
         status = 130
+    # Some libraries (triton 3.9) look for leaks at the end, and take what is still frozen for one.
+    gc.unfreeze()
+    gc.disable()
     sys.exit(status)

@@ -1,7 +1,6 @@
 """Patches -> groups of patches that look alike: a stand-in for slides where no map to them is known."""
 
 import numpy as np
-from sklearn.cluster import MiniBatchKMeans
 
 PATCHES = 300  # a group, on the mean: slides of PatchCamelyon have about a thousand
 _CHUNK = 512
@@ -21,6 +20,8 @@ def appearance_groups(images: np.ndarray, rows: np.ndarray, seed: int) -> np.nda
     Returns:
         The group of each patch, int64, shape (N,).
     """
+    from sklearn.cluster import MiniBatchKMeans  # a quarter of a second that the other splits need not wait
+
     clusters = max(2, min(round(len(rows) / PATCHES), 400))
     found = MiniBatchKMeans(clusters, batch_size=4096, n_init=3, random_state=seed).fit_predict(describe(images, rows))
     groups: np.ndarray = found.astype(np.int64)

@@ -1,90 +1,146 @@
 """crossval: each fold an ordinary run; out-of-fold predictions, their scores, and a submission that averages."""
 
 import json
-from argparse import ArgumentParser
+import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pandas as pd
+import yaml
 
 from pcam_lightning.checkpoint import read_checkpoint
-from pcam_lightning.files import write_whole
+from pcam_lightning.datamodule import PCamDataModule
+from pcam_lightning.files import link_whole, write_whole
 from pcam_lightning.messages import UserError, say, warn
 from pcam_lightning.official import has_part, is_official
 from pcam_lightning.parser import PCamCLI
 from pcam_lightning.predictions import write_submission
-from pcam_lightning.run import Run
+from pcam_lightning.run import Run, claim_folder, folders
 from pcam_lightning.scores import auroc
+from pcam_lightning.split import split_digest
 
 
-def crossval(args: list[str], config: dict[str, Any], runs: Path) -> None:
+def crossval(config: dict[str, Any], runs: Path) -> None:
     """Train on all folds but one, for each in turn; write out-of-fold predictions and the folds' mean submission.
 
-    All of it lies in `runs/crossval_N/`: `fold_I/`, each an ordinary run, `oof.csv` (id,label,logit,fold and, where
-    known, slide), `crossval.json`, and `submission.csv` where there is a test part. The same command goes on where an
-    earlier one was stopped.
+    All of it lies in `runs/crossval_N/`: `config.yaml`, `fold_I/`, each an ordinary run, `oof_I.csv` and
+    `predictions_I.csv`, what it says of its fold and of the test part, and at the end `oof.csv` (id,label,logit,fold
+    and, where known, slide), `crossval.json`, and `submission.csv` where there is a test part. The same command goes on
+    where an earlier one was stopped.
 
     Args:
-        args: flags of `fit`, and `--folds`.
-        config: what they come to.
+        config: options of `fit`, and the number of `folds`.
         runs: the folder of the config's runs.
     """
-    flags = ArgumentParser(add_help=False, allow_abbrev=False)
-    flags.add_argument("--folds")
-    rest = flags.parse_known_args(args)[1]
-    folds = config["folds"]
-    if folds < 2:
-        raise UserError(f"--folds {folds}: should be at least 2, such as 5.")
-    if config["data"]["split_file"] is not None:
-        raise UserError("crossval draws its own folds: leave --data.split_file out.")
-    if config["trainer"]["fast_dev_run"] or config["trainer"]["limit_val_batches"] not in (None, 1.0):
-        raise UserError("crossval validates whole folds: leave --trainer.fast_dev_run and limit_val_batches out.")
-    if str(config["trainer"]["devices"]) != "1":
-        raise UserError("crossval trains on one device; fit --data.folds K --data.fold I trains one fold on several.")
-    folder = _folder(runs, config)
-    record = json.loads((folder / "crossval.json").read_text(encoding="utf-8"))
-    for fold in range(folds):
-        run = Run(folder / f"fold_{fold}")
-        say(f"\nfold {fold + 1} of {folds}: {run.folder}")
-        if fold not in record["fitted"]:
-            if _epochs(run) < (config["trainer"]["max_epochs"] or np.inf):
-                PCamCLI(["fit", *rest, f"--data.folds={folds}", f"--data.fold={fold}"], run=run)
-            # What somebody had this fold say before it was done would be taken for its last word.
-            for early in (run.predictions("val"), run.submission, run.submission.with_name("predictions.csv")):
-                early.unlink(missing_ok=True)
-            record["fitted"].append(fold)
-            _write_record(folder, record)
-        # Not the best epoch's: it was chosen by the very patches that it is to be judged on.
-        ran = ["--ckpt_path", str(run.last), f"--trainer.accelerator={config['trainer']['accelerator']}"]
-        if not run.predictions("val").is_file():
-            PCamCLI(["validate", *ran])
-        if _has_test(run) and not run.submission.is_file():
-            PCamCLI(["predict", *ran])
-    _sum_up(folder, record, folds)
+    folds = config.pop("folds")
+    _check(config, folds)
+    root, most = Path(config["data"]["root"]), config["trainer"]["max_epochs"] or -1
+    has_test = has_part(root, "test") if is_official(root) else (root / "test").is_dir()
+    data = _open(config["data"], folds, has_test=has_test)
+    assert data.table is not None
+    assert data.val_mask is not None
+    assert data.store is not None
+    # The first fold stands for all: they are dealt in one go.
+    identity = {"config": config, "folds": folds, "data": data.store.fingerprint}
+    identity["fold_0"] = split_digest(data.table, data.val_mask)
+    with ExitStack() as stack:
+        folder = _claim(runs, identity, stack)
+        record = json.loads((folder / "crossval.json").read_text(encoding="utf-8"))
+        for fold in range(folds):
+            run = Run(folder / f"fold_{fold}")
+            say(f"\nfold {fold + 1} of {folds}: {run.folder}")
+            if fold not in record["fitted"]:
+                if not 0 < most <= _epochs(run):
+                    chosen = [f"--data.folds={folds}", f"--data.fold={fold}"]
+                    PCamCLI(["fit", "-c", str(folder / "config.yaml"), *chosen], run=run)
+                record["fitted"].append(fold)
+                _write_record(folder, record)
+            # Not the best epoch's: it was chosen by the very patches that it is to be judged on. And kept under names
+            # of their own: whoever validates a fold's run with another checkpoint has no say in what comes out here.
+            ran = ["--ckpt_path", str(run.last), f"--trainer.accelerator={config['trainer']['accelerator']}"]
+            if not _oof(folder, fold).is_file():
+                PCamCLI(["validate", *ran])
+                link_whole(run.predictions("val"), _oof(folder, fold))
+            if has_test and not _predictions(folder, fold).is_file():
+                PCamCLI(["predict", "--overwrite", *ran])
+                link_whole(run.submission.with_name("predictions.csv"), _predictions(folder, fold))
+        _sum_up(folder, record, set(data.table["id"]), folds, has_test=has_test)
 
 
-def _folder(runs: Path, config: dict[str, Any]) -> Path:
-    """Return the folder of the newest cross-validation with this very configuration, or a new one."""
-    numbers = sorted(int(path.name[9:]) for path in runs.glob("crossval_*") if path.name[9:].isdecimal())
-    for number in reversed(numbers):
-        folder = runs / f"crossval_{number}"
+def _check(config: dict[str, Any], folds: int) -> None:
+    data, trainer = config["data"], config["trainer"]
+    for wrong, told in (
+        (folds < 2, f"--folds {folds}: should be at least 2, such as 5."),
+        (config["ckpt_path"] is not None, "crossval takes no --ckpt_path: the same command goes on where it was."),
+        (data["split_file"] is not None, "crossval draws its own folds: leave --data.split_file out."),
+        (
+            trainer["fast_dev_run"] or trainer["limit_val_batches"] not in (None, 1.0),
+            "crossval validates whole folds: leave --trainer.fast_dev_run and --trainer.limit_val_batches out.",
+        ),
+        (
+            str(trainer["devices"]) != "1",
+            "crossval trains on one device; fit --data.folds K --data.fold I trains one fold on several.",
+        ),
+    ):
+        if wrong:
+            raise UserError(told)
+
+
+def _open(options: dict[str, Any], folds: int, *, has_test: bool) -> PCamDataModule:
+    """Read, pack and split all that the folds will need: what is wrong with it shows now, not after hours."""
+    paths = ("root", "cache_dir", "slides")
+    given = {name: Path(options[name]) for name in paths if options[name] not in (None, "appearance")}
+    data = PCamDataModule(**{**options, **given, "folds": folds, "fold": 0})
+    if has_test:
+        data.setup("predict")
+    data.setup("fit")
+    return data
+
+
+def _claim(runs: Path, identity: dict[str, Any], stack: ExitStack) -> Path:
+    """Return the folder of the newest cross-validation of these options, data and folds, or a new one; hold its lock.
+
+    A new one goes away again with the stack where nothing was trained in it.
+    """
+    for folder in folders(runs, "crossval"):
         try:
-            if json.loads((folder / "crossval.json").read_text(encoding="utf-8"))["config"] == config:
-                return folder
-        except (OSError, ValueError, KeyError):
+            same = json.loads((folder / "crossval.json").read_text(encoding="utf-8"))["of"] == identity
+        except (OSError, ValueError, KeyError, TypeError):
             warn(f"{folder}: no crossval.json to go on from; left alone.")
-        else:
-            if not (folder / "oof.csv").is_file():
-                say(f"{folder} is not finished, and of another configuration; left alone.")
-    folder = runs / f"crossval_{numbers[-1] + 1 if numbers else 0}"
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_record(folder, {"config": config, "fitted": []})
+            continue
+        if same:
+            _lock(folder, stack)
+            return folder
+        if not (folder / "oof.csv").is_file():
+            say(f"{folder} is not finished, and of other options or data; left alone.")
+    folder = claim_folder(runs, "crossval")
+    stack.callback(lambda: None if (folder / "fold_0").exists() else shutil.rmtree(folder))
+    _lock(folder, stack)
+    write_whole(folder / "config.yaml", yaml.safe_dump(identity["config"], sort_keys=False))
+    _write_record(folder, {"of": identity, "fitted": []})
     return folder
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    try:
+        stack.enter_context(filelock.FileLock(folder / ".lock", timeout=0))
+    except filelock.Timeout:
+        raise UserError(f"{folder}: another process is at work on it; let it finish, or stop it first.") from None
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
     write_whole(folder / "crossval.json", json.dumps(record, indent=2) + "\n")
+
+
+def _oof(folder: Path, fold: int) -> Path:
+    return folder / f"oof_{fold}.csv"
+
+
+def _predictions(folder: Path, fold: int) -> Path:
+    return folder / f"predictions_{fold}.csv"
 
 
 def _epochs(run: Run) -> int:
@@ -95,20 +151,14 @@ def _epochs(run: Run) -> int:
     return checkpoint["epoch"] + 1 if checkpoint["global_step"] else 0
 
 
-def _has_test(run: Run) -> bool:
-    root = Path(read_checkpoint(run.last)["pcam"]["data"]["root"])
-    return (root / "test").is_dir() or (is_official(root) and has_part(root, "test"))
-
-
-def _sum_up(folder: Path, record: dict[str, Any], folds: int) -> None:
-    runs = [Run(folder / f"fold_{fold}") for fold in range(folds)]
+def _sum_up(folder: Path, record: dict[str, Any], ids: set[str], folds: int, *, has_test: bool) -> None:
     parts = [
-        pd.read_csv(run.predictions("val"), dtype={"id": str}, keep_default_na=False).assign(fold=fold)
-        for fold, run in enumerate(runs)
+        pd.read_csv(_oof(folder, fold), dtype={"id": str}, keep_default_na=False).assign(fold=fold)
+        for fold in range(folds)
     ]
     oof = pd.concat(parts).sort_values("id", ignore_index=True)
-    if oof["id"].duplicated().any():
-        raise UserError(f"{folder}: the folds share patches: the data changed in between; remove the folder.")
+    if oof["id"].duplicated().any() or set(oof["id"]) != ids:
+        raise UserError(f"{folder}: its oof_I.csv are not of each patch once; remove them, and run crossval again.")
     write_whole(folder / "oof.csv", oof.to_csv(index=False, lineterminator="\n"))
     scores = [auroc(part["label"].to_numpy(), part["logit"].to_numpy()) for part in parts]
     record |= {
@@ -121,7 +171,8 @@ def _sum_up(folder: Path, record: dict[str, Any], folds: int) -> None:
     say(f"\n{folder / 'oof.csv'}: {len(oof):,} patches, each predicted by the fold that had not seen it.")
     told = ", ".join(f"{score:.4f}" for score in scores)
     say(f"val/auroc {told}: mean {record['mean']:.4f}, sd {record['sd']:.4f}; all together {record['oof/auroc']:.4f}.")
-    if all(run.submission.is_file() for run in runs):
-        each = [pd.read_csv(run.submission.with_name("predictions.csv"), dtype={"id": str}) for run in runs]
+    if has_test:
+        each = [pd.read_csv(_predictions(folder, fold), dtype={"id": str}) for fold in range(folds)]
         logit = pd.concat([one.set_index("id")["logit"] for one in each], axis=1).mean(axis=1)
         write_submission(folder / "submission.csv", each[0]["id"], logit, overwrite=True)
+    say(f"report: python -m pcam_lightning evaluate {folder}")

@@ -121,7 +121,8 @@ class PCamDataModule(L.LightningDataModule):
         slides: CSV with id,wsi: whole slides are held out, so that val/auroc is of slides never seen in training. Or
             appearance: groups of patches that look alike, where there is no such file.
         unknown_slides: what to do with patches that the slides file does not name: stop, or take them for one slide.
-        folds: hold out one of so many folds instead of val_fraction; by whole slides where `slides` is given.
+        folds: hold out one of so many folds instead of val_fraction; by whole slides where `slides` is given, for
+            which the command line takes a patch_id_wsi.csv that lies in the data folder.
         fold: which one, counted from 0.
         split_file: split.csv of an older run, used instead of a new split.
         cache_dir: folder for the packed images, 27.6 kB a patch; by default .pcam_cache in the data folder.
@@ -202,14 +203,14 @@ class PCamDataModule(L.LightningDataModule):
         self._seed = torch.initial_seed()  # what seed_everything was given
         named = None if self.slides == "appearance" else self.slides
         table = read_train(self.root, named, self.unknown_slides)
+        if "val" in table and self.slides is not None:
+            raise UserError(f"{self.root}: PCam's own files name their slides; leave --data.slides out.")
         store = open_store(table, self.root, "train", self.cache_dir, self.verify)
         rows = store.rows(table["id"])
         table["pixel_sha1"] = store.pixel_sha1[rows]
         if self.split_file is not None:
             mask = read_split(self.split_file, table)
         elif "val" in table and self.folds is None:
-            if self.slides is not None:
-                raise UserError(f"{self.root}: PCam's own files say which patches validate; leave --data.slides out.")
             mask = table["val"].to_numpy() if self.val_fraction else np.zeros(len(table), dtype=bool)
         else:
             group = table["pixel_sha1"].to_numpy()

@@ -6,18 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 from scipy.special import expit
 
 from pcam_lightning import __version__
 from pcam_lightning.checkpoint import read_checkpoint
-from pcam_lightning.datamodule import SPLIT_OPTIONS, PCamDataModule
+from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError, say
 from pcam_lightning.parser import PCamCLI
 from pcam_lightning.predictions import read_labelled
 from pcam_lightning.report import render
-from pcam_lightning.run import Run
+from pcam_lightning.run import Run, run_of
 from pcam_lightning.scores import (
     Interval,
     Operation,
@@ -35,10 +34,12 @@ from pcam_lightning.scores import (
     operate,
     rate_at,
 )
-from pcam_lightning.split import split_groups
+from pcam_lightning.siblings import siblings
+from pcam_lightning.split import shared_slides, split_groups
 from pcam_lightning.table import read_slides
 
 PARTS = 5  # of slides or patches, for what is fitted on all but one of them
+FEW = 20  # slides: with fewer a bootstrap over them gives intervals that are too narrow
 _RATES = (0.90, 0.95, 0.99)
 
 
@@ -46,8 +47,10 @@ class Judged(NamedTuple):
     """Labelled predictions: `rows` has id, label, logit and perhaps slide and fold."""
 
     rows: pd.DataFrame
-    report: Path  # without its suffix
-    data: PCamDataModule | None  # where its pictures are
+    report: Path  # of the page and the numbers, without .html and .json
+    data: PCamDataModule | None = None  # where its pictures are
+    step: int | None = None  # of training, that the checkpoint is of
+    chosen_by_these: bool = False  # the checkpoint is the epoch that was best on these very patches
 
 
 def evaluate(
@@ -67,18 +70,25 @@ def evaluate(
     judged = _read(target, labels, slides)
     rows = judged.rows
     report, calibrated, chosen = _judge(rows, draws, seed)
-    report |= {"target": str(target), "version": __version__, "seed": seed}
-    if (target / "config.yaml").is_file():
-        report["splits"] = _siblings(target)
+    report |= {"target": str(target), "version": __version__, "seed": seed, "step": judged.step}
+    report["chosen_by_these"] = judged.chosen_by_these
+    report["leak"] = _leak(judged, slides)
+    if target.is_dir():
+        report["splits"] = siblings(target)
+        if (target / "oof.csv").is_file():
+            report["folds"] = _folds(rows)
     page = render(rows, judged.data, report, calibrated, chosen)
-    write_whole(judged.report.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
-    write_whole(judged.report.with_suffix(".html"), page)
+    folder, name = judged.report.parent, judged.report.name
+    write_whole(folder / f"{name}.json", json.dumps(report, indent=2) + "\n")
+    write_whole(folder / f"{name}.html", page)
     value = report["auroc"]
     say(
         f"AUROC {value['value']:.4f} (95 % {value['low']:.4f} to {value['high']:.4f}, over {report['clusters']:,} "
         f"{report['clustered_by']}), n = {report['patches']:,}."
     )
-    say(f"{judged.report.with_suffix('.html')}: open it in a browser.")
+    for told in report["warnings"] + ([f"This score flatters: {report['leak']}."] if report["leak"] else []):
+        say(told)
+    say(f"{folder / name}.html: open it in a browser.")
 
 
 def compare(first: Path, second: Path, slides: Path | None = None, draws: int = 1000, seed: int = 0) -> None:
@@ -109,11 +119,16 @@ def compare(first: Path, second: Path, slides: Path | None = None, draws: int = 
     difference, p = delong(label, a, b)
     _tell("difference, patches taken for independent (DeLong)", difference, f", p = {p:.2g}")
     cluster, name = _clusters(one.reset_index())
-    if name == "slides":
+    count = len(np.unique(cluster))
+    if name == "slides" and count > 1:
         drawn = draw_scores(label, a, cluster, draws, seed)[0] - draw_scores(label, b, cluster, draws, seed)[0]
         drawn = drawn[np.isfinite(drawn)]
-        told = f"difference, bootstrap over {len(np.unique(cluster)):,} slides"
+        told = f"difference, bootstrap over {count:,} slides"
         _tell(told, interval(difference.value, drawn), f", {np.mean(drawn > 0):.1%} of {len(drawn):,} draws above 0")
+        if count < FEW:
+            say(f"{count} slides are few: an interval from fewer than {FEW} is too narrow.")
+    elif name == "slides":
+        say("all patches are of one slide: what another slide would say cannot be told.")
     else:
         say("no slides are known: --slides FILE gives the interval that counts, which is wider.")
 
@@ -130,30 +145,32 @@ def _tell(what: str, value: Interval, more: str) -> None:
 
 
 def _read(target: Path, labels: Path | None, slides: Path | None) -> Judged:
-    data = None
+    report = target / "report"
     if (target / "oof.csv").is_file():
-        file, report = target / "oof.csv", target / "report"
-        data = _data(read_checkpoint(Run(target / "fold_0").last)["pcam"]["config"]["data"])
+        judged = Judged(read_labelled(target / "oof.csv", labels), report, _data(Run(target / "fold_0")))
     elif target.is_dir():
-        run, report = Run(target), target / "report"
+        run = Run(target)
         checkpoint = run.best if run.best.is_file() else run.last
         if not checkpoint.is_file():
             raise UserError(f"{target}: neither a run nor a finished cross-validation: no checkpoints/, no oof.csv.")
-        data = PCamCLI(["validate", "--ckpt_path", str(checkpoint)]).datamodule
-        file = run.predictions("val")
+        validated = PCamCLI(["validate", "--ckpt_path", str(checkpoint)])
+        assert validated.checkpoint is not None
+        rows = read_labelled(run_of(checkpoint).predictions("val"), labels)
+        step = validated.checkpoint["global_step"]
+        judged = Judged(rows, report, validated.datamodule, step, chosen_by_these=checkpoint == run.best)
     else:
         # Its own name: a run's report holds the temperature for predict, which no test label may have a say in.
-        file, report = target, target.with_name(f"{target.stem}_report")
-    rows = read_labelled(file, labels)
+        judged = Judged(read_labelled(target, labels), target.with_name(f"{target.stem}_report"))
     if slides is not None:
-        rows["slide"] = rows["id"].map(read_slides(slides))
-        if unknown := int(rows["slide"].isna().sum()):
-            raise UserError(f"{slides}: {unknown:,} of {len(rows):,} patches have no slide there.")
-    return Judged(rows, report, data)
+        judged.rows["slide"] = judged.rows["id"].map(read_slides(slides))
+        if unknown := int(judged.rows["slide"].isna().sum()):
+            raise UserError(f"{slides}: {unknown:,} of {len(judged.rows):,} patches have no slide there; complete it.")
+    return judged
 
 
-def _data(config: dict[str, Any]) -> PCamDataModule | None:
-    """Return the data that pictures are taken from; None, said aloud, where it is not there any more."""
+def _data(run: Run) -> PCamDataModule | None:
+    """Return the data that a run's pictures are taken from; None, said aloud, where it is not there any more."""
+    config = read_checkpoint(run.last)["pcam"]["config"]["data"]
     data = PCamDataModule(
         Path(config["root"]), val_fraction=0, cache_dir=Path(config["cache_dir"]) if config["cache_dir"] else None
     )
@@ -163,6 +180,25 @@ def _data(config: dict[str, Any]) -> PCamDataModule | None:
         say(f"no pictures: {error}")
         return None
     return data
+
+
+def _leak(judged: Judged, slides: Path | None) -> str:
+    """Tell how slides of these patches trained the network too, where that is known; else nothing."""
+    rows, data = judged.rows, judged.data
+    if "fold" in rows and "slide" in rows:
+        several = int((rows.groupby("slide")["fold"].transform("nunique") > 1).sum())
+        return f"{several:,} of {len(rows):,} patches are of slides that stand in several folds" if several else ""
+    if data is None or data.table is None or data.val_mask is None or not data.val_mask.any():
+        return ""
+    table = data.table
+    if slides is not None:
+        table = table.assign(slide=table["id"].map(read_slides(slides)))
+    return shared_slides(table, data.val_mask) if data.slides != "appearance" else ""
+
+
+def _folds(rows: pd.DataFrame) -> dict[str, float]:
+    each = [auroc(fold["label"].to_numpy(), fold["logit"].to_numpy()) for _, fold in rows.groupby("fold")]
+    return {"count": len(each), "mean": float(np.mean(each)), "sd": float(np.std(each, ddof=1))}
 
 
 def _clusters(rows: pd.DataFrame) -> tuple[np.ndarray, str]:
@@ -175,6 +211,16 @@ def _judge(rows: pd.DataFrame, draws: int, seed: int) -> tuple[dict[str, Any], n
     cluster, clustered_by = _clusters(rows)
     drawn = draw_scores(label, logit, cluster, draws, seed)
     part, parted_by = _parts(rows, cluster, clustered_by, seed)
+    count, of_one_class = len(np.unique(cluster)), int((~np.isfinite(drawn[0])).sum())
+    warnings = []
+    if clustered_by == "patches":
+        warnings.append("No slides are known: these intervals take patches for independent, and are too narrow.")
+    elif count < FEW:
+        warnings.append(f"{count} slides are few: intervals from fewer than {FEW} are too narrow.")
+    if of_one_class:
+        warnings.append(f"{of_one_class:,} of {draws:,} draws were of one class and are left out: too few slides.")
+    if parted_by != clustered_by and parted_by != "folds":
+        warnings.append(f"Threshold and temperature are cross-fitted over {parted_by}, for want of {clustered_by}.")
     calibrated, chosen = np.empty_like(logit), np.empty(len(logit), dtype=bool)
     for mask, temperature in cross_fit(label, logit, part, fit_temperature):
         calibrated[mask] = logit[mask] / temperature
@@ -183,10 +229,11 @@ def _judge(rows: pd.DataFrame, draws: int, seed: int) -> tuple[dict[str, Any], n
     report: dict[str, Any] = {
         "patches": len(rows),
         "tumour_share": float(label.mean()),
-        "clusters": len(np.unique(cluster)),
+        "clusters": count,
         "clustered_by": clustered_by,
         "cross_fitted_over": parted_by,
         "draws": draws,
+        "warnings": warnings,
         "auroc": interval(auroc(label, logit), drawn[0])._asdict(),
         "average_precision": interval(average_precision(label, logit), drawn[1])._asdict(),
         "at_0.5": _told(operate(label, logit >= 0)),
@@ -207,13 +254,15 @@ def _judge(rows: pd.DataFrame, draws: int, seed: int) -> tuple[dict[str, Any], n
 
 def _parts(rows: pd.DataFrame, cluster: np.ndarray, clustered_by: str, seed: int) -> tuple[np.ndarray, str]:
     """Choose the parts that threshold and temperature are cross-fitted on, each left out in turn."""
+    choices = [(cluster, clustered_by), (rows["id"].to_numpy(), "patches")]
     if clustered_by == "patches" and "fold" in rows:
-        return rows["fold"].to_numpy(), "folds"
-    part = split_groups(rows, cluster, [1 / PARTS] * PARTS, seed)
-    rest = [rows["label"][part != one].nunique() for one in np.unique(part)]
-    if min(rest) < 2 or len(rest) < 2:
-        raise UserError(f"too few {clustered_by} with patches of each class to fit a threshold on some for the others.")
-    return part, clustered_by
+        choices.insert(0, (rows["fold"].astype(str).to_numpy(), "folds"))
+    for group, name in choices:
+        part = group if name == "folds" else split_groups(rows, group, [1 / PARTS] * PARTS, seed)
+        rest = [rows["label"][part != one].nunique() for one in np.unique(part)]
+        if len(rest) > 1 and min(rest) == 2:
+            return part, name
+    raise UserError("too few patches of each class to fit a threshold on some for the others.")
 
 
 def _told(operation: Operation) -> dict[str, float]:
@@ -236,51 +285,3 @@ def _by_slide(rows: pd.DataFrame) -> list[dict[str, Any]]:
             }
         )
     return sorted(told, key=lambda row: (-row["wrong"], -row["nll"]))
-
-
-def _siblings(folder: Path) -> list[dict[str, Any]]:
-    """List the runs of the same recipe and data, this one among them, with their split and their scores."""
-    own, told = _recipe(folder), []
-    for config in sorted(folder.absolute().parent.parent.glob("*/*/config.yaml")):
-        run = config.parent
-        try:
-            if _recipe(run) != own:
-                continue
-        except (OSError, yaml.YAMLError, KeyError, TypeError):
-            continue  # a folder of somebody else's
-        scores: dict[str, Any] = {}
-        for name in ("validate.json", "test.json"):
-            if (run / name).is_file():
-                scores |= json.loads((run / name).read_text(encoding="utf-8"))
-        told.append(
-            {
-                "run": f"{run.parent.name}/{run.name}",
-                "split": _kind(_options(run)["data"]),
-                "val": scores.get("val/auroc"),
-                "test": scores.get("test/auroc"),
-            }
-        )
-    return told
-
-
-def _options(folder: Path) -> dict[str, Any]:
-    options: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return options
-
-
-def _recipe(folder: Path) -> dict[str, Any]:
-    """Return a run's options but for those that choose its split."""
-    options = _options(folder)
-    return {
-        "model": options["model"],
-        "data": {name: value for name, value in options["data"].items() if name not in (*SPLIT_OPTIONS, "cache_dir")},
-        "max_epochs": options["trainer"]["max_epochs"],
-    }
-
-
-def _kind(data: dict[str, Any]) -> str:
-    if data.get("split_file"):
-        return f"as {data['split_file']}"
-    slides = data.get("slides")
-    kind = "groups that look alike" if slides == "appearance" else "whole slides" if slides else "random"
-    return f"{kind}, fold {data['fold'] + 1} of {data['folds']}" if data.get("folds") else kind

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 import pandas as pd
 
 from pcam_lightning.messages import UserError
 from pcam_lightning.pixels import BYTES, SHAPE
+
+if TYPE_CHECKING:
+    import h5py  # loaded where it is used: Kaggle's layout needs none of it
 
 PREFIX = "camelyonpatch_level_2_split_"
 _WHERE = "download it again from github.com/basveeling/pcam"
@@ -47,7 +50,7 @@ def read_part(root: Path, part: str) -> pd.DataFrame:
     Raises:
         UserError: a file is missing or damaged, or is not what its name says.
     """
-    images, labels, meta = _find(root, part, "x"), _find(root, part, "y"), root / f"{PREFIX}{part}_meta.csv"
+    images, labels = _find(root, part, "x"), _find(root, part, "y")
     with TemporaryDirectory() as scratch, _open(labels, "y", Path(scratch)) as data:
         if data.size != len(data):
             raise UserError(f"{labels}: its shape is {data.shape}, one label a patch is due; are x and y swapped?")
@@ -57,12 +60,7 @@ def read_part(root: Path, part: str) -> pd.DataFrame:
             raise UserError(f"{labels}: damaged ({error}); {_WHERE}.") from None
     if odd := sorted(set(np.unique(label).tolist()) - {0, 1}):
         raise UserError(f"{labels}: label {odd[0]} is neither 0 nor 1; {_WHERE}.")
-    if not meta.is_file():
-        raise UserError(f"{meta}: no such file, and it names the slides; {_WHERE}.")
-    try:
-        slide = pd.read_csv(meta, dtype=str, keep_default_na=False)["wsi"]
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, KeyError):
-        raise UserError(f"{meta}: not a CSV file with a column wsi; {_WHERE}.") from None
+    slide, meta = read_meta(root, part), meta_of(root, part)
     if len(slide) != len(label):
         raise UserError(f"{meta}: {len(slide):,} rows, and {labels.name} has {len(label):,} labels; {_WHERE}.")
     if images.suffix == ".h5":  # what is compressed is looked at when it is unpacked
@@ -77,6 +75,26 @@ def read_part(root: Path, part: str) -> pd.DataFrame:
             "place": np.arange(len(label)),
         }
     )
+
+
+def meta_of(root: Path, part: str) -> Path:
+    """Return the path of a part's `meta.csv`."""
+    return root / f"{PREFIX}{part}_meta.csv"
+
+
+def read_meta(root: Path, part: str) -> "pd.Series[str]":
+    """Read the slide of each patch of a part, in the files' order.
+
+    Raises:
+        UserError: the file is missing or malformed.
+    """
+    meta = meta_of(root, part)
+    if not meta.is_file():
+        raise UserError(f"{meta}: no such file, and it names the slides; {_WHERE}.")
+    try:
+        return pd.read_csv(meta, dtype=str, keep_default_na=False)["wsi"]
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, KeyError):
+        raise UserError(f"{meta}: not a CSV file with a column wsi; {_WHERE}.") from None
 
 
 @contextmanager
@@ -109,6 +127,8 @@ def read_images(path: str, start: int, stop: int) -> bytes:
     Raises:
         OSError: the file is damaged there.
     """
+    import h5py
+
     with h5py.File(path, "r") as file:
         pixels = file["x"][start:stop].tobytes()
     if len(pixels) != (stop - start) * BYTES:
@@ -125,7 +145,9 @@ def _find(root: Path, part: str, kind: str) -> Path:
 
 
 @contextmanager
-def _open(path: Path, kind: str, scratch: Path, told: Path | None = None) -> Iterator[h5py.Dataset]:
+def _open(path: Path, kind: str, scratch: Path, told: Path | None = None) -> "Iterator[h5py.Dataset]":
+    import h5py
+
     told = told or path
     with _unpacked(path, scratch) as plain:
         try:

@@ -15,13 +15,15 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from pcam_lightning.checkpoint import read_checkpoint, run_config
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.datamodule import PCamDataModule
+from pcam_lightning.fit import FitCLI
 from pcam_lightning.messages import UserError
+from pcam_lightning.rehearsal import draw_rehearsal
 from pcam_lightning.run import Run, newest_run
-from pcam_lightning.stages import PROG, StagesCLI
+from pcam_lightning.stages import PROG
 
 Tools = dict[str, Callable[..., None]]
-# Commands that run fit several times: they take its options, and are given flags, configuration and the folder of runs.
-Sweeps = dict[str, Callable[[list[str], dict[str, Any], Path], None]]
+# Commands that run fit several times: they take its options, and are given what these come to and the folder of runs.
+Sweeps = dict[str, Callable[[dict[str, Any], Path], None]]
 
 STAGES = {
     "fit": "Train, and keep the best and the last epoch's checkpoint in a run folder of its own.",
@@ -37,7 +39,7 @@ _EXAMPLES = {
 }
 
 
-class PCamCLI(StagesCLI):
+class PCamCLI(FitCLI):
     """Stages and tools of one command.
 
     Args:
@@ -130,9 +132,8 @@ class PCamCLI(StagesCLI):
         chosen = self.config[stage]
         self.name = Path(configs[-1]).stem if configs else self.name
         if stage in self.sweeps:
-            if chosen.ckpt_path is not None:
-                raise UserError(f"{stage} takes no --ckpt_path: the same command goes on where it was.")
-        elif stage != "fit":
+            return
+        if stage != "fit":
             if chosen.ckpt_path is None:
                 raise UserError(
                     f"{stage} needs --ckpt_path: an untrained network has nothing to say. {_EXAMPLES[stage]}"
@@ -174,7 +175,7 @@ class PCamCLI(StagesCLI):
 
     def before_instantiate_classes(self) -> None:
         """Settle what depends on the machine."""
-        if self._is_stage:
+        if self.subcommand not in self.tools:
             super().before_instantiate_classes()
 
     def instantiate_classes(self) -> None:
@@ -188,9 +189,9 @@ class PCamCLI(StagesCLI):
             return
         chosen = self.config[subcommand]
         if subcommand in self.sweeps:
-            plain = yaml.safe_load(self._parser(subcommand).dump(chosen, skip_unset=False))
-            plain.pop("config", None)
-            self.sweeps[subcommand](self.args[1:], plain, self._runs(chosen))
+            if self.rehearsal:
+                draw_rehearsal()
+            self.sweeps[subcommand](self._plain(), self._runs(chosen))
         else:
             self.tools[subcommand](**(chosen.data if subcommand == "pack" else chosen).as_dict())
 

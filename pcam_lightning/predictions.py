@@ -13,7 +13,7 @@ from scipy.special import logit as to_logit
 
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.files import write_whole
-from pcam_lightning.messages import UserError, say
+from pcam_lightning.messages import UserError, say, warn
 from pcam_lightning.table import read_labels
 
 
@@ -95,7 +95,7 @@ def read_labelled(file: Path, labels: Path | None = None) -> pd.DataFrame:
             raise UserError(f"{file}: its label is no probability from 0 to 1.")
         rows["logit"] = to_logit(prob.clip(1e-38, 1 - 1e-16))
     if labels is not None:
-        truth = read_labels(labels).set_index("id")["label"]
+        truth = read_labels(labels, "--labels takes a CSV with id,label").set_index("id")["label"]
         if missing := int((~rows["id"].isin(truth.index)).sum()):
             raise UserError(f"{labels}: {missing:,} of the {len(rows):,} ids of {file} have no label there.")
         rows["label"] = rows["id"].map(truth)
@@ -108,7 +108,8 @@ def read_labelled(file: Path, labels: Path | None = None) -> pd.DataFrame:
         raise UserError(f"{file}: id {rows['id'][rows['id'].duplicated()].iloc[0]} stands twice.")
     if rows["label"].nunique() < 2:
         raise UserError(f"{file}: all {len(rows):,} labels are the same; AUROC needs patches of both classes.")
-    if "slide" in rows and (rows["slide"] == "").any():
+    if "slide" in rows and (unknown := int((rows["slide"] == "").sum())):
+        warn(f"{file}: {unknown:,} of {len(rows):,} patches have no slide there, so that none is used.")
         rows = rows.drop(columns="slide")
     return rows
 

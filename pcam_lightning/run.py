@@ -53,22 +53,38 @@ def claim_run(runs: Path) -> Run:
     Raises:
         UserError: the folder cannot be written.
     """
+    run = Run(claim_folder(runs, "version"))
+    run.best.parent.mkdir()
+    return run
+
+
+def claim_folder(runs: Path, kind: str) -> Path:
+    """Make the next free `<kind>_N`; of several processes each gets its own.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        version = max((_version(path) for path in runs.iterdir()), default=-1) + 1
+        number = max((_number(path, kind) for path in runs.iterdir()), default=-1) + 1
         while True:
-            run = Run(runs / f"version_{version}")
+            folder = runs / f"{kind}_{number}"
             try:
-                run.folder.mkdir()
+                folder.mkdir()
             except FileExistsError:
-                version += 1
-                continue
-            run.best.parent.mkdir()
-            return run
+                number += 1
+            else:
+                return folder
     except OSError as error:
         raise UserError(
             f"{runs}: cannot be made or written ({error.strerror}); runs go below --trainer.default_root_dir."
         ) from None
+
+
+def folders(runs: Path, kind: str) -> list[Path]:
+    """Return the folders `<kind>_N`, the newest first."""
+    found = [path for path in runs.glob(f"{kind}_*") if _number(path, kind) >= 0]
+    return sorted(found, key=lambda path: _number(path, kind), reverse=True)
 
 
 def newest_run(runs: Path) -> Run:
@@ -77,11 +93,10 @@ def newest_run(runs: Path) -> Run:
     Raises:
         UserError: there is none.
     """
-    found = [Run(path) for path in runs.glob("version_*") if _version(path) >= 0]
-    found = [run for run in found if run.last.is_file()]
-    if not found:
-        raise UserError(f"{runs}: no run with a last.ckpt to go on with; start one without --ckpt_path.")
-    return max(found, key=lambda run: _version(run.folder))
+    for folder in folders(runs, "version"):
+        if Run(folder).last.is_file():
+            return Run(folder)
+    raise UserError(f"{runs}: no run with a last.ckpt to go on with; start one without --ckpt_path.")
 
 
 def run_of(checkpoint: Path) -> Run:
@@ -91,6 +106,6 @@ def run_of(checkpoint: Path) -> Run:
     return Run(folder.parent if inside else folder)
 
 
-def _version(path: Path) -> int:
-    number = path.name.removeprefix("version_")
-    return int(number) if number.isdecimal() and path.name.startswith("version_") else -1
+def _number(path: Path, kind: str) -> int:
+    number = path.name.removeprefix(f"{kind}_")
+    return int(number) if number.isdecimal() and path.name.startswith(f"{kind}_") else -1

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError, say, warn
-from pcam_lightning.official import has_part, open_images, read_images, read_part
+from pcam_lightning.official import has_part, meta_of, open_images, read_images, read_meta, read_part
 from pcam_lightning.pixels import BYTES
 from pcam_lightning.table import SLIDES_FILES, read_labels
 from pcam_lightning.workers import workers
@@ -26,7 +26,7 @@ def slides(pcam: Path, root: Path = Path("data"), overwrite: bool = False) -> No
 
     Args:
         pcam: folder with camelyonpatch_level_2_split_train_x.h5, _y.h5 and _meta.csv, from Zenodo record 2546921; those
-            of valid and test, where they are there too, are looked through for patches that must not turn up.
+            of valid and test, where they are there too, are searched for slides and patches that must not turn up.
         root: data folder with train_labels.csv in Kaggle's layout.
         overwrite: replace a map that is there and differs.
     """
@@ -45,6 +45,11 @@ def slides(pcam: Path, root: Path = Path("data"), overwrite: bool = False) -> No
         warn(f"{several:,} ids have pixels that stand in several slides (blank ones?); the first by name is taken.")
     table = pd.DataFrame([(patch_id, min(told[patch_id])) for patch_id in sorted(told)], columns=["id", "wsi"])
     for part in ("valid", "test"):
+        if meta_of(pcam, part).is_file() and (both := set(read_meta(pcam, part)) & set(table["wsi"])):
+            warn(
+                f"{len(both):,} slides of Kaggle's training patches are slides of PCam's {part} part too, "
+                f"{min(both)} for one: it does not judge what they have trained."
+            )
         if has_part(pcam, part):
             found = _hashed(pcam, part)
             found = found[found["sha1"].isin(ids)]
@@ -59,9 +64,10 @@ def slides(pcam: Path, root: Path = Path("data"), overwrite: bool = False) -> No
     if path.exists() and path.read_text(encoding="utf-8") != content and not overwrite:
         raise UserError(f"{path}: there already, and differs; --overwrite true replaces it.")
     write_whole(path, content)
+    more = "" if len(table) == len(ids) else " --data.unknown_slides group"
     say(
         f"{path}: {len(table):,} of {len(ids):,} ids ({len(table) / len(ids):.1%}), {table['wsi'].nunique():,} slides. "
-        f"fit --data.slides {path} holds out whole ones."
+        f"fit --data.slides {path}{more} holds out whole ones."
     )
 
 
@@ -74,7 +80,10 @@ def _hashed(pcam: Path, part: str) -> pd.DataFrame:
         map_on_cores = stack.enter_context(workers(len(starts)))
         done = map_on_cores(partial(_hash_chunk, str(file), len(rows)), starts)
         bar = tqdm(done, desc=f"hashing {part}", total=len(starts), unit=f" x {_CHUNK} patches")
-        return pd.DataFrame({"sha1": [one for chunk in bar for one in chunk], "slide": rows["slide"]})
+        try:
+            return pd.DataFrame({"sha1": [one for chunk in bar for one in chunk], "slide": rows["slide"]})
+        except OSError as error:
+            raise UserError(f"{pcam / rows['path'].iloc[0]}: damaged ({error}); download it again.") from None
 
 
 def _hash_chunk(file: str, count: int, start: int) -> list[str]:

@@ -97,12 +97,14 @@ def hold_out(
         return np.zeros(len(table), dtype=bool)
     shares = [val_fraction, 1 - val_fraction] if folds is None else [1 / folds] * folds
     part = split_groups(table, group, shares, seed)
-    asked = f"--data.val_fraction {val_fraction}" if folds is None else f"--data.folds {folds}"
+    asked, other = f"--data.val_fraction {val_fraction}", "another share"
+    if folds is not None:
+        asked, other = f"--data.folds {folds}", "fewer folds"
     for each in range(len(shares)):  # a fold that cannot be is not found out after hours of the others
         if missing := {0, 1} - set(table.loc[part == each, "label"]):
             raise UserError(
                 f"{asked}: {len(table):,} patches in {len(np.unique(group)):,} groups leave none of label "
-                f"{min(missing)} for part {each + 1} of {len(shares)}; use more patches, another share or another "
+                f"{min(missing)} for part {each + 1} of {len(shares)}; use more patches, {other} or another "
                 "--data.split_seed."
             )
     mask: np.ndarray = part == fold

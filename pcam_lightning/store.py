@@ -190,6 +190,8 @@ def _write_images(target: Path, table: pd.DataFrame, root: Path, part: str) -> l
             refused += complaints
             bar.update(len(hashes))
     if refused:
+        if "place" in table:
+            raise UserError(f"{root}: damaged: {'; '.join(refused)}. Download it again.")
         raise UserError(
             f"{root}: {len(refused):,} of {len(table):,} image files cannot be used: {'; '.join(refused)}. "
             "Unzip the download again, or take them out of the CSV."
@@ -207,6 +209,7 @@ class _Task(NamedTuple):
     root: str
     paths: list[str]
     places: tuple[int, int] | None
+    name: str  # of PCam's file
 
 
 def _tasks(target: Path, offset: int, table: pd.DataFrame, root: Path, stack: ExitStack) -> list[_Task]:
@@ -221,7 +224,7 @@ def _tasks(target: Path, offset: int, table: pd.DataFrame, root: Path, stack: Ex
             stop = min(start + _CHUNK, len(rows))
             paths = [files[name]] if files else list(rows["path"][start:stop])
             places = (start, stop) if files else None
-            tasks.append(_Task(os.fspath(target), offset + done * BYTES, os.fspath(root), paths, places))
+            tasks.append(_Task(os.fspath(target), offset + done * BYTES, os.fspath(root), paths, places, str(name)))
             done += stop - start
     return tasks
 
@@ -245,7 +248,7 @@ def _pack_chunk(task: _Task) -> tuple[list[str], list[str]]:
         try:
             buffer = bytearray(read_images(task.paths[0], start, stop))
         except OSError as error:
-            refused = [f"patches {start:,} to {stop:,} of {task.paths[0]} ({error})"]
+            refused = [f"patches {start:,} to {stop:,} of {task.name} ({error})"]
             buffer = bytearray((stop - start) * BYTES)
     view = memoryview(buffer)
     hashes = [hashlib.sha1(view[at : at + BYTES]).hexdigest() for at in range(0, len(view), BYTES)]

@@ -21,8 +21,7 @@ def read_train(root: Path, slides: Path | None = None, unknown_slides: str = "er
 
     Args:
         root: folder with `train_labels.csv` (id,label) and the images anywhere below `train/`.
-        slides: CSV with columns id and wsi, merged on id; where it is None, `patch_id_wsi_full.csv` or
-            `patch_id_wsi.csv` in `root`, if one is there.
+        slides: CSV with columns id and wsi, merged on id; where it is None, what `find_slides` finds.
         unknown_slides: what to do with ids that `slides` does not name: "error", or "group", which takes them for
             patches of one more slide.
 
@@ -49,7 +48,7 @@ def read_train(root: Path, slides: Path | None = None, unknown_slides: str = "er
             "0 for normal and 1 for tumour."
         )
     table = table.sort_values("id", ignore_index=True)
-    named = slides or next((root / name for name in SLIDES_FILES if (root / name).is_file()), None)
+    named = slides or find_slides(root)
     if named is not None:
         table["slide"] = table["id"].map(read_slides(named))
         unknown = table["id"][table["slide"].isna()]
@@ -65,6 +64,11 @@ def read_train(root: Path, slides: Path | None = None, unknown_slides: str = "er
             if slides:
                 table["slide"] = table["slide"].fillna("unknown")
     return table
+
+
+def find_slides(root: Path) -> Path | None:
+    """Return the map of ids to slides that lies in a data folder; None where there is none."""
+    return next((root / name for name in SLIDES_FILES if (root / name).is_file()), None)
 
 
 def read_test(root: Path, *, answers: bool = False) -> pd.DataFrame:
@@ -146,10 +150,10 @@ def _preferred(root: Path, first: str, second: str) -> str:
     return min(first, second, key=rank)
 
 
-def _read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def _read_csv(path: Path, columns: tuple[str, ...], way_on: str = _HOW_TO_GET) -> pd.DataFrame:
     """Read a CSV as text, blank lines dropped; the index is the line number in the file, as an editor shows it."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file; {_HOW_TO_GET}.")
+        raise UserError(f"{path}: no such file; {way_on}.")
     try:
         frame = pd.read_csv(
             path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig", index_col=False
@@ -187,13 +191,17 @@ def _complain_of_ids(ids: "pd.Series[str]", path: Path) -> None:
         )
 
 
-def read_labels(path: Path) -> pd.DataFrame:
+def read_labels(path: Path, way_on: str = _HOW_TO_GET) -> pd.DataFrame:
     """Read a CSV of labels; return columns `id` and `label` (int8), each row under its line number.
+
+    Args:
+        path: the file, with columns id and label.
+        way_on: what the complaint says to do where there is no such file.
 
     Raises:
         UserError: it is missing or malformed; the message names the row.
     """
-    frame = _read_csv(path, ("id", "label"))
+    frame = _read_csv(path, ("id", "label"), way_on)
     label = frame["label"].map(_LABELS)
     odd = frame.loc[label.isna(), "label"]
     if len(odd):
@@ -210,7 +218,7 @@ def read_slides(path: Path) -> "pd.Series[str]":
     Raises:
         UserError: it is missing or malformed; the message names the row.
     """
-    frame = _read_csv(path, ("id", "wsi"))
+    frame = _read_csv(path, ("id", "wsi"), "python -m pcam_lightning slides makes one from PCam's own files")
     return frame.set_index("id")["wsi"].replace("", pd.NA)
 
 

@@ -22,8 +22,8 @@ FOLDER = Path("lightning_logs/base/crossval_0")
 
 
 def _args(drawn: Path) -> list[str]:
-    slides = f"--data.slides={drawn / 'patch_id_wsi_full.csv'}"
-    return ["crossval", "-c", BASE, "--folds=2", "--data.root", str(drawn), slides, "--trainer.max_epochs=2", *FAST]
+    # A map of slides lies in the folder, so that folds are of whole slides without being told.
+    return ["crossval", "-c", BASE, "--folds=2", "--data.root", str(drawn), "--trainer.max_epochs=2", *FAST]
 
 
 @pytest.fixture(scope="module")
@@ -55,40 +55,63 @@ def test_out_of_fold_predictions_and_the_mean_submission(undisturbed: Path, draw
 
 
 class Stop(L.Callback):
-    """Ctrl-C in the second epoch."""
+    """Ctrl-C in the second epoch of training, or after the first batch that is judged."""
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
         if trainer.current_epoch == 1:
             raise KeyboardInterrupt
 
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: object) -> None:
+        if trainer.state.fn != "fit":
+            raise KeyboardInterrupt
 
-@pytest.mark.parametrize("moment", [0, 4])
-def test_interrupted_anywhere_it_ends_the_same(
-    moment: int, undisturbed: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
+    on_predict_batch_end = on_validation_batch_end  # type: ignore[assignment]
+
+
+def test_interrupted_in_every_stage_it_ends_the_same(
+    undisturbed: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, left = PCamCLI, [moment]
+    real, left = PCamCLI, [0]
 
     class Stops(real):  # type: ignore[misc, valid-type]
-        """Ctrl-C after so many stages, in the middle of the next one."""
+        """Stopped within a stage, after so many whole ones."""
 
         def _run_subcommand(self, subcommand: str) -> None:
             if left[0] == 0:
-                left[0] = -1
-                if subcommand == "fit":
-                    self._add(Stop())
-                    super()._run_subcommand(subcommand)
-                raise KeyboardInterrupt
+                self._add(Stop())
             left[0] -= 1
             super()._run_subcommand(subcommand)
 
     monkeypatch.setattr(module, "PCamCLI", Stops)
-    with contextlib.suppress(KeyboardInterrupt):
-        assert main(_args(drawn)) == 1
-    assert not (FOLDER / "oof.csv").exists()
+    for command, whole in enumerate((0, 1, 1, 1, 1, 1)):  # fit, validate, predict of one fold, then of the other
+        left[0] = whole
+        if command == 4:  # somebody has had the first fold say something else meanwhile
+            (FOLDER / "fold_0" / "val_predictions.csv").unlink()
+            (FOLDER / "fold_0" / "predictions.csv").unlink()
+        with contextlib.suppress(KeyboardInterrupt):
+            assert main(_args(drawn)) == 1
+        assert left[0] == -1
+        assert not (FOLDER / "oof.csv").exists()
     assert main(_args(drawn)) == 0
     for name in ("oof.csv", "submission.csv"):
         assert (FOLDER / name).read_bytes() == (undisturbed / name).read_bytes()
     assert [path.name for path in FOLDER.parent.iterdir()] == ["crossval_0"]
+
+
+def test_all_folds_are_judged_together(undisturbed: Path, drawn: Path) -> None:
+    assert main(["evaluate", str(undisturbed), "--draws=200"]) == 0
+    report, oof = json.loads((undisturbed / "report.json").read_text()), pd.read_csv(undisturbed / "oof.csv")
+    assert report["auroc"]["value"] == pytest.approx(auroc(oof["label"].to_numpy(), oof["logit"].to_numpy()))
+    assert (report["patches"], report["clustered_by"]) == (len(oof), "slides")
+    mean = json.loads((undisturbed / "crossval.json").read_text())["mean"]
+    assert report["splits"] == [{"run": "base/crossval_0", "split": "whole slides, 2 folds", "val": mean, "test": None}]
+    assert "data:image/png" in (undisturbed / "report.html").read_text()
+
+
+def test_what_is_wrong_leaves_no_folder(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*_args(drawn), "--model.weights=nowhere.pt"]) == 2
+    assert "error: --model.weights nowhere.pt: no such file" in capsys.readouterr().err
+    assert not list(Path("lightning_logs/base").iterdir())
 
 
 def test_finished_it_does_nothing_more_and_another_recipe_starts_anew(

@@ -57,6 +57,19 @@ def test_order_follows_from_seed_and_epoch(data: PCamDataModule) -> None:
     assert torch.equal(first, _epoch(data.train_dataloader(), 0)["row"])
 
 
+def test_folds_are_of_whole_slides(drawn: Path) -> None:
+    held_out = []
+    for fold in range(2):
+        module = PCamDataModule(drawn, slides=drawn / "patch_id_wsi_full.csv", folds=2, fold=fold)
+        module.setup("fit")
+        assert module.table is not None
+        assert module.val_mask is not None
+        slides = [set(module.table.loc[side, "slide"]) for side in (module.val_mask, ~module.val_mask)]
+        assert not slides[0] & slides[1]
+        held_out.append(module.val_mask)
+    assert (np.sum(held_out, axis=0) == 1).all()
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_yield_the_same_batches(data: PCamDataModule, method: str) -> None:
     expected = _epoch(data.train_dataloader(), 3)

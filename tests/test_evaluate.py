@@ -41,6 +41,7 @@ def test_a_file_of_predictions_with_slides(tmp_path: Path, capsys: pytest.Captur
         (row["wrong"] for row in report["slides"]), reverse=True
     )
     page = (tmp_path / "mine_report.html").read_text()
+    assert "too narrow" not in page
     assert "<b>slide" not in page  # what comes from files is escaped
     assert page.count("<svg") == 6
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is fetched
@@ -50,7 +51,7 @@ def test_a_file_of_predictions_with_slides(tmp_path: Path, capsys: pytest.Captur
 def test_without_slides_the_interval_is_called_too_narrow(tmp_path: Path) -> None:
     _predictions(tmp_path / "mine.csv", slides=False)
     assert main(["evaluate", str(tmp_path / "mine.csv"), FEW]) == 0
-    assert "the intervals are too narrow" in (tmp_path / "mine_report.html").read_text()
+    assert "take patches for independent, and are too narrow" in (tmp_path / "mine_report.html").read_text()
     assert json.loads((tmp_path / "mine_report.json").read_text())["clustered_by"] == "patches"
 
 
@@ -72,6 +73,8 @@ def test_a_run_is_validated_and_its_temperature_kept_for_predict(run_copy: Path,
     report = json.loads((run_copy / "report.json").read_text())
     assert report["auroc"]["value"] == pytest.approx(pd.read_csv(run_copy / "metrics.csv")["val/auroc"].max(), abs=1e-6)
     assert [row["split"] for row in report["splits"]] == ["random"]
+    assert report["leak"] == "23 of 23 validation patches are of slides that train it too"
+    assert "This score flatters" in (run_copy / "report.html").read_text()
     assert "data:image/png" in (run_copy / "report.html").read_text()
     best = ["--ckpt_path", str(run_copy / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
     logits = []
@@ -79,6 +82,31 @@ def test_a_run_is_validated_and_its_temperature_kept_for_predict(run_copy: Path,
         assert main(["predict", *best, *flags]) == 0
         logits.append(pd.read_csv(run_copy / "predictions.csv")["logit"])
     assert logits[1].to_numpy() == pytest.approx((logits[0] / report["temperature"]).to_numpy(), rel=1e-5)
+
+
+def test_a_temperature_is_of_one_checkpoint(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_copy / "report.json").write_text('{"temperature": 2, "step": 1}')
+    assert main(["predict", "--ckpt_path", str(run_copy / "checkpoints" / "last.ckpt"), "--calibrate"]) == 2
+    assert re.search(r"temperature is of step 1, and this checkpoint is of step 8", capsys.readouterr().err)
+    assert not (run_copy / "submission.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"slide": "one"}, "1 slides are few: intervals from fewer than 20 are too narrow."),
+        ({"slide": "one"}, "Threshold and temperature are cross-fitted over patches, for want of slides."),
+        ({"fold": 0}, "No slides are known"),  # and one fold is none to fit without
+    ],
+)
+def test_what_cannot_be_judged_is_said(
+    change: dict[str, str | int], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = _predictions(tmp_path / "mine.csv", slides=False).assign(**change)
+    rows.to_csv(tmp_path / "mine.v2.csv", index=False)
+    assert main(["evaluate", str(tmp_path / "mine.v2.csv"), FEW]) == 0
+    assert told in capsys.readouterr().err
+    assert told in (tmp_path / "mine.v2_report.html").read_text()
 
 
 def test_calibrate_without_a_report(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -278,6 +278,12 @@ def test_imagenet_weights_freeze_the_first_epoch(
     assert last["started_from"] == weights
 
 
+def test_goes_on_to_a_number_of_steps(run_copy: Path) -> None:
+    limits = ["--trainer.max_epochs=-1", "--trainer.max_steps=10"]
+    assert main(["fit", "-c", BASE, "--ckpt_path=last", *limits, *FAST]) == 0
+    assert list(pd.read_csv(run_copy / "metrics.csv")["step"]) == [4, 8, 10]
+
+
 def test_fast_dev_run_makes_no_run(drawn: Path) -> None:
     assert main(["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.fast_dev_run=true", *FAST]) == 0
     assert not Path("lightning_logs").exists()

@@ -1,0 +1,127 @@
+"""fit: checks in order, a folder for the run, what is said and kept."""
+
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.strategies import DDPStrategy
+
+from pcam_lightning import __version__
+from pcam_lightning.backbone import WeightsUnavailable
+from pcam_lightning.files import write_whole
+from pcam_lightning.logs import TensorBoard
+from pcam_lightning.messages import UserError, say, warn
+from pcam_lightning.run import claim_run
+from pcam_lightning.split import describe, shared_slides, split_digest, write_split
+from pcam_lightning.stages import PROG, StagesCLI
+from pcam_lightning.table import find_slides
+
+
+class FitCLI(StagesCLI):
+    """What fit does beyond Lightning: a folder is claimed for the run when flags, data and weights are well."""
+
+    def before_fit(self) -> None:
+        """Check data, then weights, and only then claim a folder for the run."""
+        data, model, chosen = self.datamodule, self.model, self.config[self.subcommand]
+        if self.resumed is not None:
+            self._take_split_of(self.resumed)
+        data.setup("fit")
+        if self.checkpoint is None:
+            try:
+                model.load_start()
+            except WeightsUnavailable as error:
+                if not self.rehearsal:
+                    raise
+                warn(f"{error} In this rehearsal alone the network starts from random weights instead.")
+        else:
+            model.started_from = self.checkpoint["started_from"]
+            self._check_that_it_goes_on(self.checkpoint)
+        if chosen.model.compile:  # a machine without a compiler is found out before a folder is claimed
+            torch.compile(torch.neg)(torch.zeros(2, device=self.trainer.strategy.root_device))
+        if model.freezes and isinstance(self.trainer.strategy, DDPStrategy):
+            # What is frozen gets no gradient in the first epoch, which DDP takes for an error unless told to look.
+            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+        train, val = int((~data.val_mask).sum()), int(data.val_mask.sum())
+        if train == 0:
+            raise UserError(f"{data.split_file}: all patches are in the validation part, none is left to train on.")
+        sides = (describe(data.table, ~data.val_mask), describe(data.table, data.val_mask))
+        say(f"data: {data.root}: {sides[0]} to train on, {sides[1]} to validate.")
+        if val and not self.rehearsal and (told := shared_slides(data.table, data.val_mask)):
+            found = find_slides(data.root)
+            way_on = f"--data.slides {found} holds out whole slides."
+            if found is None:
+                way_on = "--data.slides FILE (id,wsi) holds out whole slides; the README tells how to get it."
+            say(f"val/auroc will be optimistic, by some 0.04 on the data in README: {told}. {way_on}")
+        say(
+            f"network: {chosen.model.backbone} from {'random' if model.started_from == 'none' else model.started_from} "
+            f"weights, {chosen.trainer.precision} on {self.trainer.strategy.root_device}."
+        )
+        if not chosen.trainer.fast_dev_run:
+            self._open_run()
+
+    def _check_that_it_goes_on(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on where there is nothing to do, or where the resumed run's validation part has changed."""
+        data, most, steps = self.datamodule, self.trainer.max_epochs or -1, self.trainer.max_steps
+        done = checkpoint["epoch"] + 1 if checkpoint["global_step"] else 0
+        if 0 < most <= done or 0 < steps <= checkpoint["global_step"]:
+            raise UserError(f"--ckpt_path: has had {done} epochs already; a higher --trainer.max_epochs goes on.")
+        if self.resumed is None:
+            return
+        if split_digest(data.table, data.val_mask) != checkpoint["pcam"]["split"]["sha256"]:
+            raise UserError(
+                f"{self.resumed.folder}: the patches or their split are others than this run's, and patches that have "
+                "trained it would validate it. Leave --data options out, or start a new run."
+            )
+        if data.store.fingerprint != checkpoint["pcam"]["data"]["fingerprint"]:
+            warn(f"{data.root}: the image files have changed since this run began; their ids are the same.")
+
+    def _open_run(self) -> None:
+        data, chosen = self.datamodule, self.config[self.subcommand]
+        plain = {**self._plain(), "ckpt_path": None}
+        if self.trainer.is_global_zero:
+            self.run = self.resumed or self.place or claim_run(self._runs(chosen))
+            self.run.best.parent.mkdir(parents=True, exist_ok=True)
+            for left_over in self.run.last.parent.glob(".*.tmp"):  # of a run that was killed while it saved
+                left_over.unlink()
+            if self.resumed is None:
+                write_whole(self.run.config, yaml.safe_dump(plain, sort_keys=False))
+                write_split(self.run.split, data.table, data.val_mask)
+            if chosen.trainer.logger is not False:
+                purge = self.checkpoint["global_step"] + 1 if self.resumed and self.checkpoint else None
+                self.trainer.loggers = [TensorBoard(self.run, purge), *self.trainer.loggers]
+                self._add(LearningRateMonitor("step"))
+            say(f"run: {self.run.folder}")
+        self.keep.run = self.metrics_file.run = self.run
+        self.keep.goes_on = self.metrics_file.goes_on = self.resumed is not None
+        self.keep.record = {
+            "version": __version__,
+            "config": plain,
+            "data": {"root": str(data.root), "fingerprint": data.store.fingerprint, "patches": len(data.table)},
+            "split": {
+                "val": int(data.val_mask.sum()),
+                "sha256": split_digest(data.table, data.val_mask),
+            },
+        }
+        self.metrics_file.options = {
+            **plain["model"],
+            **{name: plain["data"][name] for name in ("batch_size", "val_fraction", "split_seed")},
+            **{name: plain["trainer"][name] for name in ("max_epochs", "precision")},
+            "seed_everything": plain["seed_everything"],
+        }
+
+    def after_fit(self) -> None:
+        """Say where the run is, how good it got, and what to type next."""
+        if self.run is None or self.place is not None:  # whoever chose the place says the rest
+            return
+        best, epochs = self.run.last, self.trainer.current_epoch
+        say(f"\nrun: {self.run.folder}, {epochs} epochs.")
+        if self.keep.best_epoch is not None:
+            best = self.run.best
+            say(f"best: epoch {self.keep.best_epoch + 1}, val/auroc {self.keep.best_score:.4f}.")
+        else:
+            say("nothing was validated: last.ckpt counts.")
+        say(f"curves:     tensorboard --logdir {self.run.folder.parent.parent}")
+        if self.keep.best_epoch is not None:
+            say(f"report:     {PROG} evaluate {self.run.folder}")
+        say(f"submission: {PROG} predict --ckpt_path {best}")

@@ -1,0 +1,46 @@
+"""The rehearsal: where there is no data, the whole recipe runs on drawn tissue."""
+
+from pathlib import Path
+
+import filelock
+from jsonargparse import Namespace
+
+from pcam_lightning import __version__
+from pcam_lightning.files import cache_folder
+from pcam_lightning.messages import say
+from pcam_lightning.synthetic import synthesize
+
+BATCH = 64  # 2,000 drawn patches make 25 steps an epoch with it, and 4 with the recipe's 512
+
+
+def rehearsal_folder() -> Path:
+    """Return the folder of the drawn tissue, where `predict` finds it again; it may not be there yet."""
+    return (cache_folder() / f"rehearsal-{__version__}").absolute()
+
+
+def rehearse(data: Namespace, name: str) -> None:
+    """Point the options of the data at drawn tissue, and say so.
+
+    Args:
+        data: options of `PCamDataModule`; `root` and `batch_size` may change.
+        name: of the config that is rehearsed.
+    """
+    data.root = rehearsal_folder()
+    say(
+        f"NO DATA: no folder data/ here and no --data.root, so this is a rehearsal of {name}.yaml on drawn tissue in "
+        f"{data.root}. Its scores say nothing about real patches."
+    )
+    if data.batch_size > BATCH:
+        say(f"Rehearsal: batch size {BATCH} instead of {data.batch_size}, for enough steps.")
+        data.batch_size = BATCH
+
+
+def draw_rehearsal() -> None:
+    """Draw the tissue, unless it is there; of several processes one draws and the others wait."""
+    root = rehearsal_folder()
+    if root.is_dir():
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(root.with_name(f"{root.name}.lock")):
+        if not root.is_dir():
+            synthesize(root)

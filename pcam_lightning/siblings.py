@@ -1,0 +1,81 @@
+"""Runs and cross-validations of one recipe and data: how their splits differ, and their scores."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from pcam_lightning.datamodule import SPLIT_OPTIONS
+from pcam_lightning.official import is_official
+
+
+def siblings(folder: Path) -> list[dict[str, Any]]:
+    """List the runs and cross-validations that differ from one in their split and seed alone, and that one.
+
+    Args:
+        folder: of a run or a cross-validation; others are looked for in the same lightning_logs/.
+
+    Returns:
+        For each: `run`, `split`, `val` (AUROC; of a run the best epoch's, of a cross-validation the mean of its folds'
+        last epochs) and `test`, None where it is not known. Empty where the folder tells nothing of its recipe.
+    """
+    if (own := _recipe(folder)) is None:
+        return []
+    logs = folder.absolute().parent.parent
+    found = [*logs.glob("*/version_*/config.yaml"), *logs.glob("*/crossval_*/crossval.json")]
+    return [_tell(file.parent) for file in sorted(found) if _recipe(file.parent) == own]
+
+
+def _tell(folder: Path) -> dict[str, Any]:
+    data = _options(folder)["data"]
+    split = _kind(data)
+    if data["folds"]:
+        of_all = (folder / "crossval.json").is_file()
+        split += f", {data['folds']} folds" if of_all else f", fold {data['fold'] + 1} of {data['folds']}"
+    scores: dict[str, Any] = {}
+    for name in ("test.json", "crossval.json"):
+        try:
+            scores |= json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            continue  # not there, or not one of ours
+    try:
+        scores.setdefault("mean", float(pd.read_csv(folder / "metrics.csv")["val/auroc"].max()))
+    except (OSError, ValueError, KeyError):
+        scores.setdefault("mean", None)
+    return {
+        "run": f"{folder.parent.name}/{folder.name}",
+        "split": split,
+        "val": scores["mean"],
+        "test": scores.get("test/auroc"),
+    }
+
+
+def _options(folder: Path) -> dict[str, Any]:
+    """Return the options of a run, or of a cross-validation's first fold."""
+    folder = folder / "fold_0" if (folder / "crossval.json").is_file() else folder
+    options: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return options
+
+
+def _recipe(folder: Path) -> dict[str, Any] | None:
+    """Return a run's options but for those that choose its split and its seed; None of a folder of another kind."""
+    try:
+        options = _options(folder)
+        apart = (*SPLIT_OPTIONS, "cache_dir", "num_workers")
+        return {
+            "model": options["model"],
+            "data": {name: value for name, value in options["data"].items() if name not in apart},
+            **{name: options["trainer"][name] for name in ("max_epochs", "max_steps", "limit_train_batches")},
+        }
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _kind(data: dict[str, Any]) -> str:
+    if data["split_file"]:
+        return f"as {data['split_file']}"
+    if is_official(Path(data["root"])):
+        return "whole slides" if data["folds"] else "PCam's own parts"
+    return {None: "random", "appearance": "groups that look alike"}.get(data["slides"], "whole slides")
