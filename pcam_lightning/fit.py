@@ -92,6 +92,8 @@ class FitCLI(StagesCLI):
                 self.trainer.loggers = [TensorBoard(self.run, purge), *self.trainer.loggers]
                 self._add(LearningRateMonitor("step"))
             say(f"run: {self.run.folder}")
+        if self.place is not None:
+            self.keep.way_on = "the same command"
         self.keep.run = self.metrics_file.run = self.run
         self.keep.goes_on = self.metrics_file.goes_on = self.resumed is not None
         self.keep.record = {
