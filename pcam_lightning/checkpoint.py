@@ -52,6 +52,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return whole
 
 
+def epochs_done(checkpoint: dict[str, Any]) -> int:
+    """Return the whole epochs that a checkpoint's run has had."""
+    return int(checkpoint["epoch"]) + 1 if checkpoint["global_step"] else 0
+
+
+def has_ended(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int) -> bool:
+    """Tell whether a checkpoint's run has had all epochs or steps, -1 for no limit."""
+    return 0 < (max_epochs or -1) <= epochs_done(checkpoint) or 0 < max_steps <= checkpoint["global_step"]
+
+
 def run_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a checkpoint's run that count beyond training.
 

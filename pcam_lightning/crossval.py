@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,17 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from pcam_lightning.checkpoint import read_checkpoint
+from pcam_lightning.checkpoint import has_ended, read_checkpoint
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.files import link_whole, write_whole
 from pcam_lightning.messages import UserError, say, warn
-from pcam_lightning.official import has_part, is_official
 from pcam_lightning.parser import PCamCLI
-from pcam_lightning.predictions import write_submission
+from pcam_lightning.predictions import read_labelled, write_submission
+from pcam_lightning.rehearsal import draw_rehearsal, rehearsal_folder
 from pcam_lightning.run import Run, claim_folder, folders
 from pcam_lightning.scores import auroc
 from pcam_lightning.split import split_digest
+from pcam_lightning.table import parts
 
 
 def crossval(config: dict[str, Any], runs: Path) -> None:
@@ -28,8 +29,8 @@ def crossval(config: dict[str, Any], runs: Path) -> None:
 
     All of it lies in `runs/crossval_N/`: `config.yaml`, `fold_I/`, each an ordinary run, `oof_I.csv` and
     `predictions_I.csv`, what it says of its fold and of the test part, and at the end `oof.csv` (id,label,logit,fold
-    and, where known, slide), `crossval.json`, and `submission.csv` where there is a test part. The same command goes on
-    where an earlier one was stopped.
+    and, where known, slide), `crossval.json`, and where there is a test part `submission.csv` and `predictions.csv`
+    (id,logit). The same command goes on where an earlier one was stopped.
 
     Args:
         config: options of `fit`, and the number of `folds`.
@@ -37,23 +38,25 @@ def crossval(config: dict[str, Any], runs: Path) -> None:
     """
     folds = config.pop("folds")
     _check(config, folds)
-    root, most = Path(config["data"]["root"]), config["trainer"]["max_epochs"] or -1
-    has_test = has_part(root, "test") if is_official(root) else (root / "test").is_dir()
-    data = _open(config["data"], folds, has_test=has_test)
+    root, limits = Path(config["data"]["root"]), (config["trainer"]["max_epochs"], config["trainer"]["max_steps"])
+    if root == rehearsal_folder():
+        draw_rehearsal()
+    has_test = "test" in parts(root)
+    data, test = _open(config["data"], folds, has_test=has_test)
     assert data.table is not None
-    assert data.val_mask is not None
-    assert data.store is not None
-    # The first fold stands for all: they are dealt in one go.
-    identity = {"config": config, "folds": folds, "data": data.store.fingerprint}
-    identity["fold_0"] = split_digest(data.table, data.val_mask)
     with ExitStack() as stack:
-        folder = _claim(runs, identity, stack)
+        folder = _claim(runs, _identity(config, folds, data), stack)
         record = json.loads((folder / "crossval.json").read_text(encoding="utf-8"))
+        if record.get("test", test) != test:
+            say(f"{root}: its test part has changed since; all folds predict it again.")
+            for path in folder.glob("predictions_*.csv"):
+                path.unlink()
+        record["test"] = test
         for fold in range(folds):
             run = Run(folder / f"fold_{fold}")
             say(f"\nfold {fold + 1} of {folds}: {run.folder}")
             if fold not in record["fitted"]:
-                if not 0 < most <= _epochs(run):
+                if not run.last.is_file() or not has_ended(read_checkpoint(run.last), *limits):
                     chosen = [f"--data.folds={folds}", f"--data.fold={fold}"]
                     PCamCLI(["fit", "-c", str(folder / "config.yaml"), *chosen], run=run)
                 record["fitted"].append(fold)
@@ -76,8 +79,9 @@ def _check(config: dict[str, Any], folds: int) -> None:
         (folds < 2, f"--folds {folds}: should be at least 2, such as 5."),
         (config["ckpt_path"] is not None, "crossval takes no --ckpt_path: the same command goes on where it was."),
         (data["split_file"] is not None, "crossval draws its own folds: leave --data.split_file out."),
+        (data["folds"] is not None or data["fold"], "crossval runs all folds: --folds K, and no --data.folds."),
         (
-            trainer["fast_dev_run"] or trainer["limit_val_batches"] not in (None, 1.0),
+            trainer["fast_dev_run"] or trainer["limit_val_batches"] is not None,
             "crossval validates whole folds: leave --trainer.fast_dev_run and --trainer.limit_val_batches out.",
         ),
         (
@@ -89,15 +93,37 @@ def _check(config: dict[str, Any], folds: int) -> None:
             raise UserError(told)
 
 
-def _open(options: dict[str, Any], folds: int, *, has_test: bool) -> PCamDataModule:
-    """Read, pack and split all that the folds will need: what is wrong with it shows now, not after hours."""
+def _open(options: dict[str, Any], folds: int, *, has_test: bool) -> tuple[PCamDataModule, str]:
+    """Read, pack and split all that the folds will need: what is wrong with it shows now, not after hours.
+
+    Returns:
+        The data, split for the first fold, and the fingerprint of the test part.
+    """
     paths = ("root", "cache_dir", "slides")
     given = {name: Path(options[name]) for name in paths if options[name] not in (None, "appearance")}
     data = PCamDataModule(**{**options, **given, "folds": folds, "fold": 0})
+    test = ""
     if has_test:
         data.setup("predict")
+        assert data.store is not None
+        test = data.store.fingerprint
     data.setup("fit")
-    return data
+    return data, test
+
+
+def _identity(config: dict[str, Any], folds: int, data: PCamDataModule) -> dict[str, Any]:
+    """Return what a cross-validation must have in common with an earlier one to go on with it."""
+    assert data.table is not None
+    assert data.val_mask is not None
+    assert data.store is not None
+    return {
+        "config": config,
+        "folds": folds,
+        "data": data.store.fingerprint,
+        "labels": split_digest(data.table, data.table["label"].to_numpy(dtype=bool)),
+        # The first fold stands for all: they are dealt in one go.
+        "fold_0": split_digest(data.table, data.val_mask),
+    }
 
 
 def _claim(runs: Path, identity: dict[str, Any], stack: ExitStack) -> Path:
@@ -107,7 +133,8 @@ def _claim(runs: Path, identity: dict[str, Any], stack: ExitStack) -> Path:
     """
     for folder in folders(runs, "crossval"):
         try:
-            same = json.loads((folder / "crossval.json").read_text(encoding="utf-8"))["of"] == identity
+            of = json.loads((folder / "crossval.json").read_text(encoding="utf-8"))["of"]
+            same = json.dumps(of) == json.dumps(identity)  # 1 and 1.0 are one batch and all of them
         except (OSError, ValueError, KeyError, TypeError):
             warn(f"{folder}: no crossval.json to go on from; left alone.")
             continue
@@ -117,11 +144,19 @@ def _claim(runs: Path, identity: dict[str, Any], stack: ExitStack) -> Path:
         if not (folder / "oof.csv").is_file():
             say(f"{folder} is not finished, and of other options or data; left alone.")
     folder = claim_folder(runs, "crossval")
-    stack.callback(lambda: None if (folder / "fold_0").exists() else shutil.rmtree(folder))
+    stack.callback(_take_away, folder)
     _lock(folder, stack)
     write_whole(folder / "config.yaml", yaml.safe_dump(identity["config"], sort_keys=False))
     _write_record(folder, {"of": identity, "fitted": []})
     return folder
+
+
+def _take_away(folder: Path) -> None:
+    """Remove a folder in which nothing was trained, and the one around it where it is empty."""
+    if not (folder / "fold_0").exists():
+        shutil.rmtree(folder)
+        with suppress(OSError):
+            folder.parent.rmdir()
 
 
 def _lock(folder: Path, stack: ExitStack) -> None:
@@ -143,24 +178,13 @@ def _predictions(folder: Path, fold: int) -> Path:
     return folder / f"predictions_{fold}.csv"
 
 
-def _epochs(run: Run) -> int:
-    """Return the whole epochs that a run has had."""
-    if not run.last.is_file():
-        return 0
-    checkpoint = read_checkpoint(run.last)
-    return checkpoint["epoch"] + 1 if checkpoint["global_step"] else 0
-
-
 def _sum_up(folder: Path, record: dict[str, Any], ids: set[str], folds: int, *, has_test: bool) -> None:
-    parts = [
-        pd.read_csv(_oof(folder, fold), dtype={"id": str}, keep_default_na=False).assign(fold=fold)
-        for fold in range(folds)
-    ]
-    oof = pd.concat(parts).sort_values("id", ignore_index=True)
+    each_fold = [read_labelled(_oof(folder, fold)).assign(fold=fold) for fold in range(folds)]
+    oof = pd.concat(each_fold).sort_values("id", ignore_index=True)
     if oof["id"].duplicated().any() or set(oof["id"]) != ids:
         raise UserError(f"{folder}: its oof_I.csv are not of each patch once; remove them, and run crossval again.")
     write_whole(folder / "oof.csv", oof.to_csv(index=False, lineterminator="\n"))
-    scores = [auroc(part["label"].to_numpy(), part["logit"].to_numpy()) for part in parts]
+    scores = [auroc(part["label"].to_numpy(), part["logit"].to_numpy()) for part in each_fold]
     record |= {
         "val/auroc": scores,
         "mean": float(np.mean(scores)),
@@ -173,6 +197,6 @@ def _sum_up(folder: Path, record: dict[str, Any], ids: set[str], folds: int, *, 
     say(f"val/auroc {told}: mean {record['mean']:.4f}, sd {record['sd']:.4f}; all together {record['oof/auroc']:.4f}.")
     if has_test:
         each = [pd.read_csv(_predictions(folder, fold), dtype={"id": str}) for fold in range(folds)]
-        logit = pd.concat([one.set_index("id")["logit"] for one in each], axis=1).mean(axis=1)
+        logit = pd.concat([one.set_index("id")["logit"] for one in each], axis=1).mean(axis=1, skipna=False)
         write_submission(folder / "submission.csv", each[0]["id"], logit, overwrite=True)
     say(f"report: python -m pcam_lightning evaluate {folder}")

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import yaml
 from scipy.special import expit
 
 from pcam_lightning import __version__
-from pcam_lightning.checkpoint import read_checkpoint
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError, say
@@ -48,7 +48,8 @@ class Judged(NamedTuple):
 
     rows: pd.DataFrame
     report: Path  # of the page and the numbers, without .html and .json
-    data: PCamDataModule | None = None  # where its pictures are
+    data: PCamDataModule | None = None  # where its pictures are; of a cross-validation, split as for its first fold
+    alike: bool = False  # groups of patches that look alike were held out, not slides
     step: int | None = None  # of training, that the checkpoint is of
     chosen_by_these: bool = False  # the checkpoint is the epoch that was best on these very patches
 
@@ -102,7 +103,7 @@ def compare(first: Path, second: Path, slides: Path | None = None, draws: int = 
         seed: of the bootstrap.
     """
     _check_draws(draws, seed)
-    one, other = (_read(target, None, slides).rows.set_index("id") for target in (first, second))
+    one, other = (_read(target, None, slides, pictures=False).rows.set_index("id") for target in (first, second))
     if set(one.index) != set(other.index):
         both = len(set(one.index) & set(other.index))
         raise UserError(
@@ -144,10 +145,13 @@ def _tell(what: str, value: Interval, more: str) -> None:
     say(f"{what}: {value.value:+.4f} (95 % {value.low:+.4f} to {value.high:+.4f}){more}")
 
 
-def _read(target: Path, labels: Path | None, slides: Path | None) -> Judged:
+def _read(target: Path, labels: Path | None, slides: Path | None, *, pictures: bool = True) -> Judged:
     report = target / "report"
     if (target / "oof.csv").is_file():
-        judged = Judged(read_labelled(target / "oof.csv", labels), report, _data(Run(target / "fold_0")))
+        options = yaml.safe_load(Run(target).config.read_text(encoding="utf-8"))["data"]
+        data = _data(options, Run(target / "fold_0").split) if pictures else None
+        rows = read_labelled(target / "oof.csv", labels)
+        judged = Judged(rows, report, data, alike=options["slides"] == "appearance")
     elif target.is_dir():
         run = Run(target)
         checkpoint = run.best if run.best.is_file() else run.last
@@ -157,7 +161,8 @@ def _read(target: Path, labels: Path | None, slides: Path | None) -> Judged:
         assert validated.checkpoint is not None
         rows = read_labelled(run_of(checkpoint).predictions("val"), labels)
         step = validated.checkpoint["global_step"]
-        judged = Judged(rows, report, validated.datamodule, step, chosen_by_these=checkpoint == run.best)
+        data = validated.datamodule
+        judged = Judged(rows, report, data, data.slides == "appearance", step, checkpoint == run.best)
     else:
         # Its own name: a run's report holds the temperature for predict, which no test label may have a say in.
         judged = Judged(read_labelled(target, labels), target.with_name(f"{target.stem}_report"))
@@ -168,12 +173,10 @@ def _read(target: Path, labels: Path | None, slides: Path | None) -> Judged:
     return judged
 
 
-def _data(run: Run) -> PCamDataModule | None:
-    """Return the data that a run's pictures are taken from; None, said aloud, where it is not there any more."""
-    config = read_checkpoint(run.last)["pcam"]["config"]["data"]
-    data = PCamDataModule(
-        Path(config["root"]), val_fraction=0, cache_dir=Path(config["cache_dir"]) if config["cache_dir"] else None
-    )
+def _data(options: dict[str, Any], split: Path) -> PCamDataModule | None:
+    """Return the data that pictures are taken from; None, said aloud, where it is not there any more."""
+    cache_dir = Path(options["cache_dir"]) if options["cache_dir"] else None
+    data = PCamDataModule(Path(options["root"]), split_file=split, cache_dir=cache_dir)
     try:
         data.setup("fit")
     except UserError as error:
@@ -193,7 +196,7 @@ def _leak(judged: Judged, slides: Path | None) -> str:
     table = data.table
     if slides is not None:
         table = table.assign(slide=table["id"].map(read_slides(slides)))
-    return shared_slides(table, data.val_mask) if data.slides != "appearance" else ""
+    return "" if judged.alike and "slide" not in table else shared_slides(table, data.val_mask)
 
 
 def _folds(rows: pd.DataFrame) -> dict[str, float]:

@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from pcam_lightning import __version__
 from pcam_lightning.backbone import WeightsUnavailable
+from pcam_lightning.checkpoint import epochs_done, has_ended
 from pcam_lightning.files import write_whole
 from pcam_lightning.logs import TensorBoard
 from pcam_lightning.messages import UserError, say, warn
@@ -62,10 +63,14 @@ class FitCLI(StagesCLI):
 
     def _check_that_it_goes_on(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on where there is nothing to do, or where the resumed run's validation part has changed."""
-        data, most, steps = self.datamodule, self.trainer.max_epochs or -1, self.trainer.max_steps
-        done = checkpoint["epoch"] + 1 if checkpoint["global_step"] else 0
-        if 0 < most <= done or 0 < steps <= checkpoint["global_step"]:
-            raise UserError(f"--ckpt_path: has had {done} epochs already; a higher --trainer.max_epochs goes on.")
+        data = self.datamodule
+        if has_ended(checkpoint, self.trainer.max_epochs, self.trainer.max_steps):
+            raise UserError(
+                f"--ckpt_path: has had {epochs_done(checkpoint)} epochs already; a higher --trainer.max_epochs goes on "
+                f"(or max_steps, of which it has had {checkpoint['global_step']:,})."
+            )
+        # With max_steps Lightning takes a run that resumes at an epoch's end for one within it, and ends it twice.
+        self.trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
         if self.resumed is None:
             return
         if split_digest(data.table, data.val_mask) != checkpoint["pcam"]["split"]["sha256"]:

@@ -72,8 +72,6 @@ class MetricsFile(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the epoch's row."""
-        if self.rows and self.rows[-1]["step"] == trainer.global_step:
-            return  # where max_epochs is -1, Lightning ends a resumed run's last epoch a second time
         seconds = max(self._ended - self._begun, 1e-9)
         pl_module.log("train/patches_per_second", self._patches / seconds)
         pl_module.log("train/waiting_for_data", self._waited / seconds)

@@ -17,7 +17,6 @@ from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.fit import FitCLI
 from pcam_lightning.messages import UserError
-from pcam_lightning.rehearsal import draw_rehearsal
 from pcam_lightning.run import Run, newest_run
 from pcam_lightning.stages import PROG
 
@@ -52,7 +51,7 @@ class PCamCLI(FitCLI):
     def __init__(
         self, args: list[str], tools: Tools | None = None, sweeps: Sweeps | None = None, run: Run | None = None
     ) -> None:
-        self.args, self.tools, self.sweeps, self.place = args, tools or {}, sweeps or {}, run
+        self.tools, self.sweeps, self.place = tools or {}, sweeps or {}, run
         super().__init__(
             PCamClassifier,
             PCamDataModule,
@@ -122,7 +121,6 @@ class PCamCLI(FitCLI):
         """Parse; where a checkpoint is named, parse again with its run's configuration put in its place."""
         assert isinstance(args, list)
         args, configs = _configs_first(args)
-        self.args = args
         for path in configs:
             _check_config(Path(path))
         self.config = parser.parse_args(args)
@@ -179,8 +177,8 @@ class PCamCLI(FitCLI):
             super().before_instantiate_classes()
 
     def instantiate_classes(self) -> None:
-        """Build data module, model and trainer."""
-        if self._is_stage:
+        """Build data module, model and trainer; of a sweep, to find out whether their options are right."""
+        if self.subcommand not in self.tools:
             super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -189,8 +187,6 @@ class PCamCLI(FitCLI):
             return
         chosen = self.config[subcommand]
         if subcommand in self.sweeps:
-            if self.rehearsal:
-                draw_rehearsal()
             self.sweeps[subcommand](self._plain(), self._runs(chosen))
         else:
             self.tools[subcommand](**(chosen.data if subcommand == "pack" else chosen).as_dict())

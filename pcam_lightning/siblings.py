@@ -10,6 +10,12 @@ import yaml
 from pcam_lightning.datamodule import SPLIT_OPTIONS
 from pcam_lightning.official import is_official
 
+# Options of the trainer that a network depends on.
+_TRAINING = (
+    *("max_epochs", "max_steps", "limit_train_batches", "precision", "callbacks"),
+    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
+)
+
 
 def siblings(folder: Path) -> list[dict[str, Any]]:
     """List the runs and cross-validations that differ from one in their split and seed alone, and that one.
@@ -19,7 +25,8 @@ def siblings(folder: Path) -> list[dict[str, Any]]:
 
     Returns:
         For each: `run`, `split`, `val` (AUROC; of a run the best epoch's, of a cross-validation the mean of its folds'
-        last epochs) and `test`, None where it is not known. Empty where the folder tells nothing of its recipe.
+        last epochs) and `test`, None where it is not known. Empty where the folder tells nothing of its recipe, and for
+        a single fold of a cross-validation.
     """
     if (own := _recipe(folder)) is None:
         return []
@@ -31,7 +38,7 @@ def siblings(folder: Path) -> list[dict[str, Any]]:
 def _tell(folder: Path) -> dict[str, Any]:
     data = _options(folder)["data"]
     split = _kind(data)
-    if data["folds"]:
+    if data.get("folds"):
         of_all = (folder / "crossval.json").is_file()
         split += f", {data['folds']} folds" if of_all else f", fold {data['fold'] + 1} of {data['folds']}"
     scores: dict[str, Any] = {}
@@ -63,19 +70,19 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
     """Return a run's options but for those that choose its split and its seed; None of a folder of another kind."""
     try:
         options = _options(folder)
-        apart = (*SPLIT_OPTIONS, "cache_dir", "num_workers")
+        apart = (*SPLIT_OPTIONS, "cache_dir", "num_workers", "verify")
         return {
             "model": options["model"],
             "data": {name: value for name, value in options["data"].items() if name not in apart},
-            **{name: options["trainer"][name] for name in ("max_epochs", "max_steps", "limit_train_batches")},
+            **{name: options["trainer"][name] for name in _TRAINING},
         }
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _kind(data: dict[str, Any]) -> str:
-    if data["split_file"]:
+    if data.get("split_file"):
         return f"as {data['split_file']}"
     if is_official(Path(data["root"])):
-        return "whole slides" if data["folds"] else "PCam's own parts"
-    return {None: "random", "appearance": "groups that look alike"}.get(data["slides"], "whole slides")
+        return "whole slides" if data.get("folds") else "PCam's own parts"
+    return {None: "random", "appearance": "groups that look alike"}.get(data.get("slides"), "whole slides")

@@ -18,11 +18,12 @@ from pcam_lightning.files import write_whole
 from pcam_lightning.logs import MetricsFile
 from pcam_lightning.machine import precision_here
 from pcam_lightning.messages import UserError, say, warn
+from pcam_lightning.official import is_official
 from pcam_lightning.predictions import Collector, write_labelled, write_submission
 from pcam_lightning.rehearsal import draw_rehearsal, rehearsal_folder, rehearse
 from pcam_lightning.run import Run, run_of
 from pcam_lightning.split import split_digest
-from pcam_lightning.table import find_slides
+from pcam_lightning.table import SLIDES_FILES, find_slides
 from pcam_lightning.trainer import build_trainer
 
 PROG = "python -m pcam_lightning"
@@ -64,15 +65,28 @@ class StagesCLI(LightningCLI):
             if isinstance(chosen.data[name], Path):
                 chosen.data[name] = chosen.data[name].absolute()
         self.rehearsal = chosen.data.root == rehearsal_folder()
+        self._follow_slides(chosen.data)
         new = self.subcommand not in ("validate", "test", "predict") and self.resumed is None and self.place is None
         if new and (chosen.data.folds is not None or "folds" in chosen):
             self._find_slides(chosen.data)
         chosen.trainer.precision = precision_here(chosen.trainer.accelerator, chosen.trainer.precision)
 
+    def _follow_slides(self, data: Namespace) -> None:
+        """Look for a run's map of slides in the folder that its data have moved to, where it lay in the old one."""
+        if self.checkpoint is None or not isinstance(data.slides, Path):
+            return
+        recorded = self.checkpoint["pcam"]["config"]["data"]
+        if str(data.slides) == recorded.get("slides") and data.slides.parent == Path(recorded["root"]):
+            data.slides = data.root / data.slides.name
+
     @staticmethod
     def _find_slides(data: Namespace) -> None:
         """Have folds hold out whole slides where a map of them lies in the data folder."""
-        if data.slides is None and data.split_file is None and (found := find_slides(data.root)) is not None:
+        if data.slides is not None or data.split_file is not None or is_official(data.root):
+            return
+        # The rehearsal's may not be drawn yet.
+        found = data.root / SLIDES_FILES[0] if data.root == rehearsal_folder() else find_slides(data.root)
+        if found is not None:
             data.slides = found
             say(f"folds are of whole slides, by {found}.")
 
@@ -82,7 +96,7 @@ class StagesCLI(LightningCLI):
         Raises:
             UserError: the flags do not go together, or not with this machine.
         """
-        fits = self.subcommand == "fit"
+        fits = self.subcommand not in ("validate", "test", "predict")
         callbacks: list[Callback] = [self.metrics_file, self.keep] if fits else []
         return build_trainer(self.config_init[self.subcommand].trainer, callbacks, fits=fits, **kwargs)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from pcam_lightning.messages import UserError, warn
-from pcam_lightning.official import is_official, read_part
+from pcam_lightning.official import has_part, is_official, read_part
 
 SUFFIXES = (".tif", ".tiff", ".png")  # the earlier one wins where an id has several
 SLIDES_FILES = ("patch_id_wsi_full.csv", "patch_id_wsi.csv")  # the community's, and what `slides` writes
@@ -64,6 +64,13 @@ def read_train(root: Path, slides: Path | None = None, unknown_slides: str = "er
             if slides:
                 table["slide"] = table["slide"].fillna("unknown")
     return table
+
+
+def parts(root: Path) -> list[str]:
+    """Return which of train and test a data folder has; patches alone are there to be predicted."""
+    if is_official(root):
+        return [part for part in ("train", "test") if has_part(root, part)]
+    return [part for part in ("train", "test") if (root / part).is_dir()] or ["test"]
 
 
 def find_slides(root: Path) -> Path | None:

@@ -6,10 +6,10 @@ from pcam_lightning.crossval import crossval
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.evaluate import compare, evaluate
 from pcam_lightning.messages import say
-from pcam_lightning.official import has_part, is_official
 from pcam_lightning.parser import Sweeps, Tools
 from pcam_lightning.slides import slides
 from pcam_lightning.synthetic import synthesize
+from pcam_lightning.table import parts
 
 
 def pack(root: Path = Path("data"), cache_dir: Path | None = None, verify: bool = False) -> None:
@@ -21,17 +21,11 @@ def pack(root: Path = Path("data"), cache_dir: Path | None = None, verify: bool 
         verify: stop where pixels are not what the ids say (Kaggle's ids are the SHA-1 of the pixels).
     """
     data = PCamDataModule(root, val_fraction=0, cache_dir=cache_dir, verify=verify)
-    stages = {"train": "fit", "test": "predict"}
-    if is_official(root):
-        there = [part for part in stages if has_part(root, part)]
-    else:  # patches alone are there to be predicted
-        there = [part for part in stages if (root / part).is_dir()] or ["test"]
-    for part, stage in stages.items():
-        if part in there:
-            data.setup(stage)
-            assert data.store is not None
-            distinct = len(set(data.store.pixel_sha1))
-            say(f"{part}: {len(data.store.ids):,} patches, {distinct:,} distinct, in {data.store.path}.")
+    for part in parts(root):
+        data.setup({"train": "fit", "test": "predict"}[part])
+        assert data.store is not None
+        distinct = len(set(data.store.pixel_sha1))
+        say(f"{part}: {len(data.store.ids):,} patches, {distinct:,} distinct, in {data.store.path}.")
 
 
 TOOLS: Tools = {"evaluate": evaluate, "compare": compare, "slides": slides, "pack": pack, "synthesize": synthesize}

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,17 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import CONFIGS, FAST
+from jsonargparse import Namespace
 from scipy.special import expit
 
 from pcam_lightning import crossval as module
 from pcam_lightning.cli import main
 from pcam_lightning.parser import PCamCLI
+from pcam_lightning.rehearsal import rehearsal_folder
 from pcam_lightning.scores import auroc
+from pcam_lightning.stages import StagesCLI
 
 BASE = str(CONFIGS / "base.yaml")
 FOLDER = Path("lightning_logs/base/crossval_0")
@@ -102,16 +107,44 @@ def test_all_folds_are_judged_together(undisturbed: Path, drawn: Path) -> None:
     assert main(["evaluate", str(undisturbed), "--draws=200"]) == 0
     report, oof = json.loads((undisturbed / "report.json").read_text()), pd.read_csv(undisturbed / "oof.csv")
     assert report["auroc"]["value"] == pytest.approx(auroc(oof["label"].to_numpy(), oof["logit"].to_numpy()))
-    assert (report["patches"], report["clustered_by"]) == (len(oof), "slides")
+    assert (report["patches"], report["clustered_by"], report["leak"]) == (len(oof), "slides", "")
     mean = json.loads((undisturbed / "crossval.json").read_text())["mean"]
     assert report["splits"] == [{"run": "base/crossval_0", "split": "whole slides, 2 folds", "val": mean, "test": None}]
     assert "data:image/png" in (undisturbed / "report.html").read_text()
 
 
+def test_folds_that_share_slides_are_said_to_flatter(undisturbed: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "crossval_0"
+    shutil.copytree(undisturbed, copy)
+    oof = pd.read_csv(copy / "oof.csv")
+    for rows, told in (
+        (oof.assign(fold=oof.index % 2), "120 of 120 patches are of slides that stand in several folds"),
+        (oof.drop(columns="slide"), ""),
+    ):
+        rows.to_csv(copy / "oof.csv", index=False)
+        assert main(["evaluate", str(copy), "--draws=200"]) == 0
+        assert json.loads((copy / "report.json").read_text())["leak"] == told
+
+
+def test_another_test_part_is_predicted_again(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(undisturbed.parents[2], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    data = Path(yaml.safe_load((FOLDER / "config.yaml").read_text())["data"]["root"])
+    before = (FOLDER / "submission.csv").read_bytes()
+    record = json.loads((FOLDER / "crossval.json").read_text())
+    (FOLDER / "crossval.json").write_text(json.dumps({**record, "test": "of other files"}))
+    (FOLDER / "submission.csv").unlink()
+    assert main(_args(data)) == 0
+    assert "all folds predict it again" in capsys.readouterr().err
+    assert (FOLDER / "submission.csv").read_bytes() == before
+
+
 def test_what_is_wrong_leaves_no_folder(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*_args(drawn), "--model.weights=nowhere.pt"]) == 2
     assert "error: --model.weights nowhere.pt: no such file" in capsys.readouterr().err
-    assert not list(Path("lightning_logs/base").iterdir())
+    assert not Path("lightning_logs/base").exists()
 
 
 def test_finished_it_does_nothing_more_and_another_recipe_starts_anew(
@@ -128,10 +161,22 @@ def test_finished_it_does_nothing_more_and_another_recipe_starts_anew(
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [(["--folds=1"], "--folds 1: should be at least"), (["--ckpt_path=last"], "no --ckpt_path")],
+    [
+        (["--folds=1"], "--folds 1: should be at least"),
+        (["--ckpt_path=last"], "no --ckpt_path"),
+        (["--data.fold=1", "--data.folds=2"], "crossval runs all folds"),
+        (["--trainer.limit_val_batches=1"], "crossval validates whole folds"),
+        (["--model.lr=-1"], "--model.lr -1"),
+    ],
 )
 def test_complaints(flags: list[str], expected: str, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args: list[Any] = [*_args(drawn), *flags]
     assert main(args) == 2
     assert expected in capsys.readouterr().err
     assert not Path("lightning_logs").exists()
+
+
+def test_folds_of_a_rehearsal_not_drawn_yet_are_of_whole_slides() -> None:
+    data = Namespace(root=rehearsal_folder(), slides=None, split_file=None)  # type: ignore[no-untyped-call]
+    StagesCLI._find_slides(data)
+    assert data.slides == rehearsal_folder() / "patch_id_wsi_full.csv"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import pandas as pd
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pcam_lightning import __version__
 from pcam_lightning.cli import main
+from pcam_lightning.fit import FitCLI
 from pcam_lightning.synthetic import synthesize
 
 BASE = str(CONFIGS / "base.yaml")
@@ -278,10 +280,31 @@ def test_imagenet_weights_freeze_the_first_epoch(
     assert last["started_from"] == weights
 
 
-def test_goes_on_to_a_number_of_steps(run_copy: Path) -> None:
-    limits = ["--trainer.max_epochs=-1", "--trainer.max_steps=10"]
-    assert main(["fit", "-c", BASE, "--ckpt_path=last", *limits, *FAST]) == 0
-    assert list(pd.read_csv(run_copy / "metrics.csv")["step"]) == [4, 8, 10]
+class StopInTheSecondEpoch(L.Callback):
+    """Ctrl-C."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_a_number_of_steps_is_the_same_run_resumed(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ["fit", "-c", BASE, "--data.root", str(drawn), *FAST, "--trainer.max_epochs=-1", "--trainer.max_steps=10"]
+    assert main(args) == 0
+    before_fit = FitCLI.before_fit
+
+    def stopped(self: FitCLI) -> None:
+        before_fit(self)
+        self._add(StopInTheSecondEpoch())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FitCLI, "before_fit", stopped)
+        assert main(args) == 1
+    assert main(["fit", "-c", BASE, "--ckpt_path=last"]) == 0
+    whole, resumed = (_metrics(RUNS / f"version_{number}") for number in (0, 1))
+    assert list(whole["step"]) == [4, 8, 10]
+    pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
+    assert main(["fit", "-c", BASE, "--ckpt_path=last"]) == 2
 
 
 def test_fast_dev_run_makes_no_run(drawn: Path) -> None:
