@@ -21,6 +21,7 @@ from pcam_lightning.rehearsal import draw_rehearsal, rehearsal_folder
 from pcam_lightning.run import Run, claim_folder, folders
 from pcam_lightning.scores import auroc
 from pcam_lightning.split import split_digest
+from pcam_lightning.stages import PROG
 from pcam_lightning.table import parts
 
 
@@ -199,4 +200,4 @@ def _sum_up(folder: Path, record: dict[str, Any], ids: set[str], folds: int, *, 
         each = [pd.read_csv(_predictions(folder, fold), dtype={"id": str}) for fold in range(folds)]
         logit = pd.concat([one.set_index("id")["logit"] for one in each], axis=1).mean(axis=1, skipna=False)
         write_submission(folder / "submission.csv", each[0]["id"], logit, overwrite=True)
-    say(f"report: python -m pcam_lightning evaluate {folder}")
+    say(f"report: {PROG} evaluate {folder}")

@@ -42,6 +42,11 @@ class StagesCLI(LightningCLI):
         self.keep, self.metrics_file = KeepCheckpoints(), MetricsFile()
         super().__init__(*args, **kwargs)
 
+    @property
+    def _fits(self) -> bool:
+        """Whether the command is fit, or a sweep of it."""
+        return self.subcommand not in ("validate", "test", "predict")
+
     def _runs(self, chosen: Namespace) -> Path:
         return Path(chosen.trainer.default_root_dir or ".") / "lightning_logs" / self.name
 
@@ -66,8 +71,8 @@ class StagesCLI(LightningCLI):
                 chosen.data[name] = chosen.data[name].absolute()
         self.rehearsal = chosen.data.root == rehearsal_folder()
         self._follow_slides(chosen.data)
-        new = self.subcommand not in ("validate", "test", "predict") and self.resumed is None and self.place is None
-        if new and (chosen.data.folds is not None or "folds" in chosen):
+        new = self.resumed is None and self.place is None
+        if self._fits and new and (chosen.data.folds is not None or "folds" in chosen):
             self._find_slides(chosen.data)
         chosen.trainer.precision = precision_here(chosen.trainer.accelerator, chosen.trainer.precision)
 
@@ -96,9 +101,8 @@ class StagesCLI(LightningCLI):
         Raises:
             UserError: the flags do not go together, or not with this machine.
         """
-        fits = self.subcommand not in ("validate", "test", "predict")
-        callbacks: list[Callback] = [self.metrics_file, self.keep] if fits else []
-        return build_trainer(self.config_init[self.subcommand].trainer, callbacks, fits=fits, **kwargs)
+        callbacks: list[Callback] = [self.metrics_file, self.keep] if self._fits else []
+        return build_trainer(self.config_init[self.subcommand].trainer, callbacks, fits=self._fits, **kwargs)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         ours: dict[str, Any] = {"weights_only": True}
