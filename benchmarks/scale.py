@@ -5,7 +5,7 @@
 SOURCE is in Kaggle's layout. Its training patches are perturbed (symmetries of the square, an offset a channel) into
 as many distinct ones as wanted, written below WORK as Kaggle has them: uncompressed TIFF, named by the SHA-1 of their
 pixels. Smaller folders are hard links to the largest, which alone has a test/. At full size that and the packed images
-take 17 GB of disk, and 16 GB of memory to stay in the page cache, which is warm in all that is measured. Each number
+take 29 GB of disk, and 16 GB of memory to stay in the page cache, which is warm in all that is measured. Each number
 comes from a process of its own, and is only good with nothing else running:
 
 - table: seconds of `read_train`.
@@ -18,6 +18,8 @@ comes from a process of its own, and is only good with nothing else running:
 - train memory: peak of `fit` over 20 steps and 10 validation batches.
 - loader: patches/s of shuffled passes over up to 50,000 patches.
 - predict: seconds of the whole command on --test patches, their images packed already or not (one run each).
+- PCam's own files: the largest folder's training patches again, as camelyonpatch_level_2_split_*.h5 with their meta
+  CSVs: seconds and peak memory of `pack`, and of `fit` over 20 steps and 10 validation batches (one run each).
 
 Memory is that of all processes together, page cache aside. Told are medians, with least and most in brackets. Writes
 scale.json, which has all values, and scale.png into the current folder; removes what it put below WORK unless --keep.
@@ -45,6 +47,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from pcam_lightning.official import PREFIX
 from pcam_lightning.pixels import BYTES, SHAPE, read_pixels
 from pcam_lightning.store import open_store
 from pcam_lightning.table import read_train
@@ -255,6 +258,39 @@ def measure_predict(root: Path, runs: Path) -> Row:
     return row
 
 
+def measure_official(largest: Path, root: Path, runs: Path) -> Row:
+    """Write a pack's patches into PCam's own files, a ninth of them as its validation part; pack and fit these."""
+    import h5py
+
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    table = read_train(largest)
+    store = open_store(table, largest, "train")
+    count = len(table)
+    edges = {"train": (0, count - count // 9), "valid": (count - count // 9, count)}
+    for part, (start, stop) in edges.items():
+        name, shape = f"{PREFIX}{part}", (stop - start, *SHAPE)
+        with h5py.File(root / f"{name}_x.h5", "w") as file:
+            images = file.create_dataset("x", shape, np.uint8, chunks=(CHUNK, *SHAPE))
+            for first in range(start, stop, CHUNK):
+                last = min(first + CHUNK, stop)
+                images[first - start : last - start] = store.images[first:last]
+        with h5py.File(root / f"{name}_y.h5", "w") as file:
+            label = table["label"].to_numpy(dtype=np.uint8)[np.argsort(store.rows(table["id"]))]
+            file["y"] = label[start:stop].reshape(-1, 1, 1, 1)
+        slide = np.arange(start, stop) // 1000
+        pd.DataFrame({"wsi": [f"{part}_slide_{one:03d}" for one in slide]}).to_csv(root / f"{name}_meta.csv")
+    del store
+    watched = measure.watch([*PROJECT, "pack", "--data.root", str(root)], env=ENVIRONMENT)
+    some = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "20", "--trainer.limit_val_batches", "10")
+    return {
+        "patches": [count],
+        "pack, s": [watched.seconds],
+        "pack, peak MB": [watched.peak_anonymous / 1e6],
+        "fit, peak MB": [fit(root, runs, *some)[1].peak_anonymous / 1e6],
+    }
+
+
 def told(values: list[float]) -> str:
     """Tell a median, with the least and the most of several values."""
     middle, *ends = (
@@ -322,7 +358,7 @@ def main() -> None:
     largest = folders[-1]
 
     files = 0 if (largest / "whole.json").is_file() else (sizes[-1] + args.test) * ON_DISK
-    need, free = files + (sum(sizes) + args.test) * BYTES + 10**9, shutil.disk_usage(work).free
+    need, free = files + (sum(sizes) + 2 * sizes[-1] + args.test) * BYTES + 10**9, shutil.disk_usage(work).free
     print(f"{work}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.", file=sys.stderr)
     if need > free:
         raise SystemExit("Make room, or choose smaller sizes.")
@@ -334,9 +370,10 @@ def main() -> None:
         print(f"measuring {count:,} patches", file=sys.stderr)
         rows.append(measure_size(folder, runs, count, args.rounds if folder == largest else 3))
     predict = measure_predict(largest, runs)
+    official = measure_official(largest, work / "official", work / "official-runs")
 
     machine = measure.machine()
-    measure.save(Path("scale.json"), {"machine": machine, "sizes": rows, "predict": predict})
+    measure.save(Path("scale.json"), {"machine": machine, "sizes": rows, "predict": predict, "official": official})
     hardware = f"{machine['processor']}, {machine.get('gpu', machine['cores'] + ' cores')}, {machine['memory']}"
     plot(rows, predict, f"{hardware}, torch {machine['torch']}; medians, least and most")
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), end="\n\n")
@@ -346,8 +383,9 @@ def main() -> None:
     print(f"\ntrain memory grows by {growth:,.0f} MB from {sizes[0]:,} to {sizes[-1]:,} patches")
     for way in ("packed", "not packed"):
         print(f"predict, {args.test:,} patches, {way}: {told(predict[f'{way}, s'])} s; submission.csv is in order")
+    print("PCam's own files:", ", ".join(f"{name} {told(value)}" for name, value in official.items()))
     if not args.keep:
-        for folder in (*folders, runs):
+        for folder in (*folders, runs, work / "official", work / "official-runs"):
             shutil.rmtree(folder)
 
 

@@ -1,0 +1,89 @@
+"""How long does a verdict take? Bootstrap over slides at the size of a fifth of Kaggle's training part.
+
+    python benchmarks/judge.py [--patches 44000] [--slides 43] [--draws 1000] [--rounds 3]
+
+Draws labels and logits with slide effects (no data are needed) and takes turns: `draw_scores`, which sorts once and
+weighs, against a plain bootstrap that resamples whole slides and calls scikit-learn's AUROC and average precision on
+each sample (measured over 20 draws and scaled up). Both must give the same numbers for the same draw. Then the whole
+command: `evaluate` on a CSV of them, imports, figures and page included. Told are medians, with least and most.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import measure
+import numpy as np
+import pandas as pd
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from pcam_lightning.scores import draw_scores
+
+PLAIN = 20  # draws that the plain bootstrap is measured over
+
+
+def draw_rows(patches: int, slides: int) -> pd.DataFrame:
+    """Draw predictions of slides that differ in their share of tumour and in how well they are read."""
+    rng = np.random.default_rng(0)
+    slide = rng.integers(slides, size=patches)
+    share, skill = rng.beta(1, 1.5, slides), rng.normal(2.5, 0.8, slides)
+    label = (rng.random(patches) < share[slide]).astype(int)
+    logit = rng.normal(size=patches) + skill[slide] * (label - 0.5)
+    ids = [f"patch-{number:06d}" for number in range(patches)]
+    return pd.DataFrame({"id": ids, "label": label, "logit": logit, "slide": [f"slide_{one:03d}" for one in slide]})
+
+
+def draw_plainly(
+    label: np.ndarray, logit: np.ndarray, cluster: np.ndarray, draws: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resample whole clusters and score each sample with scikit-learn."""
+    rng = np.random.default_rng(seed)
+    places = [np.flatnonzero(cluster == one) for one in np.unique(cluster)]
+    chosen = rng.integers(len(places), size=(draws, len(places)))
+    samples = [np.concatenate([places[one] for one in row]) for row in chosen]
+    return (
+        np.array([roc_auc_score(label[sample], logit[sample]) for sample in samples]),
+        np.array([average_precision_score(label[sample], logit[sample]) for sample in samples]),
+    )
+
+
+def main() -> None:
+    """Take turns, compare, and tell what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patches", type=int, default=44_000)
+    parser.add_argument("--slides", type=int, default=43)
+    parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    rows = draw_rows(args.patches, args.slides)
+    label, logit, cluster = (rows[name].to_numpy() for name in ("label", "logit", "slide"))
+    ours: list[float] = []
+    plain: list[float] = []
+    whole: list[float] = []
+    for _ in range(args.rounds):
+        begun = time.perf_counter()
+        draw_scores(label, logit, cluster, args.draws, 0)
+        ours.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        expected = draw_plainly(label, logit, cluster, PLAIN, 0)
+        plain.append((time.perf_counter() - begun) * args.draws / PLAIN)
+        if not np.allclose(expected, draw_scores(label, logit, cluster, PLAIN, 0)):
+            raise SystemExit("the two bootstraps differ")
+        with tempfile.TemporaryDirectory() as folder:
+            rows.to_csv(Path(folder) / "rows.csv", index=False)
+            command = [sys.executable, "-m", "pcam_lightning", "evaluate", "rows.csv", "--draws", str(args.draws)]
+            whole.append(measure.watch(command, cwd=Path(folder)).seconds)
+    ratio = [one / other for one, other in zip(plain, ours, strict=True)]
+    machine = measure.machine()
+    print(f"{machine['processor']}, {machine['cores']} cores; {args.draws:,} draws of {args.patches:,} patches")
+    for name, values in (
+        ("draw_scores, s", ours), ("plain bootstrap, s", plain), ("ratio", ratio), ("evaluate, whole command, s", whole)
+    ):  # fmt: skip
+        print(f"{name}: {statistics.median(values):.3g} ({min(values):.3g}-{max(values):.3g})")
+
+
+if __name__ == "__main__":
+    main()
