@@ -32,11 +32,11 @@ import measure
 import numpy as np
 import pandas as pd
 import torch
+from appearance import describe
 from reference import Baseline, fit, make_loader
 from sklearn.cluster import KMeans
 from timers import reached, spread
 
-from pcam_lightning.appearance import describe
 from pcam_lightning.split import write_split
 from pcam_lightning.store import open_store
 from pcam_lightning.table import read_test, read_train
@@ -176,7 +176,12 @@ CHANGES: dict[str, list[str]] = {
     "one epoch, patches grow from 48 to 96 pixels": [*ONE, *GROWING],
     "one epoch, no warm-up": [*ONE, "--model.warmup_epochs=0"],
     "one epoch, weights not averaged, nor below": [*ONE, *NOT_AVERAGED],
-    "- angles for symmetries": [*ONE, *NOT_AVERAGED, "--model.quarter_turns=false", "--model.degrees=90"],
+    "- angles for symmetries": [
+        *ONE,
+        *NOT_AVERAGED,
+        "--model.augment.quarter_turns=false",
+        "--model.augment.degrees=90",
+    ],
     "- batch 128": [*ONE, *NOT_AVERAGED, "--data.batch_size=128"],
     "- no warm-up": [*ONE, *NOT_AVERAGED, "--model.warmup_epochs=0"],
     "- rate 0.003": [*ONE, *NOT_AVERAGED, "--model.lr=3e-3"],

@@ -5,8 +5,9 @@
 
 DIR is in Kaggle's layout, with an answers.csv (id,label) for its test/ part from other slides. For each seed and kind
 of split: fit with the arguments after `--`, the seed being that of the split too, then test with best.ckpt, through the
-project's own command line. Nothing is chosen by the test scores. A kind is `random`, `appearance` or a CSV of slides
-(id,wsi). Writes unseen_slides.json into the current folder and prints a table with mean and standard deviation.
+project's own command line. Nothing is chosen by the test scores. A kind is `random`, `appearance` (groups of patches
+that look alike, by `appearance.py` and the seed) or a CSV of slides (id,wsi). Writes unseen_slides.json into the
+current folder and prints a table with mean and standard deviation.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import measure
 import pandas as pd
+from appearance import write_groups
 
 Run = dict[str, float]
 
@@ -28,7 +30,12 @@ def run_seed(root: Path, seed: int, split: str, recipe: list[str]) -> Run:
     command = [sys.executable, "-m", "pcam_lightning"]
     begun = time.perf_counter()
     fit = [*command, "fit", *recipe, "--data.root", str(root), "--seed_everything", str(seed)]
-    fit += ["--data.split_seed", str(seed), *([] if split == "random" else ["--data.slides", split])]
+    fit += ["--data.split_seed", str(seed)]
+    if split == "appearance":
+        split = f"groups_{seed}.csv"
+        write_groups(root, Path(split), seed)
+    if split != "random":
+        fit += ["--data.slides", split]
     with subprocess.Popen(fit, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         told = [line for line in process.stderr if line.startswith(("run: ", "error: "))]

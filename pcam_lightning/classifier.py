@@ -1,6 +1,8 @@
 """PCamClassifier: one step for all stages; BCE, AUROC, AdamW, cosine."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
 import lightning as L
@@ -11,75 +13,101 @@ from torch.nn import functional
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
-from pcam_lightning.augment import (
-    apply_symmetries,
-    draw_flips_and_turns,
-    draw_symmetries,
-    flip_and_turn,
-    to_unit,
-)
-from pcam_lightning.backbone import body, build_backbone, load_weights
+from pcam_lightning.augment import Augmentation, augment, to_unit, views
+from pcam_lightning.backbone import STATISTICS, build_backbone, freeze, layers, load_weights
 from pcam_lightning.datamodule import Batch
 from pcam_lightning.messages import UserError, say
+from pcam_lightning.stain import StainNormalizer
 
 
 class PCamClassifier(L.LightningModule):
     """A network with one logit: is there tumour in the centre 32 x 32 of the patch?
 
     Args:
-        backbone: name of the network: resnet18.
-        weights: what it starts from: imagenet, none (random) or the path of a state dict with torchvision's names.
+        backbone: resnet18, resnet34, resnet50, convnext_tiny, efficientnet_b0, efficientnet_b3, or timm/NAME for any
+            network of timm's, such as timm/vit_small_patch16_224.
+        weights: what it starts from: imagenet, none (random) or the path of a state dict (.safetensors too).
+        normalize: mean and deviation that pixels in [0, 1] are brought to: none, imagenet, half (0.5 both), lunit (of
+            Lunit's weights) or own, those of the training patches.
+        crop: side of the centre square that the network sees, in pixels, from 32 to 96.
+        size: side to which that is scaled, in pixels; by default it is not.
+        stain: bring each patch's stains to those of the training part: none, macenko or reinhard.
+        augment: what happens to training patches.
         freeze_epochs: epochs in which the head alone learns, at the start; BatchNorm's running statistics stay as
             they are too. Skipped where the network starts from random weights.
         optimizer: adamw or sgd.
         lr: learning rate at its highest.
+        layer_decay: factor of the rate from each layer to the one before it, in (0, 1]; the head has `lr`.
         weight_decay: as the optimizer defines it.
         momentum: of sgd.
-        warmup_epochs: epochs in which the rate rises from zero; it then follows a cosine to zero, step by step.
+        schedule: cosine, from the highest rate to zero, step by step; or one_cycle, which rises from a twenty-fifth of
+            it over the first three tenths of the run.
+        warmup_epochs: of cosine: epochs in which the rate rises from zero first.
         label_smoothing: share of each label that is spread evenly over both classes, in [0, 1).
-        degrees: training patches are flipped and turned by an angle drawn from [-degrees, degrees].
-        quarter_turns: training patches go through one of the eight symmetries of the square instead, drawn for each:
-            no corner is black, no pixel moves by a fraction. Needs degrees 0.
+        tta: test-time augmentation whenever patches are judged, validation within fit too: none, or d4, the mean of
+            the logits of the eight symmetries of the square.
         compile: let torch.compile build the network for this machine before the first step.
     """
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
 
     def __init__(
         self,
         backbone: str = "resnet18",
         weights: str = "imagenet",
+        normalize: Literal["none", "imagenet", "half", "lunit", "own"] = "none",
+        crop: int = 96,
+        size: int | None = None,
+        stain: Literal["none", "macenko", "reinhard"] = "none",
+        augment: Augmentation = Augmentation(degrees=90.0),  # noqa: B008 - never changed, and shown in --help
         freeze_epochs: int = 1,
         optimizer: Literal["adamw", "sgd"] = "adamw",
         lr: float = 1e-3,
+        layer_decay: float = 1.0,
         weight_decay: float = 0.01,
         momentum: float = 0.9,
+        schedule: Literal["cosine", "one_cycle"] = "cosine",
         warmup_epochs: float = 0.0,
         label_smoothing: float = 0.0,
-        degrees: float = 90.0,
-        quarter_turns: bool = False,
+        tta: Literal["none", "d4"] = "none",
         compile: bool = False,  # noqa: A002 - what torch calls it
     ) -> None:
         super().__init__()
-        if quarter_turns and degrees:
-            raise UserError(
-                f"--model.quarter_turns {quarter_turns}: goes with --model.degrees 0, symmetries instead of angles."
-            )
         if not 0 <= label_smoothing < 1:
             raise UserError(f"--model.label_smoothing {label_smoothing}: should be at least 0 and less than 1.")
+        if not 0 < layer_decay <= 1:
+            raise UserError(f"--model.layer_decay {layer_decay}: should be more than 0 and at most 1.")
+        if not 32 <= crop <= 96 or crop % 2:
+            raise UserError(f"--model.crop {crop}: should be even, from 32, the square that labels speak of, to 96.")
+        if size is not None and not 32 <= size <= 512:
+            raise UserError(f"--model.size {size}: should be from 32 to 512 pixels.")
+        if schedule == "one_cycle" and warmup_epochs:
+            raise UserError("--model.schedule one_cycle: rises by itself; leave --model.warmup_epochs out, or 0.")
         for name, value in (
             ("lr", lr),
             ("weight_decay", weight_decay),
             ("momentum", momentum),
             ("warmup_epochs", warmup_epochs),
-            ("degrees", degrees),
             ("freeze_epochs", freeze_epochs),
         ):
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"--model.{name} {value}: should be a number from 0 up.")
+        self.augmentation = Augmentation(**augment) if isinstance(augment, Mapping) else augment
+        self.augmentation.check()
         # A checkpoint carries its weights; where they once started from is no parameter for loading it.
-        self.save_hyperparameters(ignore="weights", logger=False)
+        self.save_hyperparameters(ignore=["weights", "augment"], logger=False)
+        self.hparams["augment"] = asdict(self.augmentation)  # a checkpoint holds plain values only
         self.weights = weights
         self.started_from = "none"  # what was loaded in truth; travels with the checkpoint
-        self.net = build_backbone(backbone).to(memory_format=torch.channels_last)
+        self.net = build_backbone(backbone, size or crop).to(memory_format=torch.channels_last)
+        self.stain_normalizer = None if stain == "none" else StainNormalizer(stain)
+        if normalize != "none":  # `own` is measured before the first step
+            for name, of_pixels in zip(
+                ("mean", "deviation"), STATISTICS.get(normalize, ((0.0,) * 3, (1.0,) * 3)), strict=True
+            ):
+                self.register_buffer(name, torch.tensor(of_pixels)[:, None, None])
+        self.others: list[PCamClassifier] = []  # of an ensemble, in predict; of no weight in this one's checkpoint
         self._seed = 0
         self._whole = 0  # patches of the largest batch that was not for training
         if compile:
@@ -98,8 +126,41 @@ class PCamClassifier(L.LightningModule):
         Raises:
             UserError: see `backbone.load_weights`.
         """
-        load_weights(self.net, self.weights)
+        side = self.hparams["size"] or self.hparams["crop"]
+        load_weights(self.net, self.hparams["backbone"], self.weights, side)
         self.started_from = self.weights
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is something to measure on the training part before the first step."""
+        return self.stain_normalizer is not None or self.hparams["normalize"] == "own"
+
+    @property
+    def measured(self) -> bool:
+        """Whether what there is to measure was measured, here or by the run of a checkpoint."""
+        unfit = self.stain_normalizer is not None and not bool(self.stain_normalizer.first.any())
+        return not unfit and not (self.hparams["normalize"] == "own" and not bool(self.mean.any()))
+
+    def measure(self, image: torch.Tensor) -> None:
+        """Fit the stains' target, then the pixels' mean and deviation, where options ask for them.
+
+        Args:
+            image: patches of the training part, uint8 (N, 96, 96, 3).
+
+        Raises:
+            UserError: no patch shows any stain.
+        """
+        unit = to_unit(image).contiguous()
+        if self.stain_normalizer is not None:
+            try:
+                self.stain_normalizer.fit(unit)
+            except ValueError as error:
+                raise UserError(f"--model.stain {self.stain_normalizer.method}: {error} to fit a target to.") from None
+            unit = self.stain_normalizer(unit)
+        if self.hparams["normalize"] == "own":
+            unit = self._cropped(unit)
+            self.mean.copy_(unit.mean(dim=(0, 2, 3))[:, None, None])
+            self.deviation.copy_(unit.transpose(0, 1).flatten(1).std(dim=1).clamp(min=1e-3)[:, None, None])
 
     @property
     def freezes(self) -> bool:
@@ -107,7 +168,7 @@ class PCamClassifier(L.LightningModule):
         return self.hparams["freeze_epochs"] > 0 and self.started_from != "none"
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Map float images (B, 3, 96, 96) in [0, 1] to float32 logits (B,)."""
+        """Map what the network sees of patches, float (B, 3, side, side), to float32 logits (B,)."""
         count = len(image)
         if self.hparams["compile"] and not self.training:
             # A last, smaller batch would be compiled for all over again.
@@ -117,19 +178,44 @@ class PCamClassifier(L.LightningModule):
         logit: torch.Tensor = self.net(image).squeeze(1)[:count]
         return logit
 
-    def _augment(self, image: torch.Tensor) -> torch.Tensor:
-        """Map a training batch, uint8 (B, 96, 96, 3), to float (B, 3, 96, 96)."""
-        if self.hparams["quarter_turns"]:
-            return to_unit(apply_symmetries(image, draw_symmetries(len(image))))
-        return flip_and_turn(to_unit(image), draw_flips_and_turns(len(image), self.hparams["degrees"]))
+    def _stained(self, image: torch.Tensor) -> torch.Tensor:
+        """Map uint8 (B, 96, 96, 3) to float (B, 3, 96, 96) in [0, 1], stains normalised."""
+        unit = to_unit(image)
+        return unit if self.stain_normalizer is None else self.stain_normalizer(unit)
+
+    def _cropped(self, unit: torch.Tensor) -> torch.Tensor:
+        first = (96 - self.hparams["crop"]) // 2
+        return unit[..., first : 96 - first, first : 96 - first]
+
+    def _seen(self, unit: torch.Tensor) -> torch.Tensor:
+        """Map patches, float (B, 3, 96, 96) in [0, 1], to what the network sees of them."""
+        unit = self._cropped(unit)
+        if (size := self.hparams["size"]) not in (None, self.hparams["crop"]):
+            antialias = size < self.hparams["crop"]
+            unit = functional.interpolate(unit, size=(size, size), mode="bilinear", antialias=antialias)
+        if self.hparams["normalize"] != "none":
+            unit = (unit - self.mean) / self.deviation
+        return unit.contiguous(memory_format=torch.channels_last)
+
+    def _judge(self, image: torch.Tensor) -> torch.Tensor:
+        """Map patches that are not for training, uint8 (B, 96, 96, 3), to logits (B,)."""
+        unit = self._seen(self._stained(image))
+        ways = views(unit) if self.hparams["tta"] == "d4" else [unit]
+        return mean_logit([self(way) for way in ways])
 
     def _step(self, batch: Batch, stage: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss, and the logits (B,)."""
-        label = batch["label"]
-        logit = self(self._augment(batch["image"]) if stage == "train" else to_unit(batch["image"]))
-        smoothing = self.hparams["label_smoothing"] if stage == "train" else 0.0
-        smooth = label * (1 - smoothing) + smoothing / 2
-        losses = functional.binary_cross_entropy_with_logits(logit, smooth, reduction="none")
+        label = target = batch["label"]
+        if stage == "train":
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # pixels keep all their grey levels
+                unit, target = augment(batch["image"], label, self.augmentation, self.stain_normalizer)
+                unit = self._seen(unit)
+            logit = self(unit)
+            smoothing = self.hparams["label_smoothing"]
+            target = target * (1 - smoothing) + smoothing / 2
+        else:
+            logit = self._judge(batch["image"])
+        losses = functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
         mean: MeanMetric = getattr(self, f"{stage}_loss")
         metrics: MetricCollection = getattr(self, f"{stage}_metrics")
         mean.update(losses.detach())
@@ -152,21 +238,30 @@ class PCamClassifier(L.LightningModule):
         return {"row": batch["row"], "logit": self._step(batch, "test")[1]}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
-        """Return `row` int64 (B,) and `logit` float32 (B,)."""
-        return {"row": batch["row"], "logit": self(to_unit(batch["image"]))}
+        """Return `row` int64 (B,) and `logit` float32 (B,), with others the mean of all."""
+        logits = [network._judge(batch["image"]) for network in (self, *self.others)]
+        return {"row": batch["row"], "logit": mean_logit(logits)}
+
+    def on_predict_start(self) -> None:
+        """Take the others to the device."""
+        for other in self.others:
+            other.to(self.device).eval()
 
     def on_fit_start(self) -> None:
-        """Note the seed, before any step draws from it."""
+        """Note the seed, before any step draws from it.
+
+        Raises:
+            UserError: something was to be measured on the training part, and was not.
+        """
         self._seed = torch.initial_seed()
+        if self.measures and not self.measured:
+            raise UserError("--model.stain, --model.normalize own: call measure() with training patches before fit.")
         if self.hparams["freeze_epochs"] and not self.freezes:
             say("--model.freeze_epochs is skipped: the network starts from random weights, all of it learns at once.")
 
     def on_train_epoch_start(self) -> None:
         """Freeze the body, or let it learn."""
-        frozen = self.freezes and self.current_epoch < self.hparams["freeze_epochs"]
-        for module in body(self.net):
-            module.requires_grad_(not frozen)
-            module.train(not frozen)  # in evaluation mode BatchNorm leaves its running statistics alone
+        freeze(self.net, self.freezes and self.current_epoch < self.hparams["freeze_epochs"])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let every draw follow from (seed, epoch, step, process): a resumed run is the same run."""
@@ -174,25 +269,30 @@ class PCamClassifier(L.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build AdamW or SGD, and a cosine over the run with an optional linear warm-up."""
+        """Build AdamW or SGD, and the schedule of its rate over the run."""
         rate, decay = float(self.hparams["lr"]), float(self.hparams["weight_decay"])
         fused = self._fuses()
+        groups: Any = self.net.parameters()
+        if self.hparams["layer_decay"] < 1:
+            deep = enumerate(reversed(layers(self.net)))
+            groups = [{"params": layer, "lr": rate * self.hparams["layer_decay"] ** depth} for depth, layer in deep]
         optimizer: torch.optim.Optimizer
         if self.hparams["optimizer"] == "sgd":
             momentum = self.hparams["momentum"]
-            optimizer = torch.optim.SGD(self.parameters(), rate, momentum, weight_decay=decay, fused=fused)
+            optimizer = torch.optim.SGD(groups, rate, momentum, weight_decay=decay, fused=fused)
         else:
-            optimizer = torch.optim.AdamW(self.parameters(), rate, weight_decay=decay, fused=fused)
+            optimizer = torch.optim.AdamW(groups, rate, weight_decay=decay, fused=fused)
         steps = int(self.trainer.estimated_stepping_batches)
         if self.trainer.train_dataloader is None:  # where max_epochs is -1, nobody has asked for it yet
             self.trainer.fit_loop.setup_data()
         an_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        warmup = round(an_epoch * float(self.hparams["warmup_epochs"]))
+        cycle = self.hparams["schedule"] == "one_cycle"
+        warmup = round(0.3 * steps if cycle else an_epoch * float(self.hparams["warmup_epochs"]))
 
         def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+            if step >= warmup:
+                return _cosine((step - warmup) / max(1, steps - warmup))
+            return 1 - 0.96 * _cosine(step / warmup) if cycle else (step + 1) / (warmup + 1)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/lr"}}
@@ -218,6 +318,13 @@ class PCamClassifier(L.LightningModule):
             UserError: the names or shapes are not this network's.
         """
         self.started_from = checkpoint.get("started_from", "none")
+        recorded = checkpoint.get("hyper_parameters", {})
+        for name in ("normalize", "stain", "crop", "size"):
+            if name in recorded and recorded[name] != self.hparams[name]:
+                raise UserError(
+                    f"--model.{name} {self.hparams[name]}: the checkpoint's network was trained with {recorded[name]}; "
+                    "leave the option out, it comes with the checkpoint."
+                )
         for state in checkpoint.get("optimizer_states", []) if self._trainer else []:
             for group in state["param_groups"]:
                 group["fused"] = self._fuses()
@@ -230,3 +337,13 @@ class PCamClassifier(L.LightningModule):
                 f"the checkpoint does not fit --model.backbone {self.hparams['backbone']}: {len(odd)} names or shapes "
                 f"differ, {odd[0]} for one; leave the option out, it comes with the checkpoint."
             )
+
+
+def _cosine(share: float) -> float:
+    """Fall from 1 to 0 along half a cosine."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
+
+
+def mean_logit(logits: list[torch.Tensor]) -> torch.Tensor:
+    """Return the mean of several (B,), the same to its last bit in whichever order they come."""
+    return torch.stack(logits).sort(dim=0).values.mean(dim=0)

@@ -1,31 +1,30 @@
 """crossval: each fold an ordinary run; out-of-fold predictions, their scores, and a submission that averages."""
 
-import json
-import shutil
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pandas as pd
-import yaml
+from jsonargparse.typing import PositiveInt
 
 from pcam_lightning.checkpoint import has_ended, read_checkpoint
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.files import link_whole, write_whole
-from pcam_lightning.messages import UserError, say, warn
+from pcam_lightning.messages import UserError, say
 from pcam_lightning.parser import PCamCLI
 from pcam_lightning.predictions import read_labelled, write_submission
 from pcam_lightning.rehearsal import draw_rehearsal, rehearsal_folder
-from pcam_lightning.run import Run, claim_folder, folders
+from pcam_lightning.run import Run
 from pcam_lightning.scores import auroc
-from pcam_lightning.split import split_digest
 from pcam_lightning.stages import PROG
+from pcam_lightning.sweep import Sweep, check, claim, fingerprint, open_data, read_record, write_record
 from pcam_lightning.table import parts
 
+KIND = "crossval"
 
-def crossval(config: dict[str, Any], runs: Path) -> None:
+
+def crossval(config: dict[str, Any], runs: Path, folds: int) -> None:
     """Train on all folds but one, for each in turn; write out-of-fold predictions and the folds' mean submission.
 
     All of it lies in `runs/crossval_N/`: `config.yaml`, `fold_I/`, each an ordinary run, `oof_I.csv` and
@@ -34,10 +33,10 @@ def crossval(config: dict[str, Any], runs: Path) -> None:
     (id,logit). The same command goes on where an earlier one was stopped.
 
     Args:
-        config: options of `fit`, and the number of `folds`.
+        config: options of `fit`.
         runs: the folder of the config's runs.
+        folds: their number.
     """
-    folds = config.pop("folds")
     _check(config, folds)
     root, limits = Path(config["data"]["root"]), (config["trainer"]["max_epochs"], config["trainer"]["max_steps"])
     if root == rehearsal_folder():
@@ -46,8 +45,9 @@ def crossval(config: dict[str, Any], runs: Path) -> None:
     data, test = _open(config["data"], folds, has_test=has_test)
     assert data.table is not None
     with ExitStack() as stack:
-        folder = _claim(runs, _identity(config, folds, data), stack)
-        record = json.loads((folder / "crossval.json").read_text(encoding="utf-8"))
+        identity = {"config": config, "folds": folds, **fingerprint(data)}
+        folder = claim(runs, KIND, identity, "oof.csv", stack)
+        record = read_record(folder, KIND)
         if record.get("test", test) != test:
             say(f"{root}: its test part has changed since; all folds predict it again.")
             for path in folder.glob("predictions_*.csv"):
@@ -56,12 +56,12 @@ def crossval(config: dict[str, Any], runs: Path) -> None:
         for fold in range(folds):
             run = Run(folder / f"fold_{fold}")
             say(f"\nfold {fold + 1} of {folds}: {run.folder}")
-            if fold not in record["fitted"]:
+            if fold not in record.setdefault("fitted", []):
                 if not run.last.is_file() or not has_ended(read_checkpoint(run.last), *limits):
                     chosen = [f"--data.folds={folds}", f"--data.fold={fold}"]
                     PCamCLI(["fit", "-c", str(folder / "config.yaml"), *chosen], run=run)
                 record["fitted"].append(fold)
-                _write_record(folder, record)
+                write_record(folder, KIND, record)
             # Not the best epoch's: it was chosen by the very patches that it is to be judged on. And kept under names
             # of their own: whoever validates a fold's run with another checkpoint has no say in what comes out here.
             ran = ["--ckpt_path", str(run.last), f"--trainer.accelerator={config['trainer']['accelerator']}"]
@@ -75,20 +75,12 @@ def crossval(config: dict[str, Any], runs: Path) -> None:
 
 
 def _check(config: dict[str, Any], folds: int) -> None:
-    data, trainer = config["data"], config["trainer"]
+    check(config, KIND)
+    data = config["data"]
     for wrong, told in (
         (folds < 2, f"--folds {folds}: should be at least 2, such as 5."),
-        (config["ckpt_path"] is not None, "crossval takes no --ckpt_path: the same command goes on where it was."),
         (data["split_file"] is not None, "crossval draws its own folds: leave --data.split_file out."),
         (data["folds"] is not None or data["fold"], "crossval runs all folds: --folds K, and no --data.folds."),
-        (
-            trainer["fast_dev_run"] or trainer["limit_val_batches"] is not None,
-            "crossval validates whole folds: leave --trainer.fast_dev_run and --trainer.limit_val_batches out.",
-        ),
-        (
-            str(trainer["devices"]) != "1",
-            "crossval trains on one device; fit --data.folds K --data.fold I trains one fold on several.",
-        ),
     ):
         if wrong:
             raise UserError(told)
@@ -98,77 +90,16 @@ def _open(options: dict[str, Any], folds: int, *, has_test: bool) -> tuple[PCamD
     """Read, pack and split all that the folds will need: what is wrong with it shows now, not after hours.
 
     Returns:
-        The data, split for the first fold, and the fingerprint of the test part.
+        The data, split for the first fold, which stands for all: they are dealt in one go. And the fingerprint of the
+        test part.
     """
-    paths = ("root", "cache_dir", "slides")
-    given = {name: Path(options[name]) for name in paths if options[name] not in (None, "appearance")}
-    data = PCamDataModule(**{**options, **given, "folds": folds, "fold": 0})
-    test = ""
+    data, test = open_data(options, folds=folds, fold=0), ""
     if has_test:
         data.setup("predict")
         assert data.store is not None
         test = data.store.fingerprint
     data.setup("fit")
     return data, test
-
-
-def _identity(config: dict[str, Any], folds: int, data: PCamDataModule) -> dict[str, Any]:
-    """Return what a cross-validation must have in common with an earlier one to go on with it."""
-    assert data.table is not None
-    assert data.val_mask is not None
-    assert data.store is not None
-    return {
-        "config": config,
-        "folds": folds,
-        "data": data.store.fingerprint,
-        "labels": split_digest(data.table, data.table["label"].to_numpy(dtype=bool)),
-        # The first fold stands for all: they are dealt in one go.
-        "fold_0": split_digest(data.table, data.val_mask),
-    }
-
-
-def _claim(runs: Path, identity: dict[str, Any], stack: ExitStack) -> Path:
-    """Return the folder of the newest cross-validation of these options, data and folds, or a new one; hold its lock.
-
-    A new one goes away again with the stack where nothing was trained in it.
-    """
-    for folder in folders(runs, "crossval"):
-        try:
-            of = json.loads((folder / "crossval.json").read_text(encoding="utf-8"))["of"]
-            same = json.dumps(of) == json.dumps(identity)  # 1 and 1.0 are one batch and all of them
-        except (OSError, ValueError, KeyError, TypeError):
-            warn(f"{folder}: no crossval.json to go on from; left alone.")
-            continue
-        if same:
-            _lock(folder, stack)
-            return folder
-        if not (folder / "oof.csv").is_file():
-            say(f"{folder} is not finished, and of other options or data; left alone.")
-    folder = claim_folder(runs, "crossval")
-    stack.callback(_take_away, folder)
-    _lock(folder, stack)
-    write_whole(folder / "config.yaml", yaml.safe_dump(identity["config"], sort_keys=False))
-    _write_record(folder, {"of": identity, "fitted": []})
-    return folder
-
-
-def _take_away(folder: Path) -> None:
-    """Remove a folder in which nothing was trained, and the one around it where it is empty."""
-    if not (folder / "fold_0").exists():
-        shutil.rmtree(folder)
-        with suppress(OSError):
-            folder.parent.rmdir()
-
-
-def _lock(folder: Path, stack: ExitStack) -> None:
-    try:
-        stack.enter_context(filelock.FileLock(folder / ".lock", timeout=0))
-    except filelock.Timeout:
-        raise UserError(f"{folder}: another process is at work on it; let it finish, or stop it first.") from None
-
-
-def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    write_whole(folder / "crossval.json", json.dumps(record, indent=2) + "\n")
 
 
 def _oof(folder: Path, fold: int) -> Path:
@@ -192,7 +123,7 @@ def _sum_up(folder: Path, record: dict[str, Any], ids: set[str], folds: int, *, 
         "sd": float(np.std(scores, ddof=1)),
         "oof/auroc": auroc(oof["label"].to_numpy(), oof["logit"].to_numpy()),
     }
-    _write_record(folder, record)
+    write_record(folder, KIND, record)
     say(f"\n{folder / 'oof.csv'}: {len(oof):,} patches, each predicted by the fold that had not seen it.")
     told = ", ".join(f"{score:.4f}" for score in scores)
     say(f"val/auroc {told}: mean {record['mean']:.4f}, sd {record['sd']:.4f}; all together {record['oof/auroc']:.4f}.")
@@ -201,3 +132,6 @@ def _sum_up(folder: Path, record: dict[str, Any], ids: set[str], folds: int, *, 
         logit = pd.concat([one.set_index("id")["logit"] for one in each], axis=1).mean(axis=1, skipna=False)
         write_submission(folder / "submission.csv", each[0]["id"], logit, overwrite=True)
     say(f"report: {PROG} evaluate {folder}")
+
+
+CROSSVAL = Sweep(crossval, {"folds": {"type": PositiveInt, "default": 5, "help": "Number of folds."}})

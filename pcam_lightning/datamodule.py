@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pcam_lightning.appearance import appearance_groups
 from pcam_lightning.messages import UserError
 from pcam_lightning.split import hold_out, join_groups, read_split
 from pcam_lightning.store import Store, open_store
@@ -118,8 +117,7 @@ class PCamDataModule(L.LightningDataModule):
         batch_size: patches a batch, on each device.
         val_fraction: share of each class held out for validation; 0 trains on everything.
         split_seed: seed of the split.
-        slides: CSV with id,wsi: whole slides are held out, so that val/auroc is of slides never seen in training. Or
-            appearance: groups of patches that look alike, where there is no such file.
+        slides: CSV with id,wsi: whole slides are held out, so that val/auroc is of slides never seen in training.
         unknown_slides: what to do with patches that the slides file does not name: stop, or take them for one slide.
         folds: hold out one of so many folds instead of val_fraction; by whole slides where `slides` is given, for
             which the command line takes a patch_id_wsi.csv that lies in the data folder.
@@ -137,7 +135,7 @@ class PCamDataModule(L.LightningDataModule):
         batch_size: int = 512,
         val_fraction: float = 0.2,
         split_seed: int = 42,
-        slides: Literal["appearance"] | Path | None = None,
+        slides: Path | None = None,
         unknown_slides: Literal["error", "group"] = "error",
         folds: int | None = None,
         fold: int = 0,
@@ -201,8 +199,7 @@ class PCamDataModule(L.LightningDataModule):
 
     def _setup_train(self) -> None:
         self._seed = torch.initial_seed()  # what seed_everything was given
-        named = None if self.slides == "appearance" else self.slides
-        table = read_train(self.root, named, self.unknown_slides)
+        table = read_train(self.root, self.slides, self.unknown_slides)
         if "val" in table and self.slides is not None:
             raise UserError(f"{self.root}: PCam's own files name their slides; leave --data.slides out.")
         store = open_store(table, self.root, "train", self.cache_dir, self.verify)
@@ -214,9 +211,7 @@ class PCamDataModule(L.LightningDataModule):
             mask = table["val"].to_numpy() if self.val_fraction else np.zeros(len(table), dtype=bool)
         else:
             group = table["pixel_sha1"].to_numpy()
-            if self.slides == "appearance":
-                group = join_groups(appearance_groups(store.images, rows, self.split_seed), group)
-            elif self.slides is not None or "val" in table:
+            if self.slides is not None or "val" in table:
                 group = join_groups(table["slide"].to_numpy(), group)
             mask = hold_out(table, group, self.val_fraction, self.split_seed, self.folds, self.fold)
         labels = table["label"].to_numpy(dtype=np.float32)
@@ -230,6 +225,12 @@ class PCamDataModule(L.LightningDataModule):
         labels = table["label"].to_numpy(dtype=np.float32) if answers else None
         self._test = Patches(store.path, store.rows(table["id"]), labels)
         self.test_table, self.store = table, store
+
+    def sample(self, count: int) -> torch.Tensor:
+        """Return up to so many patches of the training part, drawn by the split's seed, uint8 (N, 96, 96, 3)."""
+        assert self._train is not None, "call setup() first"
+        chosen = np.random.default_rng(self.split_seed).permutation(len(self._train))[:count]
+        return self._train[np.sort(chosen)]["image"]
 
     def _loader(self, patches: Patches | None, *, shuffle: bool = False) -> DataLoader[Batch]:
         assert patches is not None, "call setup() first"

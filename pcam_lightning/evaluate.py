@@ -49,7 +49,6 @@ class Judged(NamedTuple):
     rows: pd.DataFrame
     report: Path  # of the page and the numbers, without .html and .json
     data: PCamDataModule | None = None  # where its pictures are; of a cross-validation, split as for its first fold
-    alike: bool = False  # groups of patches that look alike were held out, not slides
     step: int | None = None  # of training, that the checkpoint is of
     chosen_by_these: bool = False  # the checkpoint is the epoch that was best on these very patches
 
@@ -151,7 +150,7 @@ def _read(target: Path, labels: Path | None, slides: Path | None, *, pictures: b
         options = yaml.safe_load(Run(target).config.read_text(encoding="utf-8"))["data"]
         data = _data(options, Run(target / "fold_0").split) if pictures else None
         rows = read_labelled(target / "oof.csv", labels)
-        judged = Judged(rows, report, data, alike=options["slides"] == "appearance")
+        judged = Judged(rows, report, data)
     elif target.is_dir():
         run = Run(target)
         checkpoint = run.best if run.best.is_file() else run.last
@@ -162,7 +161,7 @@ def _read(target: Path, labels: Path | None, slides: Path | None, *, pictures: b
         rows = read_labelled(run_of(checkpoint).predictions("val"), labels)
         step = validated.checkpoint["global_step"]
         data = validated.datamodule
-        judged = Judged(rows, report, data, data.slides == "appearance", step, checkpoint == run.best)
+        judged = Judged(rows, report, data, step, checkpoint == run.best)
     else:
         # Its own name: a run's report holds the temperature for predict, which no test label may have a say in.
         judged = Judged(read_labelled(target, labels), target.with_name(f"{target.stem}_report"))
@@ -196,7 +195,7 @@ def _leak(judged: Judged, slides: Path | None) -> str:
     table = data.table
     if slides is not None:
         table = table.assign(slide=table["id"].map(read_slides(slides)))
-    return "" if judged.alike and "slide" not in table else shared_slides(table, data.val_mask)
+    return shared_slides(table, data.val_mask)
 
 
 def _folds(rows: pd.DataFrame) -> dict[str, float]:

@@ -3,12 +3,11 @@
 import json
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
@@ -19,10 +18,10 @@ from pcam_lightning.fit import FitCLI
 from pcam_lightning.messages import UserError
 from pcam_lightning.run import Run, newest_run
 from pcam_lightning.stages import PROG
+from pcam_lightning.sweep import Sweep
 
-Tools = dict[str, Callable[..., None]]
-# Commands that run fit several times: they take its options, and are given what these come to and the folder of runs.
-Sweeps = dict[str, Callable[[dict[str, Any], Path], None]]
+Tools = Mapping[str, Callable[..., None]]
+Sweeps = Mapping[str, Sweep]
 
 STAGES = {
     "fit": "Train, and keep the best and the last epoch's checkpoint in a run folder of its own.",
@@ -49,7 +48,11 @@ class PCamCLI(FitCLI):
     """
 
     def __init__(
-        self, args: list[str], tools: Tools | None = None, sweeps: Sweeps | None = None, run: Run | None = None
+        self,
+        args: list[str],
+        tools: Tools | None = None,
+        sweeps: Sweeps | None = None,
+        run: Run | None = None,
     ) -> None:
         self.tools, self.sweeps, self.place = tools or {}, sweeps or {}, run
         super().__init__(
@@ -86,15 +89,20 @@ class PCamCLI(FitCLI):
                 stage.add_argument(
                     "--calibrate", action="store_true", help="Divide logits by the temperature that evaluate found."
                 )
+                stage.add_argument(
+                    "--also", type=Path, nargs="+", default=[], help="More checkpoints: the mean of all their logits."
+                )
+                stage.add_argument("--output", type=Path | None, help="Folder to write into, by default the run's.")
             self._subcommand_parsers[name] = stage
             subcommands.add_subcommand(name, stage, help=description)
         for name, sweep in self.sweeps.items():
-            description = (sweep.__doc__ or "").strip().splitlines()[0]
+            description = (sweep.function.__doc__ or "").strip().splitlines()[0]
             usage = f"{PROG} {name} -c configs/base.yaml --data.root DIR [options]"
             several = self._prepare_subcommand_parser(
                 Trainer, "fit", usage=usage, description=description, exit_on_error=False
             )
-            several.add_argument("--folds", type=PositiveInt, default=5, help="Number of folds.")
+            for option, how in sweep.options.items():
+                several.add_argument(f"--{option}", **how)
             self._subcommand_parsers[name] = several
             subcommands.add_subcommand(name, several, help=description)
         for name, function in self.tools.items():
@@ -131,6 +139,7 @@ class PCamCLI(FitCLI):
         self.name = Path(configs[-1]).stem if configs else self.name
         if stage in self.sweeps:
             return
+        self.says_tta = any(arg.startswith("--model.tta") for arg in args) or any(map(_says_tta, configs))
         if stage != "fit":
             if chosen.ckpt_path is None:
                 raise UserError(
@@ -187,7 +196,10 @@ class PCamCLI(FitCLI):
             return
         chosen = self.config[subcommand]
         if subcommand in self.sweeps:
-            self.sweeps[subcommand](self._plain(), self._runs(chosen))
+            sweep = self.sweeps[subcommand]
+            own = {name: chosen[name] for name in sweep.options}
+            plain = {name: value for name, value in self._plain().items() if name not in own}
+            sweep.function(plain, self._runs(chosen), **own)
         else:
             self.tools[subcommand](**(chosen.data if subcommand == "pack" else chosen).as_dict())
 
@@ -202,6 +214,10 @@ def _configs_first(args: list[str]) -> tuple[list[str], list[str]]:
     found, rest = flags.parse_known_args(args)
     paths: list[str] = found.config
     return [*rest[:1], *(f"--config={path}" for path in paths), *rest[1:]], paths
+
+
+def _says_tta(path: str) -> bool:
+    return "tta" in (yaml.safe_load(Path(path).read_text(encoding="utf-8")).get("model") or {})
 
 
 def _check_config(path: Path) -> None:

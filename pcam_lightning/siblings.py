@@ -85,4 +85,4 @@ def _kind(data: dict[str, Any]) -> str:
         return f"as {data['split_file']}"
     if is_official(Path(data["root"])):
         return "whole slides" if data.get("folds") else "PCam's own parts"
-    return {None: "random", "appearance": "groups that look alike"}.get(data.get("slides"), "whole slides")
+    return "random" if data.get("slides") is None else "whole slides"

@@ -12,7 +12,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningCLI
 
-from pcam_lightning.checkpoint import KeepCheckpoints
+from pcam_lightning.checkpoint import KeepCheckpoints, read_checkpoint
+from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.datamodule import SPLIT_OPTIONS
 from pcam_lightning.files import write_whole
 from pcam_lightning.logs import MetricsFile
@@ -36,6 +37,7 @@ class StagesCLI(LightningCLI):
     resumed: Run | None = None  # the run that `fit --ckpt_path last` goes on with
     place: Run | None = None  # where the run is to be, if not in a folder of its own claiming
     run: Run | None = None
+    says_tta = False  # whether the user said which views to average over
     name = "default"  # of the run's folder: the stem of the last -c
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -78,7 +80,7 @@ class StagesCLI(LightningCLI):
 
     def _follow_slides(self, data: Namespace) -> None:
         """Look for a run's map of slides in the folder that its data have moved to, where it lay in the old one."""
-        if self.checkpoint is None or not isinstance(data.slides, Path):
+        if self.checkpoint is None or data.slides is None:
             return
         recorded = self.checkpoint["pcam"]["config"]["data"]
         if str(data.slides) == recorded.get("slides") and data.slides.parent == Path(recorded["root"]):
@@ -126,10 +128,7 @@ class StagesCLI(LightningCLI):
             ) from error
 
     def _take_split_of(self, run: Run) -> None:
-        """Take the split that a run was made with, unless the user asks for another one.
-
-        A new draw is the same, but for groups that look alike: another machine may round their clustering differently.
-        """
+        """Take the split that a run was made with, unless the user asks for another one."""
         assert self.checkpoint is not None
         recorded, chosen = self.checkpoint["pcam"]["config"]["data"], self.config[self.subcommand].data
         if run.split.is_file() and all(
@@ -176,12 +175,15 @@ class StagesCLI(LightningCLI):
         run = self._written_run()
         assert self.checkpoint is not None
         temperature = _temperature(run, self.checkpoint["global_step"]) if chosen.calibrate else 1.0
+        tta = chosen.model.tta if self.says_tta else None  # the user's word is for all, their runs' for each
+        self.model.others = [load_classifier(path, tta) for path in chosen.also]
+        path = chosen.output / run.submission.name if chosen.output else run.submission
 
         def write(logit: "pd.Series[float]") -> None:
-            write_submission(run.submission, data.test_table["id"], logit / temperature, overwrite=chosen.overwrite)
+            write_submission(path, data.test_table["id"], logit / temperature, overwrite=chosen.overwrite)
 
         self._add(Collector(write))
-        say(f"data: {self.datamodule.root}; checkpoint: {chosen.ckpt_path}")
+        say(f"data: {self.datamodule.root}; checkpoint: {', '.join(map(str, (chosen.ckpt_path, *chosen.also)))}")
 
     def _write_scores(self, stage: str) -> None:
         chosen = self.config[self.subcommand]
@@ -192,9 +194,28 @@ class StagesCLI(LightningCLI):
             write_whole(path, json.dumps(told, indent=2) + "\n")
             say(f"{path}: {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}")
 
+    def _check_ensemble(self, chosen: Namespace) -> None:
+        if not chosen.also:
+            return
+        if chosen.output is None:
+            raise UserError("--also: what several networks say belongs to none of their runs; --output DIR takes it.")
+        if chosen.calibrate:
+            raise UserError("--calibrate: a temperature is of one run, and --also makes it several.")
+        paths = [Path(path).resolve() for path in (chosen.ckpt_path, *chosen.also)]
+        if twice := next((path for path in paths if paths.count(path) > 1), None):
+            raise UserError(f"--also: {twice} stands twice.")
+
     def _written_run(self) -> Run:
-        """Return the run of the checkpoint; refuse one that cannot be written before there is anything to write."""
-        run = run_of(Path(self.config[self.subcommand].ckpt_path))
+        """Return the run of the checkpoint; refuse what cannot be written before there is anything to write."""
+        chosen = self.config[self.subcommand]
+        run = run_of(Path(chosen.ckpt_path))
+        if self.subcommand == "predict":
+            self._check_ensemble(chosen)
+            if chosen.output is not None:
+                chosen.output.mkdir(parents=True, exist_ok=True)
+                if not os.access(chosen.output, os.W_OK):
+                    raise UserError(f"--output {chosen.output}: cannot be written.")
+                return run
         if not os.access(run.folder, os.W_OK):
             raise UserError(f"{run.folder}: cannot be written, and results go there; copy the checkpoint elsewhere.")
         return run
@@ -214,3 +235,24 @@ def _temperature(run: Run, step: int) -> float:
             f"{run.folder} finds that of the run's best one."
         )
     return temperature
+
+
+def load_classifier(path: Path, tta: str | None) -> PCamClassifier:
+    """Load the network of a checkpoint of this project.
+
+    Args:
+        path: of the checkpoint.
+        tta: test-time augmentation; by default what its run had.
+
+    Raises:
+        UserError: missing, damaged, or not one of ours.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        options = {**checkpoint["pcam"]["config"]["model"], "weights": "none", "compile": False}
+        model = PCamClassifier(**{**options, "tta": tta or options.get("tta", "none")})
+        model.on_load_checkpoint(checkpoint)
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: damaged, or of another version of this project ({error}).") from None
+    model.load_state_dict(checkpoint["state_dict"])
+    return model

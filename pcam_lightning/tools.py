@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from pcam_lightning.crossval import crossval
+from pcam_lightning.ablate import ABLATE
+from pcam_lightning.crossval import CROSSVAL
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.evaluate import compare, evaluate
 from pcam_lightning.messages import say
-from pcam_lightning.parser import Sweeps, Tools
+from pcam_lightning.parser import Tools
 from pcam_lightning.slides import slides
+from pcam_lightning.sweep import Sweep
 from pcam_lightning.synthetic import synthesize
 from pcam_lightning.table import parts
 
@@ -29,4 +31,4 @@ def pack(root: Path = Path("data"), cache_dir: Path | None = None, verify: bool 
 
 
 TOOLS: Tools = {"evaluate": evaluate, "compare": compare, "slides": slides, "pack": pack, "synthesize": synthesize}
-SWEEPS: Sweeps = {"crossval": crossval}
+SWEEPS: dict[str, Sweep] = {"crossval": CROSSVAL, "ablate": ABLATE}

@@ -1,16 +1,29 @@
-"""Augmentation against torchvision's and numpy's own, patch by patch with the same draws."""
+"""Augmentation against torchvision's, numpy's and scikit-image's formulas, patch by patch with the same draws."""
 
 import numpy as np
+import pytest
 import torch
 from torchvision.transforms import functional as tv
 
 from pcam_lightning.augment import (
+    CENTRE,
+    Augmentation,
     apply_symmetries,
+    augment,
+    blurred,
     draw_flips_and_turns,
+    draw_moves,
+    draw_rectangles,
     draw_symmetries,
+    draw_windows,
     flip_and_turn,
+    jitter_colours,
+    move,
     to_unit,
+    views,
 )
+from pcam_lightning.messages import UserError
+from pcam_lightning.stain import jitter_stains
 
 
 def _patches(count: int) -> torch.Tensor:
@@ -46,15 +59,6 @@ def test_same_as_torchvision_patch_by_patch() -> None:
         differing += int((expected != turned).any(dim=0).sum())
     # A source that lies half-way between two pixels, to the last bit, may be rounded to either.
     assert differing <= 64 * 96 * 96 * 1e-4
-
-
-def test_half_precision_training_moves_no_pixel() -> None:
-    unit = to_unit(_patches(32))
-    torch.manual_seed(0)
-    draws = draw_flips_and_turns(32, 90.0)
-    with torch.autocast("cpu", torch.bfloat16):
-        under_autocast = flip_and_turn(unit, draws)
-    assert torch.equal(under_autocast, flip_and_turn(unit, draws))
 
 
 def test_quarter_turns_and_flips_are_exact() -> None:
@@ -101,3 +105,159 @@ def test_each_patch_has_a_symmetry_of_its_own_and_all_are_as_likely() -> None:
         assert torch.equal(
             together[number : number + 1], apply_symmetries(images[number : number + 1], draws[[number]])
         )
+
+
+def _smooth(count: int) -> torch.Tensor:
+    """Return patches without hard edges, float (B, 3, 96, 96), far from black and white."""
+    rough = torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(rough, size=96, mode="bicubic", align_corners=False)
+    return 0.3 + 0.4 * smooth.clamp(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("place", "theirs"),
+    [(0, tv.adjust_brightness), (1, tv.adjust_contrast), (2, tv.adjust_saturation)],
+    ids=["brightness", "contrast", "saturation"],
+)
+@pytest.mark.parametrize("factor", [0.7, 1.3])
+def test_colour_is_torchvisions(place: int, theirs: object, factor: float) -> None:
+    unit = _smooth(4)
+    draws = torch.tensor([[1.0, 1.0, 1.0, 0.0]]).repeat(4, 1)
+    draws[:, place] = factor
+    assert callable(theirs)
+    expected = torch.stack([theirs(patch, factor) for patch in unit])
+    assert torch.allclose(jitter_colours(unit, draws), expected, atol=1e-3)  # their grey has a weight of 0.2989
+
+
+def test_colours_compose_patch_by_patch() -> None:
+    unit, draws = _smooth(3), torch.tensor([[1.2, 0.8, 1.3, 0.1], [0.9, 1.1, 0.7, -0.2], [1.0, 1.0, 1.0, 0.0]])
+    together = jitter_colours(unit, draws)
+    assert torch.allclose(together[2], unit[2], atol=1e-6)
+    plain = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    step = unit
+    for place in range(4):
+        one = plain.repeat(3, 1)
+        one[:, place] = draws[:, place]
+        step = jitter_colours(step, one)
+    assert torch.allclose(together, step, atol=1e-5)
+
+
+def test_a_turn_of_the_hue_keeps_greys_and_takes_red_to_green() -> None:
+    third = torch.tensor([[1.0, 1.0, 1.0, 1 / 3]])
+    grey, red = torch.full((1, 3, 2, 2), 0.4), torch.zeros(1, 3, 2, 2)
+    red[:, 0] = 1
+    assert torch.allclose(jitter_colours(grey, third), grey, atol=1e-6)
+    assert torch.allclose(jitter_colours(red, third), torch.tensor([0.0, 1, 0])[None, :, None, None], atol=1e-6)
+
+
+def test_stain_jitter_is_deconvolution_there_and_back() -> None:
+    unit = _smooth(3)
+    factor = torch.tensor([[1.1, 0.9, 1.0], [0.8, 1.2, 1.1], [1.0, 1.0, 1.0]])
+    shift = torch.tensor([[0.05, -0.05, 0.0], [-0.1, 0.1, 0.02], [0.0, 0.0, 0.0]])
+    hed = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+    hed /= np.linalg.norm(hed, axis=1, keepdims=True)
+    changed = jitter_stains(unit, factor, shift)
+    for patch, one, other, ours in zip(unit, factor, shift, changed, strict=True):
+        density = -np.log(patch.numpy().reshape(3, -1).T.astype(np.float64))
+        stains = density @ np.linalg.inv(hed) * one.numpy() + other.numpy()
+        expected = np.exp(-(stains @ hed)).T.reshape(3, 96, 96)
+        assert np.allclose(ours.numpy(), expected, atol=1e-5)
+    assert torch.allclose(changed[2], unit[2], atol=1e-6)
+
+
+def test_whole_pixels_are_moved_exactly_and_borders_reflected() -> None:
+    unit = to_unit(_patches(1))
+    moved = move(unit, torch.zeros(1, 3), torch.tensor([[5.0, -3.0]]), torch.ones(1))
+    assert torch.allclose(moved[..., :93, 5:], unit[..., 3:, :91], atol=1e-5)
+    assert torch.allclose(moved[..., :93, :5], unit[..., 3:, :5].flip(3), atol=1e-5)
+
+
+def test_magnified_about_the_centre() -> None:
+    ramp = torch.linspace(-1, 1, 96).expand(1, 3, 96, 96) / 2 + 0.5
+    twice = move(ramp, torch.zeros(1, 3), torch.zeros(1, 2), torch.tensor([2.0]))
+    assert torch.allclose(twice - 0.5, (ramp - 0.5) / 2, atol=1e-4)
+
+
+def test_moves_are_drawn_over_their_whole_range() -> None:
+    shift, magnify = draw_moves(4000, 6.0, 0.25)
+    assert float(shift.abs().max()) == pytest.approx(6, abs=0.05)
+    assert float(magnify.min()) == pytest.approx(0.8, abs=0.01)
+    assert float(magnify.max()) == pytest.approx(1.25, abs=0.01)
+
+
+def test_blur_is_the_binomial_filter() -> None:
+    point = torch.zeros(1, 1, 9, 9)
+    point[..., 4, 4] = 1
+    filter_ = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]) / 256
+    assert np.allclose(blurred(point)[0, 0, 2:7, 2:7].numpy(), filter_)
+    flat = torch.full((1, 3, 5, 5), 0.3)
+    assert torch.allclose(blurred(flat), flat)
+
+
+def test_rectangles_and_windows_leave_the_centre_alone() -> None:
+    rectangles, windows = draw_rectangles(500, 0.5), draw_windows(500, 0.5)
+    assert not rectangles[..., CENTRE, CENTRE].any()
+    assert windows[..., CENTRE, CENTRE].all()
+    assert 0.4 < rectangles.flatten(1).any(dim=1).float().mean() < 0.6
+    assert 0.4 < (~windows).flatten(1).any(dim=1).float().mean() < 0.6
+
+
+def test_cutmix_keeps_the_centre_and_its_label_and_mixup_mixes_both() -> None:
+    image, label = _patches(16), (torch.arange(16) % 2).float()
+    torch.manual_seed(0)
+    cut, target = augment(image, label, Augmentation(quarter_turns=True, cutmix=1.0))
+    torch.manual_seed(0)
+    whole, _ = augment(image, label, Augmentation(quarter_turns=True))
+    assert torch.equal(cut[..., CENTRE, CENTRE], whole[..., CENTRE, CENTRE])
+    assert not torch.equal(cut, whole)
+    assert torch.equal(target, label)
+    mixed, target = augment(image, label, Augmentation(quarter_turns=True, mixup=0.4))
+    assert target.min() >= 0
+    assert target.max() <= 1
+    assert len(set(target.tolist())) > 4
+    assert mixed.shape == whole.shape
+
+
+EVERYTHING = {
+    "shift": 4, "zoom": 0.1, "stain": 0.2, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05,
+    "blur": 0.5, "noise": 0.02, "erase": 0.5, "cutmix": 0.5, "mixup": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", EVERYTHING)
+def test_each_option_changes_patches_and_each_patch_otherwise(option: str) -> None:
+    patch = (255 * _smooth(1)).to(torch.uint8).permute(0, 2, 3, 1)
+    image = patch.repeat(16, 1, 1, 1)
+    image[1::2] //= 2  # so that there is something to mix with
+    label = (torch.arange(16) % 2).float()
+    base = Augmentation(quarter_turns=False)
+    torch.manual_seed(3)
+    plain, _ = augment(image, label, base)
+    torch.manual_seed(3)
+    changed, _ = augment(image, label, Augmentation(**{option: EVERYTHING[option]}))  # type: ignore[arg-type]
+    assert changed.is_contiguous(memory_format=torch.channels_last)
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    assert not torch.equal(changed, plain)
+    assert len({one.numpy().tobytes() for one in changed[::2].contiguous()}) > 4
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"hue": 0.6}, "hue 0.6"), ({"stain": -0.1}, "stain -0.1"), ({"noise": float("nan")}, "noise nan"),
+        ({"quarter_turns": True, "degrees": 10.0}, "quarter_turns"),
+    ],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(options: dict[str, float], told: str) -> None:
+    with pytest.raises(UserError, match=f"augment.{told}"):
+        Augmentation(**options).check()  # type: ignore[arg-type]
+
+
+def test_views_are_the_eight_symmetries_and_of_a_turned_patch_the_same_eight() -> None:
+    unit = to_unit(_patches(2))
+    eight = {view[0].numpy().tobytes() for view in views(unit)}
+    turned = {view[0].numpy().tobytes() for view in views(unit.rot90(1, (2, 3)))}
+    assert len(eight) == 8
+    assert eight == turned
+    assert torch.equal(next(views(unit)), unit)

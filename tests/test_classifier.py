@@ -101,7 +101,10 @@ def test_label_smoothing_counts_in_training_alone() -> None:
         ("lr", -1.0),
         ("lr", float("nan")),
         ("weight_decay", float("inf")),
-        ("quarter_turns", True),
+        ("layer_decay", 0.0),
+        ("crop", 31),
+        ("size", 1000),
+        ("layer_decay", 1.5),
     ],
 )
 def test_numbers_out_of_range(option: str, value: float) -> None:
@@ -124,7 +127,13 @@ class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("options", [{}, {"degrees": 0.0, "quarter_turns": True}])
+EVERYTHING = {
+    "quarter_turns": True, "shift": 3, "zoom": 0.1, "stain": 0.1, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1,
+    "hue": 0.02, "blur": 0.3, "noise": 0.01, "erase": 0.3, "cutmix": 0.3, "mixup": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"augment": EVERYTHING, "normalize": "imagenet"}])
 def test_a_training_step_never_waits_for_the_device(options: dict[str, Any], drawn: Path) -> None:
     waits = _Waits()
 
@@ -175,3 +184,84 @@ def test_gradients_are_clipped_in_any_precision(drawn: Path) -> None:
         data = PCamDataModule(drawn, batch_size=48)
         _trainer(precision=precision, gradient_clip_val=1.0, limit_train_batches=1).fit(model, datamodule=data)
         assert model.trainer.optimizers[0].param_groups[0]["fused"] == (precision == "32-true")
+
+
+def test_one_cycle_rises_over_three_tenths_and_falls(drawn: Path) -> None:
+    rates: list[float] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    model = PCamClassifier(weights="none", lr=0.1, schedule="one_cycle")
+    _trainer(max_epochs=5, callbacks=[Watch()]).fit(model, datamodule=PCamDataModule(drawn, batch_size=25))
+    assert len(rates) == 20
+    assert rates[0] == pytest.approx(0.1 / 25)
+    assert max(rates) == rates[6] == pytest.approx(0.1)
+    assert rates[6:] == sorted(rates[6:], reverse=True)
+    assert rates[-1] < 0.002
+    with pytest.raises(UserError, match="rises by itself"):
+        PCamClassifier(schedule="one_cycle", warmup_epochs=1)
+
+
+def test_layers_nearer_to_the_pixels_learn_more_slowly(drawn: Path) -> None:
+    model = PCamClassifier(weights="none", lr=0.1, layer_decay=0.5)
+    trainer = _trainer(max_epochs=1)
+    trainer.fit(model, datamodule=PCamDataModule(drawn, batch_size=48))
+    groups = trainer.optimizers[0].param_groups
+    rates = {parameter: group["initial_lr"] for group in groups for parameter in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    named = dict(model.net.named_parameters())
+    assert rates[named["fc.weight"]] == pytest.approx(0.1)
+    assert rates[named["layer4.1.conv1.weight"]] == pytest.approx(0.05)
+    assert rates[named["layer4.0.conv1.weight"]] == pytest.approx(0.025)
+    assert rates[named["conv1.weight"]] == min(rates.values())
+
+
+def _batch(data: PCamDataModule) -> torch.Tensor:
+    data.setup("fit")
+    batches: Any = data.val_dataloader()
+    image: torch.Tensor = next(iter(batches))["image"]
+    return image
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/vit_tiny_patch16_224"])
+def test_test_time_augmentation_says_the_same_of_a_turned_patch(backbone: str, drawn: Path) -> None:
+    image = _batch(PCamDataModule(drawn))
+    model = PCamClassifier(backbone, weights="none", tta="d4").eval()
+    with torch.no_grad():
+        logit = model._judge(image)
+        for turned in (image.rot90(1, (1, 2)), image.flip(1), image.transpose(1, 2)):
+            assert torch.equal(model._judge(turned.contiguous()), logit)
+        plain = PCamClassifier(backbone, weights="none").eval()
+        plain.load_state_dict(model.state_dict())
+        one = torch.stack([plain._judge(image.rot90(n, (1, 2)).contiguous()) for n in range(4)])
+        mirrored = torch.stack([plain._judge(image.flip(1).rot90(n, (1, 2)).contiguous()) for n in range(4)])
+    assert torch.allclose(torch.cat([one, mirrored]).mean(dim=0), logit, atol=1e-5)
+
+
+def test_own_mean_and_deviation_are_of_the_training_part_and_travel_with_the_weights(drawn: Path) -> None:
+    data = PCamDataModule(drawn)
+    data.setup("fit")
+    sample = data.sample(60)
+    model = PCamClassifier(weights="none", normalize="own", stain="macenko")
+    assert model.measures
+    model.measure(sample)
+    standard = model._seen(model._stained(sample))
+    assert torch.allclose(standard.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-4)
+    assert torch.allclose(standard.transpose(0, 1).flatten(1).std(dim=1), torch.ones(3), atol=1e-3)
+    other = PCamClassifier(weights="none", normalize="own", stain="macenko")
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other._seen(other._stained(sample)), standard)
+    assert not PCamClassifier(weights="none", normalize="imagenet").measures
+
+
+def test_the_network_sees_the_centre_scaled(drawn: Path) -> None:
+    image = _batch(PCamDataModule(drawn))
+    for options, side in (({"crop": 48}, 48), ({"crop": 48, "size": 96}, 96), ({"size": 64}, 64)):
+        model = PCamClassifier("timm/vit_tiny_patch16_224", weights="none", **options).eval()  # type: ignore[arg-type]
+        seen = model._seen(model._stained(image))
+        assert seen.shape[2:] == (side, side)
+        assert model(seen).shape == (len(image),)
+    model = PCamClassifier(weights="none", crop=48)
+    assert torch.equal(model._seen(model._stained(image)), image[:, 24:72, 24:72].permute(0, 3, 1, 2) / 255)

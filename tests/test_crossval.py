@@ -165,7 +165,7 @@ def test_finished_it_does_nothing_more_and_another_recipe_starts_anew(
         (["--folds=1"], "--folds 1: should be at least"),
         (["--ckpt_path=last"], "no --ckpt_path"),
         (["--data.fold=1", "--data.folds=2"], "crossval runs all folds"),
-        (["--trainer.limit_val_batches=1"], "crossval validates whole folds"),
+        (["--trainer.limit_val_batches=1"], "crossval validates on all it holds out"),
         (["--model.lr=-1"], "--model.lr -1"),
     ],
 )

@@ -16,6 +16,7 @@ from conftest import CONFIGS, FAST, MakeFolder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pcam_lightning import __version__
+from pcam_lightning.backbone import NAMES
 from pcam_lightning.cli import main
 from pcam_lightning.fit import FitCLI
 from pcam_lightning.synthetic import synthesize
@@ -317,3 +318,13 @@ def test_runs_at_once_get_folders_of_their_own() -> None:
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     claimed = {process.communicate(timeout=60)[0].strip() for process in processes}
     assert claimed == {str(Path("r") / f"version_{n}") for n in range(4)}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "timm/vit_small_patch16_224"])
+def test_each_network_trains_saves_and_predicts(name: str, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit = ["fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), "--model.backbone", name, *FAST]
+    one = ["--data.batch_size=4", "--trainer.max_steps=1", "--trainer.limit_val_batches=1"]
+    assert main([*fit, *one]) == 0
+    (checkpoint,) = Path("lightning_logs").glob("base/version_0/checkpoints/last.ckpt")
+    assert main(["predict", "--ckpt_path", str(checkpoint), "--trainer.accelerator=cpu"]) == 0
+    assert len(pd.read_csv(checkpoint.parents[1] / "submission.csv")) == 40

@@ -18,6 +18,7 @@ from pcam_lightning.messages import UserError
 from pcam_lightning.predictions import make_submission
 
 CPU = "--trainer.accelerator=cpu"
+BASE = str(CONFIGS / "base.yaml")
 
 
 def _ckpt(run: Path) -> str:
@@ -159,3 +160,57 @@ def test_make_submission_refuses_what_is_not_one_probability_an_id() -> None:
         make_submission(ids, good * 2)
     with pytest.raises(UserError, match="1 of 2 predictions are not finite"):
         make_submission(ids, good.replace(1.0, np.nan))
+
+
+def _second(drawn: Path) -> Path:
+    """Train another network, of another kind, with its own pixels' mean; return its checkpoint."""
+    flags = ["--model.backbone=resnet34", "--model.normalize=own", "--model.stain=reinhard", "--seed_everything=7"]
+    assert main(["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=1", *FAST, *flags]) == 0
+    return Path("lightning_logs/base/version_1/checkpoints/last.ckpt")
+
+
+def _logits(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "predictions.csv").set_index("id")
+
+
+def test_an_ensemble_is_the_mean_of_its_networks_in_any_order(run_copy: Path, drawn: Path) -> None:
+    first, second = run_copy / "checkpoints" / "best.ckpt", _second(drawn)
+    cpu = "--trainer.accelerator=cpu"
+    for name, checkpoints in (("a", (first,)), ("b", (second,)), ("ab", (first, second)), ("ba", (second, first))):
+        also = ["--also", *map(str, checkpoints[1:])] if checkpoints[1:] else []
+        assert main(["predict", "--ckpt_path", str(checkpoints[0]), "--output", name, cpu, *also]) == 0
+    assert Path("ab/submission.csv").read_bytes() == Path("ba/submission.csv").read_bytes()
+    mean = (_logits(Path("a")) + _logits(Path("b"))) / 2
+    assert _logits(Path("ab"))["logit"].to_numpy() == pytest.approx(mean["logit"].to_numpy(), abs=1e-5)
+    assert not (run_copy / "submission.csv").exists()
+    # Of one network it is the run itself.
+    assert main(["predict", "--ckpt_path", str(first), cpu]) == 0
+    assert (run_copy / "submission.csv").read_bytes() == Path("a/submission.csv").read_bytes()
+    # The user's word on the views is for all of them.
+    for name, checkpoints in (("a8", (first,)), ("b8", (second,)), ("ab8", (first, second))):
+        also = ["--also", *map(str, checkpoints[1:])] if checkpoints[1:] else []
+        views = ["--model.tta=d4", cpu, *also]
+        assert main(["predict", "--ckpt_path", str(checkpoints[0]), "--output", name, *views]) == 0
+    mean = (_logits(Path("a8")) + _logits(Path("b8"))) / 2
+    assert _logits(Path("ab8"))["logit"].to_numpy() == pytest.approx(mean["logit"].to_numpy(), abs=1e-5)
+    assert not np.allclose(_logits(Path("ab8")), _logits(Path("ab")), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--also", "COPY"], "--output DIR takes it"),
+        (["--also", "SAME", "--output=out"], "stands twice"),
+        (["--also", "nowhere.ckpt", "--output=out"], "nowhere.ckpt: no such checkpoint"),
+        (["--also", "COPY", "--output=out", "--calibrate"], "a temperature is of one run"),
+    ],
+)
+def test_complaints_about_ensembles(
+    flags: list[str], expected: str, run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = run_copy / "checkpoints" / "best.ckpt"
+    shutil.copy(checkpoint, "copy.ckpt")
+    names = {"COPY": "copy.ckpt", "SAME": str(checkpoint)}
+    assert main(["predict", "--ckpt_path", str(checkpoint), *(names.get(flag, flag) for flag in flags)]) == 2
+    assert expected in capsys.readouterr().err
+    assert not Path("out/submission.csv").exists()

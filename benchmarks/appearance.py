@@ -1,6 +1,21 @@
-"""Patches -> groups of patches that look alike: a stand-in for slides where no map to them is known."""
+"""Groups of patches that look alike, as a stand-in for slides where no map to them is known.
+
+    python benchmarks/appearance.py ROOT groups.csv [--seed 42]
+
+ROOT is in Kaggle's layout. Writes a CSV for `--data.slides` (id,wsi). What a validation by such groups is worth is
+measured by `unseen_slides.py`.
+"""
+
+import argparse
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from sklearn.cluster import MiniBatchKMeans
+
+from pcam_lightning.files import write_whole
+from pcam_lightning.store import open_store
+from pcam_lightning.table import read_train
 
 PATCHES = 300  # a group, on the mean: slides of PatchCamelyon have about a thousand
 _CHUNK = 512
@@ -20,8 +35,6 @@ def appearance_groups(images: np.ndarray, rows: np.ndarray, seed: int) -> np.nda
     Returns:
         The group of each patch, int64, shape (N,).
     """
-    from sklearn.cluster import MiniBatchKMeans  # a quarter of a second that the other splits need not wait
-
     clusters = max(2, min(round(len(rows) / PATCHES), 400))
     found = MiniBatchKMeans(clusters, batch_size=4096, n_init=3, random_state=seed).fit_predict(describe(images, rows))
     groups: np.ndarray = found.astype(np.int64)
@@ -51,3 +64,26 @@ def describe(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
     features -= features.mean(axis=0)
     features /= np.maximum(features.std(axis=0), 1e-6)
     return features
+
+
+def write_groups(root: Path, path: Path, seed: int) -> None:
+    """Group the training patches of a folder and write id,wsi."""
+    table = read_train(root)
+    store = open_store(table, root, "train")
+    group = appearance_groups(store.images, store.rows(table["id"]), seed)
+    rows = pd.DataFrame({"id": table["id"], "wsi": [f"group_{one:03d}" for one in group]})
+    write_whole(path, rows.to_csv(index=False, lineterminator="\n"))
+
+
+def main() -> None:
+    """Write the groups."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--seed", type=int, default=42)
+    args = parser.parse_args()
+    write_groups(args.root, args.path, args.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What does augmentation cost? Milliseconds a batch of each option, and a recipe's share of a training step.
+
+    python benchmarks/augmenting.py ROOT [--configs configs/base.yaml configs/best.yaml] [--batch_size 128]
+        [--rounds 5] [--device cpu]
+
+ROOT is in Kaggle's layout. One batch is on the device already. In each round all of these take turns: augmentation with
+each option alone, at the strength that `EACH` has, above that of the eight symmetries; the stains' normalisers; each
+config's whole augmentation; and a training step of ResNet-18 without any, in the precision that `fit` would take here.
+Told are medians over the rounds, with least and most. A recipe's share is of the step with it. With nothing else on the
+machine.
+"""
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measure
+import torch
+import yaml
+from device import wait_for_device
+from timers import spread
+
+from pcam_lightning.augment import Augmentation, augment, to_unit
+from pcam_lightning.classifier import PCamClassifier
+from pcam_lightning.datamodule import PCamDataModule
+from pcam_lightning.machine import cpu_has_bf16, keep_freed_memory
+from pcam_lightning.stain import StainNormalizer
+
+EACH: dict[str, float] = {
+    "degrees": 90, "shift": 4, "zoom": 0.1, "stain": 0.1, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2,
+    "hue": 0.05, "blur": 0.5, "noise": 0.02, "erase": 0.5, "cutmix": 0.5, "mixup": 0.2,
+}  # fmt: skip
+TIMES = 4  # calls a round, one after another
+
+
+def read_augmentation(config: Path) -> Augmentation:
+    """Return the augmentation of a config stacked on base.yaml."""
+    base = Path(__file__).parents[1] / "configs" / "base.yaml"
+    options: dict[str, Any] = {}
+    for path in (base, config):
+        options |= (yaml.safe_load(path.read_text()).get("model") or {}).get("augment") or {}
+    return Augmentation(**options)
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return the seconds of a call."""
+    wait_for_device()
+    begun = time.perf_counter()
+    for _ in range(TIMES):
+        call()
+    wait_for_device()
+    return (time.perf_counter() - begun) / TIMES
+
+
+def main() -> None:
+    """Take turns and tell what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--configs", type=Path, nargs="*", default=[])
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    keep_freed_memory()
+    device = torch.device(args.device)
+    data = PCamDataModule(args.root)
+    data.setup("fit")
+    image = data.sample(args.batch_size).to(device)
+    label = (torch.arange(len(image), device=device) % 2).float()
+    unit = to_unit(image)
+    calls: dict[str, Callable[[], object]] = {
+        "eight symmetries": lambda: augment(image, label, Augmentation(quarter_turns=True))
+    }
+    for name, strength in EACH.items():
+        how = Augmentation(**{"quarter_turns": name != "degrees", name: strength})  # type: ignore[arg-type]
+        calls[name] = lambda how=how: augment(image, label, how)  # type: ignore[misc]
+    for method in ("macenko", "reinhard"):
+        normalizer = StainNormalizer(method).to(device)
+        normalizer.fit(unit)
+        calls[method] = lambda normalizer=normalizer: normalizer(unit)  # type: ignore[misc]
+    for config in args.configs:
+        how = read_augmentation(config)
+        calls[str(config)] = lambda how=how: augment(image, label, how)  # type: ignore[misc]
+    net = PCamClassifier(weights="none").net.to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+    half = torch.float16 if device.type == "cuda" else torch.bfloat16
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, half, enabled=device.type == "cuda" or cpu_has_bf16()):
+            logit = net(unit).squeeze(1)
+        torch.nn.functional.binary_cross_entropy_with_logits(logit.float(), label).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    calls["training step"] = step
+    found: dict[str, list[float]] = defaultdict(list)
+    for number in range(args.rounds + 1):  # kernels are chosen in the first
+        for name, call in calls.items():
+            seconds = seconds_of(call)
+            if number:
+                found[name].append(1e3 * seconds)
+    machine = measure.machine()
+    print(f"{machine['processor']}, {machine.get('gpu', machine['cores'] + ' cores')}, torch {machine['torch']}")
+    print(f"batch of {len(image)}, n={args.rounds} rounds")
+    plain = statistics.median(found["eight symmetries"])
+    rows = []
+    for name, values in found.items():
+        above = statistics.median(values) - plain if name in EACH and name != "degrees" else None
+        ratio = [one / (one + whole) for one, whole in zip(values, found["training step"], strict=True)]
+        share = "" if name == "training step" else f"{statistics.median(ratio):.1%}"
+        rows.append([name, spread(values), "" if above is None else f"{above:.1f}", share])
+    print(measure.table(["", "ms", "ms above the symmetries", "share of a step with it"], rows))
+
+
+if __name__ == "__main__":
+    main()
