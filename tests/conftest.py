@@ -8,12 +8,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import settings
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from pcam_lightning.cli import main
+from pcam_lightning.parser import PCamCLI
 from pcam_lightning.synthetic import synthesize
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores; they would wait for each other's threads
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start too: sums depend on the threads
 settings.register_profile("unhurried", deadline=None)  # the first call may import half a library
 settings.load_profile("unhurried")
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -56,6 +62,19 @@ def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         os.chdir(before)
     return place / "lightning_logs" / "base" / "version_0"
+
+
+def stopping(callback: Callback, left: list[int]) -> type[PCamCLI]:
+    """Return a command line that runs so many whole stages, which it counts down, and the next with a callback."""
+
+    class Stops(PCamCLI):
+        def _run_subcommand(self, subcommand: str) -> None:
+            if left[0] == 0:
+                self._add(callback)
+            left[0] -= 1
+            super()._run_subcommand(subcommand)
+
+    return Stops
 
 
 @pytest.fixture

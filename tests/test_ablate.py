@@ -7,11 +7,10 @@ import lightning as L
 import pandas as pd
 import pytest
 import yaml
-from conftest import CONFIGS, FAST
+from conftest import CONFIGS, FAST, stopping
 
 from pcam_lightning import ablate as module
 from pcam_lightning.cli import main
-from pcam_lightning.parser import PCamCLI
 
 FOLDER = Path("lightning_logs/base/ablate_0")
 ROWS = {"No rotation": {"model": {"augment": {"degrees": 0}}, "data": {"batch_size": 16}}}
@@ -37,19 +36,8 @@ class Stop(L.Callback):
 def test_a_table_of_paired_differences_and_goes_on_where_it_was(
     drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, left = PCamCLI, [2]
-
-    class Stops(real):  # type: ignore[misc, valid-type]
-        """Stopped in the third run."""
-
-        def _run_subcommand(self, subcommand: str) -> None:
-            if left[0] == 0:
-                self._add(Stop())
-            left[0] -= 1
-            super()._run_subcommand(subcommand)
-
     with monkeypatch.context() as patch:
-        patch.setattr(module, "PCamCLI", Stops)
+        patch.setattr(module, "PCamCLI", stopping(Stop(), [2]))  # in the third run
         assert main(_args(drawn)) == 1
     assert "the same command goes on" in capsys.readouterr().err
     assert main(_args(drawn)) == 0

@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import CONFIGS, FAST
+from conftest import CONFIGS, FAST, stopping
 from jsonargparse import Namespace
 from scipy.special import expit
 
 from pcam_lightning import crossval as module
 from pcam_lightning.cli import main
-from pcam_lightning.parser import PCamCLI
 from pcam_lightning.rehearsal import rehearsal_folder
 from pcam_lightning.scores import auroc
 from pcam_lightning.stages import StagesCLI
@@ -76,18 +75,8 @@ class Stop(L.Callback):
 def test_interrupted_in_every_stage_it_ends_the_same(
     undisturbed: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, left = PCamCLI, [0]
-
-    class Stops(real):  # type: ignore[misc, valid-type]
-        """Stopped within a stage, after so many whole ones."""
-
-        def _run_subcommand(self, subcommand: str) -> None:
-            if left[0] == 0:
-                self._add(Stop())
-            left[0] -= 1
-            super()._run_subcommand(subcommand)
-
-    monkeypatch.setattr(module, "PCamCLI", Stops)
+    left = [0]
+    monkeypatch.setattr(module, "PCamCLI", stopping(Stop(), left))
     for command, whole in enumerate((0, 1, 1, 1, 1, 1)):  # fit, validate, predict of one fold, then of the other
         left[0] = whole
         if command == 4:  # somebody has had the first fold say something else meanwhile
