@@ -13,11 +13,13 @@ from torch.nn import functional
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
-from pcam_lightning.augment import Augmentation, augment, to_unit, views
-from pcam_lightning.backbone import STATISTICS, build_backbone, freeze, layers, load_weights
+from pcam_lightning.augment import Augmentation, augment
+from pcam_lightning.backbone import build_backbone, freeze, load_weights
 from pcam_lightning.datamodule import Batch
+from pcam_lightning.geometry import views
 from pcam_lightning.messages import UserError, say
-from pcam_lightning.stain import StainNormalizer
+from pcam_lightning.optimizer import build_optimizer, build_schedule
+from pcam_lightning.preprocess import Preprocess
 
 
 class PCamClassifier(L.LightningModule):
@@ -48,9 +50,6 @@ class PCamClassifier(L.LightningModule):
             the logits of the eight symmetries of the square.
         compile: let torch.compile build the network for this machine before the first step.
     """
-
-    mean: torch.Tensor
-    deviation: torch.Tensor
 
     def __init__(
         self,
@@ -101,12 +100,7 @@ class PCamClassifier(L.LightningModule):
         self.weights = weights
         self.started_from = "none"  # what was loaded in truth; travels with the checkpoint
         self.net = build_backbone(backbone, size or crop).to(memory_format=torch.channels_last)
-        self.stain_normalizer = None if stain == "none" else StainNormalizer(stain)
-        if normalize != "none":  # `own` is measured before the first step
-            for name, of_pixels in zip(
-                ("mean", "deviation"), STATISTICS.get(normalize, ((0.0,) * 3, (1.0,) * 3)), strict=True
-            ):
-                self.register_buffer(name, torch.tensor(of_pixels)[:, None, None])
+        self.preprocess = Preprocess(stain, crop, size, normalize)
         self.others: list[PCamClassifier] = []  # of an ensemble, in predict; of no weight in this one's checkpoint
         self._seed = 0
         self._whole = 0  # patches of the largest batch that was not for training
@@ -126,41 +120,8 @@ class PCamClassifier(L.LightningModule):
         Raises:
             UserError: see `backbone.load_weights`.
         """
-        side = self.hparams["size"] or self.hparams["crop"]
-        load_weights(self.net, self.hparams["backbone"], self.weights, side)
+        load_weights(self.net, self.hparams["backbone"], self.weights, self.preprocess.side)
         self.started_from = self.weights
-
-    @property
-    def measures(self) -> bool:
-        """Whether there is something to measure on the training part before the first step."""
-        return self.stain_normalizer is not None or self.hparams["normalize"] == "own"
-
-    @property
-    def measured(self) -> bool:
-        """Whether what there is to measure was measured, here or by the run of a checkpoint."""
-        unfit = self.stain_normalizer is not None and not bool(self.stain_normalizer.first.any())
-        return not unfit and not (self.hparams["normalize"] == "own" and not bool(self.mean.any()))
-
-    def measure(self, image: torch.Tensor) -> None:
-        """Fit the stains' target, then the pixels' mean and deviation, where options ask for them.
-
-        Args:
-            image: patches of the training part, uint8 (N, 96, 96, 3).
-
-        Raises:
-            UserError: no patch shows any stain.
-        """
-        unit = to_unit(image).contiguous()
-        if self.stain_normalizer is not None:
-            try:
-                self.stain_normalizer.fit(unit)
-            except ValueError as error:
-                raise UserError(f"--model.stain {self.stain_normalizer.method}: {error} to fit a target to.") from None
-            unit = self.stain_normalizer(unit)
-        if self.hparams["normalize"] == "own":
-            unit = self._cropped(unit)
-            self.mean.copy_(unit.mean(dim=(0, 2, 3))[:, None, None])
-            self.deviation.copy_(unit.transpose(0, 1).flatten(1).std(dim=1).clamp(min=1e-3)[:, None, None])
 
     @property
     def freezes(self) -> bool:
@@ -178,28 +139,9 @@ class PCamClassifier(L.LightningModule):
         logit: torch.Tensor = self.net(image).squeeze(1)[:count]
         return logit
 
-    def _stained(self, image: torch.Tensor) -> torch.Tensor:
-        """Map uint8 (B, 96, 96, 3) to float (B, 3, 96, 96) in [0, 1], stains normalised."""
-        unit = to_unit(image)
-        return unit if self.stain_normalizer is None else self.stain_normalizer(unit)
-
-    def _cropped(self, unit: torch.Tensor) -> torch.Tensor:
-        first = (96 - self.hparams["crop"]) // 2
-        return unit[..., first : 96 - first, first : 96 - first]
-
-    def _seen(self, unit: torch.Tensor) -> torch.Tensor:
-        """Map patches, float (B, 3, 96, 96) in [0, 1], to what the network sees of them."""
-        unit = self._cropped(unit)
-        if (size := self.hparams["size"]) not in (None, self.hparams["crop"]):
-            antialias = size < self.hparams["crop"]
-            unit = functional.interpolate(unit, size=(size, size), mode="bilinear", antialias=antialias)
-        if self.hparams["normalize"] != "none":
-            unit = (unit - self.mean) / self.deviation
-        return unit.contiguous(memory_format=torch.channels_last)
-
     def _judge(self, image: torch.Tensor) -> torch.Tensor:
         """Map patches that are not for training, uint8 (B, 96, 96, 3), to logits (B,)."""
-        unit = self._seen(self._stained(image))
+        unit = self.preprocess(image)
         ways = views(unit) if self.hparams["tta"] == "d4" else [unit]
         return mean_logit([self(way) for way in ways])
 
@@ -208,8 +150,8 @@ class PCamClassifier(L.LightningModule):
         label = target = batch["label"]
         if stage == "train":
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # pixels keep all their grey levels
-                unit, target = augment(batch["image"], label, self.augmentation, self.stain_normalizer)
-                unit = self._seen(unit)
+                unit, target = augment(batch["image"], label, self.augmentation, self.preprocess.stain)
+                unit = self.preprocess.finish(unit)
             logit = self(unit)
             smoothing = self.hparams["label_smoothing"]
             target = target * (1 - smoothing) + smoothing / 2
@@ -254,8 +196,10 @@ class PCamClassifier(L.LightningModule):
             UserError: something was to be measured on the training part, and was not.
         """
         self._seed = torch.initial_seed()
-        if self.measures and not self.measured:
-            raise UserError("--model.stain, --model.normalize own: call measure() with training patches before fit.")
+        if self.preprocess.measures and not self.preprocess.measured:
+            raise UserError(
+                "--model.stain, --model.normalize own: call preprocess.measure() with training patches first."
+            )
         if self.hparams["freeze_epochs"] and not self.freezes:
             say("--model.freeze_epochs is skipped: the network starts from random weights, all of it learns at once.")
 
@@ -270,31 +214,12 @@ class PCamClassifier(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build AdamW or SGD, and the schedule of its rate over the run."""
-        rate, decay = float(self.hparams["lr"]), float(self.hparams["weight_decay"])
-        fused = self._fuses()
-        groups: Any = self.net.parameters()
-        if self.hparams["layer_decay"] < 1:
-            deep = enumerate(reversed(layers(self.net)))
-            groups = [{"params": layer, "lr": rate * self.hparams["layer_decay"] ** depth} for depth, layer in deep]
-        optimizer: torch.optim.Optimizer
-        if self.hparams["optimizer"] == "sgd":
-            momentum = self.hparams["momentum"]
-            optimizer = torch.optim.SGD(groups, rate, momentum, weight_decay=decay, fused=fused)
-        else:
-            optimizer = torch.optim.AdamW(groups, rate, weight_decay=decay, fused=fused)
+        optimizer = build_optimizer(self.net, self.hparams, fused=self._fuses())
         steps = int(self.trainer.estimated_stepping_batches)
         if self.trainer.train_dataloader is None:  # where max_epochs is -1, nobody has asked for it yet
             self.trainer.fit_loop.setup_data()
         an_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        cycle = self.hparams["schedule"] == "one_cycle"
-        warmup = round(0.3 * steps if cycle else an_epoch * float(self.hparams["warmup_epochs"]))
-
-        def factor(step: int) -> float:
-            if step >= warmup:
-                return _cosine((step - warmup) / max(1, steps - warmup))
-            return 1 - 0.96 * _cosine(step / warmup) if cycle else (step + 1) / (warmup + 1)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = build_schedule(optimizer, self.hparams, steps, an_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/lr"}}
 
     def _fuses(self) -> bool:
@@ -337,11 +262,6 @@ class PCamClassifier(L.LightningModule):
                 f"the checkpoint does not fit --model.backbone {self.hparams['backbone']}: {len(odd)} names or shapes "
                 f"differ, {odd[0]} for one; leave the option out, it comes with the checkpoint."
             )
-
-
-def _cosine(share: float) -> float:
-    """Fall from 1 to 0 along half a cosine."""
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
 
 
 def mean_logit(logits: list[torch.Tensor]) -> torch.Tensor:

@@ -49,9 +49,10 @@ def crossval(config: dict[str, Any], runs: Path, folds: int) -> None:
         folder = claim(runs, KIND, identity, "oof.csv", stack)
         record = read_record(folder, KIND)
         if record.get("test", test) != test:
-            say(f"{root}: its test part has changed since; all folds predict it again.")
-            for path in folder.glob("predictions_*.csv"):
-                path.unlink()
+            again = "has changed since; all folds predict it again" if has_test else "is not there any more"
+            say(f"{root}: its test part {again}.")
+            for path in (*folder.glob("predictions*.csv"), folder / "submission.csv"):
+                path.unlink(missing_ok=True)
         record["test"] = test
         for fold in range(folds):
             run = Run(folder / f"fold_{fold}")

@@ -122,7 +122,8 @@ class PCamDataModule(L.LightningDataModule):
         folds: hold out one of so many folds instead of val_fraction; by whole slides where `slides` is given, for
             which the command line takes a patch_id_wsi.csv that lies in the data folder.
         fold: which one, counted from 0.
-        split_file: split.csv of an older run, used instead of a new split.
+        split_file: split.csv of an older run, used instead of a new split; `slides` then only tell whose patches
+            they are.
         cache_dir: folder for the packed images, 27.6 kB a patch; by default .pcam_cache in the data folder.
         verify: stop where pixels are not what the ids say (Kaggle's ids are the SHA-1 of the pixels).
         num_workers: processes that gather batches. With 0 the training process does, one copy from memory a batch; 2
@@ -152,10 +153,8 @@ class PCamDataModule(L.LightningDataModule):
                 raise UserError(f"--data.{name} {value}: should be at least 0.")
         if not 0 <= val_fraction < 1:
             raise UserError(f"--data.val_fraction {val_fraction}: should be at least 0 and less than 1, such as 0.2.")
-        if split_file is not None and (folds is not None or slides is not None):
-            raise UserError(
-                f"--data.split_file {split_file}: is a split already; leave --data.folds and --data.slides out."
-            )
+        if split_file is not None and folds is not None:
+            raise UserError(f"--data.split_file {split_file}: is a split already; leave --data.folds out.")
         if folds is not None and folds < 2:
             raise UserError(f"--data.folds {folds}: should be at least 2, such as 5.")
         if not 0 <= fold < (folds or 1):

@@ -18,6 +18,7 @@ from pcam_lightning.predictions import read_labelled
 from pcam_lightning.report import render
 from pcam_lightning.run import Run, run_of
 from pcam_lightning.scores import (
+    TEMPERATURES,
     Interval,
     Operation,
     auroc,
@@ -35,8 +36,8 @@ from pcam_lightning.scores import (
     rate_at,
 )
 from pcam_lightning.siblings import siblings
-from pcam_lightning.split import shared_slides, split_groups
-from pcam_lightning.table import read_slides
+from pcam_lightning.split import Leak, find_leak, split_groups
+from pcam_lightning.table import UNKNOWN_SLIDE, read_slides
 
 PARTS = 5  # of slides or patches, for what is fitted on all but one of them
 FEW = 20  # slides: with fewer a bootstrap over them gives intervals that are too narrow
@@ -49,12 +50,18 @@ class Judged(NamedTuple):
     rows: pd.DataFrame
     report: Path  # of the page and the numbers, without .html and .json
     data: PCamDataModule | None = None  # where its pictures are; of a cross-validation, split as for its first fold
-    step: int | None = None  # of training, that the checkpoint is of
+    made_by: dict[str, Any] | None = None  # checkpoint of a single run: `step` of training, `tta`
+    split: dict[str, Any] | None = None  # options that the folds, or validation part, were drawn by
     chosen_by_these: bool = False  # the checkpoint is the epoch that was best on these very patches
 
 
 def evaluate(
-    target: Path, labels: Path | None = None, slides: Path | None = None, draws: int = 1000, seed: int = 0
+    target: Path,
+    labels: Path | None = None,
+    slides: Path | None = None,
+    root: Path | None = None,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> None:
     """Judge a run, a cross-validation or a file of predictions: report.html and report.json.
 
@@ -63,16 +70,18 @@ def evaluate(
             a submission.
         labels: CSV with id,label, for a CSV that has no labels itself.
         slides: CSV with id,wsi, where the slides are not known already.
+        root: data folder, where it has moved since the run.
         draws: bootstrap samples for the intervals.
         seed: of the bootstrap and of the parts that threshold and temperature are cross-fitted on.
     """
     _check_draws(draws, seed)
-    judged = _read(target, labels, slides)
+    judged = _read(target, labels, slides, root)
     rows = judged.rows
     report, calibrated, chosen = _judge(rows, draws, seed)
-    report |= {"target": str(target), "version": __version__, "seed": seed, "step": judged.step}
+    report |= {"target": str(target), "version": __version__, "seed": seed, "made_by": judged.made_by}
     report["chosen_by_these"] = judged.chosen_by_these
-    report["leak"] = _leak(judged, slides)
+    leak = _leak(judged, slides)
+    report["leak"] = f"This score {leak.verb}: {leak.told}." if leak.told else ""
     if target.is_dir():
         report["splits"] = siblings(target)
         if (target / "oof.csv").is_file():
@@ -82,12 +91,14 @@ def evaluate(
     write_whole(folder / f"{name}.json", json.dumps(report, indent=2) + "\n")
     write_whole(folder / f"{name}.html", page)
     value = report["auroc"]
+    bounds = "no interval" if value["low"] is None else f"95 % {value['low']:.4f} to {value['high']:.4f}"
     say(
-        f"AUROC {value['value']:.4f} (95 % {value['low']:.4f} to {value['high']:.4f}, over {report['clusters']:,} "
-        f"{report['clustered_by']}), n = {report['patches']:,}."
+        f"AUROC {value['value']:.4f} ({bounds}, over {report['clusters']:,} {report['clustered_by']}), "
+        f"n = {report['patches']:,}."
     )
-    for told in report["warnings"] + ([f"This score flatters: {report['leak']}."] if report["leak"] else []):
-        say(told)
+    for told in (*report["warnings"], report["leak"]):
+        if told:
+            say(told)
     say(f"{folder / name}.html: open it in a browser.")
 
 
@@ -102,7 +113,8 @@ def compare(first: Path, second: Path, slides: Path | None = None, draws: int = 
         seed: of the bootstrap.
     """
     _check_draws(draws, seed)
-    one, other = (_read(target, None, slides, pictures=False).rows.set_index("id") for target in (first, second))
+    read = [_read(target, None, slides, pictures=False) for target in (first, second)]
+    one, other = (judged.rows.set_index("id") for judged in read)
     if set(one.index) != set(other.index):
         both = len(set(one.index) & set(other.index))
         raise UserError(
@@ -115,10 +127,13 @@ def compare(first: Path, second: Path, slides: Path | None = None, draws: int = 
     if not one["label"].equals(other["label"]):
         raise UserError(f"{first} and {second}: the same patches have other labels.")
     label, a, b = (np.asarray(column) for column in (one["label"], one["logit"], other["logit"]))
-    say(f"{first}: AUROC {auroc(label, a):.4f}\n{second}: AUROC {auroc(label, b):.4f}\nn = {len(label):,} patches")
+    for target, judged, logit in zip((first, second), read, (a, b), strict=True):
+        best = " (best.ckpt, chosen by these patches)" if judged.chosen_by_these else ""
+        say(f"{target}{best}: AUROC {auroc(label, logit):.4f}")
+    say(f"n = {len(label):,} patches")
     difference, p = delong(label, a, b)
     _tell("difference, patches taken for independent (DeLong)", difference, f", p = {p:.2g}")
-    cluster, name = _clusters(one.reset_index())
+    cluster, name = _clusters((one if "slide" in one else other).reset_index())
     count = len(np.unique(cluster))
     if name == "slides" and count > 1:
         drawn = draw_scores(label, a, cluster, draws, seed)[0] - draw_scores(label, b, cluster, draws, seed)[0]
@@ -130,7 +145,7 @@ def compare(first: Path, second: Path, slides: Path | None = None, draws: int = 
     elif name == "slides":
         say("all patches are of one slide: what another slide would say cannot be told.")
     else:
-        say("no slides are known: --slides FILE gives the interval that counts, which is wider.")
+        say("no slides are known: --slides FILE gives the interval that counts.")
 
 
 def _check_draws(draws: int, seed: int) -> None:
@@ -141,27 +156,31 @@ def _check_draws(draws: int, seed: int) -> None:
 
 
 def _tell(what: str, value: Interval, more: str) -> None:
-    say(f"{what}: {value.value:+.4f} (95 % {value.low:+.4f} to {value.high:+.4f}){more}")
+    bounds = "no interval" if value.low is None else f"95 % {value.low:+.4f} to {value.high:+.4f}"
+    say(f"{what}: {value.value:+.4f} ({bounds}){more}")
 
 
-def _read(target: Path, labels: Path | None, slides: Path | None, *, pictures: bool = True) -> Judged:
+def _read(
+    target: Path, labels: Path | None, slides: Path | None, root: Path | None = None, *, pictures: bool = True
+) -> Judged:
     report = target / "report"
     if (target / "oof.csv").is_file():
         options = yaml.safe_load(Run(target).config.read_text(encoding="utf-8"))["data"]
-        data = _data(options, Run(target / "fold_0").split) if pictures else None
+        data = _data(options, root, Run(target / "fold_0").split) if pictures else None
         rows = read_labelled(target / "oof.csv", labels)
-        judged = Judged(rows, report, data)
+        judged = Judged(rows, report, data, split=options)
     elif target.is_dir():
         run = Run(target)
         checkpoint = run.best if run.best.is_file() else run.last
         if not checkpoint.is_file():
             raise UserError(f"{target}: neither a run nor a finished cross-validation: no checkpoints/, no oof.csv.")
-        validated = PCamCLI(["validate", "--ckpt_path", str(checkpoint)])
+        moved = [] if root is None else ["--data.root", str(root)]
+        validated = PCamCLI(["validate", "--ckpt_path", str(checkpoint), *moved])
         assert validated.checkpoint is not None
         rows = read_labelled(run_of(checkpoint).predictions("val"), labels)
-        step = validated.checkpoint["global_step"]
-        data = validated.datamodule
-        judged = Judged(rows, report, data, step, checkpoint == run.best)
+        made_by = {"step": validated.checkpoint["global_step"], "tta": validated.model.hparams["tta"]}
+        split = validated.checkpoint["pcam"]["config"]["data"]
+        judged = Judged(rows, report, validated.datamodule, made_by, split, checkpoint == run.best)
     else:
         # Its own name: a run's report holds the temperature for predict, which no test label may have a say in.
         judged = Judged(read_labelled(target, labels), target.with_name(f"{target.stem}_report"))
@@ -172,10 +191,10 @@ def _read(target: Path, labels: Path | None, slides: Path | None, *, pictures: b
     return judged
 
 
-def _data(options: dict[str, Any], split: Path) -> PCamDataModule | None:
+def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataModule | None:
     """Return the data that pictures are taken from; None, said aloud, where it is not there any more."""
     cache_dir = Path(options["cache_dir"]) if options["cache_dir"] else None
-    data = PCamDataModule(Path(options["root"]), split_file=split, cache_dir=cache_dir)
+    data = PCamDataModule(root or Path(options["root"]), split_file=split, cache_dir=cache_dir)
     try:
         data.setup("fit")
     except UserError as error:
@@ -184,18 +203,27 @@ def _data(options: dict[str, Any], split: Path) -> PCamDataModule | None:
     return data
 
 
-def _leak(judged: Judged, slides: Path | None) -> str:
-    """Tell how slides of these patches trained the network too, where that is known; else nothing."""
-    rows, data = judged.rows, judged.data
-    if "fold" in rows and "slide" in rows:
+def _leak(judged: Judged, slides: Path | None) -> Leak:
+    """Find out whether slides of these patches trained the network too; nothing of a file of predictions."""
+    rows, data, split = judged.rows, judged.data, judged.split
+    if split is None:
+        return Leak()
+    if "fold" in rows:
+        if "slide" not in rows:  # those that were known went into the file
+            return Leak("patches of one slide stand in several folds")
         several = int((rows.groupby("slide")["fold"].transform("nunique") > 1).sum())
-        return f"{several:,} of {len(rows):,} patches are of slides that stand in several folds" if several else ""
-    if data is None or data.table is None or data.val_mask is None or not data.val_mask.any():
-        return ""
+        if several:
+            return Leak(f"{several:,} of {len(rows):,} patches are of slides that stand in several folds")
+        unknown = int((rows["slide"] == UNKNOWN_SLIDE).sum())
+        told = f"{unknown:,} patches are of unknown slides, which may stand in several folds"
+        return Leak(told, sure=False) if unknown else Leak()
+    assert data is not None
+    assert data.table is not None
+    assert data.val_mask is not None
     table = data.table
     if slides is not None:
         table = table.assign(slide=table["id"].map(read_slides(slides)))
-    return shared_slides(table, data.val_mask)
+    return find_leak(table, data.val_mask, by_file=split["split_file"] is not None)
 
 
 def _folds(rows: pd.DataFrame) -> dict[str, float]:
@@ -228,6 +256,9 @@ def _judge(rows: pd.DataFrame, draws: int, seed: int) -> tuple[dict[str, Any], n
         calibrated[mask] = logit[mask] / temperature
     for mask, threshold in cross_fit(label, logit, part, fit_threshold):
         chosen[mask] = logit[mask] >= threshold
+    of_all = fit_temperature(label, logit)
+    if not (fits := 1.01 * TEMPERATURES[0] < of_all < 0.99 * TEMPERATURES[1]):
+        warnings.append("No temperature fits: too few patches are wrong, or too few are right.")
     report: dict[str, Any] = {
         "patches": len(rows),
         "tumour_share": float(label.mean()),
@@ -241,7 +272,7 @@ def _judge(rows: pd.DataFrame, draws: int, seed: int) -> tuple[dict[str, Any], n
         "at_0.5": _told(operate(label, logit >= 0)),
         "at_threshold": _told(operate(label, chosen)),
         "threshold": float(expit(fit_threshold(label, logit))),
-        "temperature": fit_temperature(label, logit),
+        "temperature": of_all if fits else None,
         "sensitivity_at_specificity": {f"{rate:.2f}": rate_at(label, logit, specificity=rate) for rate in _RATES},
         "specificity_at_sensitivity": {f"{rate:.2f}": rate_at(label, logit, sensitivity=rate) for rate in _RATES},
         "calibration": {

@@ -14,7 +14,7 @@ from pcam_lightning.files import write_whole
 from pcam_lightning.logs import TensorBoard
 from pcam_lightning.messages import UserError, say, warn
 from pcam_lightning.run import claim_run
-from pcam_lightning.split import describe, shared_slides, split_digest, write_split
+from pcam_lightning.split import describe, find_leak, split_digest, write_split
 from pcam_lightning.stages import PROG, StagesCLI
 from pcam_lightning.table import find_slides
 
@@ -35,8 +35,8 @@ class FitCLI(StagesCLI):
                 if not self.rehearsal:
                     raise
                 warn(f"{error} In this rehearsal alone the network starts from random weights instead.")
-            if model.measures:
-                model.measure(data.sample(512))
+            if model.preprocess.measures:
+                model.preprocess.measure(data.sample(512))
         else:
             model.started_from = self.checkpoint["started_from"]
             self._check_that_it_goes_on(self.checkpoint)
@@ -50,12 +50,16 @@ class FitCLI(StagesCLI):
             raise UserError(f"{data.split_file}: all patches are in the validation part, none is left to train on.")
         sides = (describe(data.table, ~data.val_mask), describe(data.table, data.val_mask))
         say(f"data: {data.root}: {sides[0]} to train on, {sides[1]} to validate.")
-        if val and not self.rehearsal and (told := shared_slides(data.table, data.val_mask)):
+        leak = find_leak(data.table, data.val_mask, by_file=chosen.data.split_file is not None)
+        if val and not self.rehearsal and leak.told:
             found = find_slides(data.root)
             way_on = f"--data.slides {found} holds out whole slides."
-            if found is None:
+            if data.slides is not None:
+                way_on = f"{data.slides} should name them all."
+            elif found is None:
                 way_on = "--data.slides FILE (id,wsi) holds out whole slides; the README tells how to get it."
-            say(f"val/auroc will be optimistic, by 0.035 on the data in README: {told}. {way_on}")
+            will = "will be optimistic, by 0.035 on the data in README" if leak.sure else "may be optimistic"
+            say(f"val/auroc {will}: {leak.told}. {way_on}")
         say(
             f"network: {chosen.model.backbone} from {'random' if model.started_from == 'none' else model.started_from} "
             f"weights, {chosen.trainer.precision} on {self.trainer.strategy.root_device}."

@@ -104,6 +104,7 @@ def read_labelled(file: Path, labels: Path | None = None) -> pd.DataFrame:
     rows["logit"] = pd.to_numeric(rows["logit"], errors="coerce").astype(np.float64)
     if not np.isfinite(rows["logit"]).all() or not rows["label"].isin([0, 1]).all():
         raise UserError(f"{file}: a logit that is not a finite number, or a label that is neither 0 nor 1.")
+    rows["label"] = rows["label"].astype(np.int64)
     if rows["id"].duplicated().any():
         raise UserError(f"{file}: id {rows['id'][rows['id'].duplicated()].iloc[0]} stands twice.")
     if rows["label"].nunique() < 2:

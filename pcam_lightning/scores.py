@@ -12,15 +12,16 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 from torchmetrics.functional.classification import binary_calibration_error
 
 Array = np.ndarray
+TEMPERATURES = 0.05, 20.0  # that one is sought between
 _AT_ONCE = 4_000_000  # weights that one block of draws holds: 32 MB
 
 
 class Interval(NamedTuple):
-    """A number and what it may be: bounds of a 95 % interval."""
+    """A number and what it may be: bounds of a 95 % interval, None where nothing tells them."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 class Operation(NamedTuple):
@@ -118,7 +119,10 @@ def draw_scores(label: Array, logit: Array, cluster: Array, draws: int = 1000, s
 
 def interval(value: float, drawn: Array) -> Interval:
     """Put the 95 % percentile interval of a bootstrap around a value; draws of NaN are left out."""
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn) or drawn.min() == drawn.max():  # all of one slide, or without a mistake: no draw differs
+        return Interval(value, None, None)
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(value, float(low), float(high))
 
 
@@ -193,11 +197,9 @@ def calibration_error(label: Array, logit: Array, bins: int = 15) -> float:
 def fit_temperature(label: Array, logit: Array) -> float:
     """Return the temperature that minimises the likelihood's loss of logit / temperature (Guo et al. 2017).
 
-    It is sought between 0.05 and 20: a validation part without a single mistake has no minimum.
+    It is sought between 0.05 and 20: a validation part without a single mistake has no minimum, and gets a bound.
     """
-    found = minimize_scalar(
-        lambda log: nll(label, logit / np.exp(log)), bounds=(np.log(0.05), np.log(20)), method="bounded"
-    )
+    found = minimize_scalar(lambda log: nll(label, logit / np.exp(log)), bounds=np.log(TEMPERATURES), method="bounded")
     return float(np.exp(found.x))
 
 

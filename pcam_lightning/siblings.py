@@ -9,6 +9,7 @@ import yaml
 
 from pcam_lightning.datamodule import SPLIT_OPTIONS
 from pcam_lightning.official import is_official
+from pcam_lightning.run import Run
 
 # Options of the trainer that a network depends on.
 _TRAINING = (
@@ -41,12 +42,10 @@ def _tell(folder: Path) -> dict[str, Any]:
     if data.get("folds"):
         of_all = (folder / "crossval.json").is_file()
         split += f", {data['folds']} folds" if of_all else f", fold {data['fold'] + 1} of {data['folds']}"
-    scores: dict[str, Any] = {}
-    for name in ("test.json", "crossval.json"):
-        try:
-            scores |= json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError):
-            continue  # not there, or not one of ours
+    scores, test = _read(folder / "crossval.json"), _read(folder / "test.json")
+    own = (
+        test.get("root") == data["root"] and Path(str(test.get("checkpoint"))).absolute() == Run(folder.absolute()).best
+    )
     try:
         scores.setdefault("mean", float(pd.read_csv(folder / "metrics.csv")["val/auroc"].max()))
     except (OSError, ValueError, KeyError):
@@ -55,8 +54,17 @@ def _tell(folder: Path) -> dict[str, Any]:
         "run": f"{folder.parent.name}/{folder.name}",
         "split": split,
         "val": scores["mean"],
-        "test": scores.get("test/auroc"),
+        "test": test.get("test/auroc") if own else None,
     }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return what a JSON file holds; nothing where it is not there, or not one of ours."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _options(folder: Path) -> dict[str, Any]:

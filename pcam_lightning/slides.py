@@ -31,8 +31,11 @@ def slides(pcam: Path, root: Path = Path("data"), overwrite: bool = False) -> No
         overwrite: replace a map that is there and differs.
     """
     ids = set(read_labels(root / "train_labels.csv")["id"])
+    has = [part for part in ("valid", "test") if has_part(pcam, part)]
+    # What is wrong with a file shows now, not after minutes of hashing.
+    tables = {part: read_part(pcam, part) for part in ("train", *has)}
     told: dict[str, set[str]] = {}
-    for row in _hashed(pcam, "train").itertuples():
+    for row in _hashed(pcam, tables["train"], root).itertuples():
         if row.sha1 in ids:
             told.setdefault(str(row.sha1), set()).add(str(row.slide))
     if not told:
@@ -50,8 +53,10 @@ def slides(pcam: Path, root: Path = Path("data"), overwrite: bool = False) -> No
                 f"{len(both):,} slides of Kaggle's training patches are slides of PCam's {part} part too, "
                 f"{min(both)} for one: it does not judge what they have trained."
             )
-        if has_part(pcam, part):
-            found = _hashed(pcam, part)
+        if part not in has:
+            say(f"{part}: not in {pcam}, so that none of its patches was looked for.")
+        else:
+            found = _hashed(pcam, tables[part], root)
             found = found[found["sha1"].isin(ids)]
             if len(found):
                 warn(
@@ -64,18 +69,20 @@ def slides(pcam: Path, root: Path = Path("data"), overwrite: bool = False) -> No
     if path.exists() and path.read_text(encoding="utf-8") != content and not overwrite:
         raise UserError(f"{path}: there already, and differs; --overwrite true replaces it.")
     write_whole(path, content)
-    more = "" if len(table) == len(ids) else " --data.unknown_slides group"
+    rest = len(ids) - len(table)
+    more = " --data.unknown_slides group" if rest else ""
     say(
         f"{path}: {len(table):,} of {len(ids):,} ids ({len(table) / len(ids):.1%}), {table['wsi'].nunique():,} slides. "
-        f"fit --data.slides {path}{more} holds out whole ones."
+        f"fit --data.slides {path}{more} holds out whole ones"
+        + (f"; the other {rest:,} patches count as one slide, though they may be of any." if rest else ".")
     )
 
 
-def _hashed(pcam: Path, part: str) -> pd.DataFrame:
+def _hashed(pcam: Path, rows: pd.DataFrame, scratch: Path) -> pd.DataFrame:
     """Return `sha1` of each patch of a part and its `slide`."""
-    rows = read_part(pcam, part)
+    part = rows["id"].iloc[0].partition("-")[0]
     with ExitStack() as stack:
-        file = stack.enter_context(open_images(pcam / rows["path"].iloc[0], len(rows), pcam))
+        file = stack.enter_context(open_images(pcam / rows["path"].iloc[0], len(rows), scratch))
         starts = range(0, len(rows), _CHUNK)
         map_on_cores = stack.enter_context(workers(len(starts)))
         done = map_on_cores(partial(_hash_chunk, str(file), len(rows)), starts)

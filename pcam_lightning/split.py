@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from scipy.sparse.csgraph import connected_components
 
 from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError, warn
+from pcam_lightning.table import UNKNOWN_SLIDE
 
 
 def split_groups(table: pd.DataFrame, group: np.ndarray, shares: list[float], seed: int) -> np.ndarray:
@@ -52,9 +54,30 @@ def split_groups(table: pd.DataFrame, group: np.ndarray, shares: list[float], se
     for kind in (0, 1):
         ones = singles[counts[singles, kind] == 1]
         part[ones] = np.repeat(np.arange(len(shares)), need[:, kind])[: len(ones)]
+    _give_both_classes(part, counts, target)
     parts = np.empty(len(table), dtype=np.int64)
     parts[order] = part[number]
     return parts
+
+
+def _give_both_classes(part: np.ndarray, counts: np.ndarray, target: np.ndarray) -> None:
+    """Move a group into each part that is due a class and has none of it, where another part can spare one; in place.
+
+    Of a few large groups the deal alone may leave such a part though it need not.
+    """
+    for lacking, kind in np.argwhere(target >= 1):
+        have = np.stack([counts[part == each].sum(axis=0) for each in range(len(target))])
+        if have[lacking, kind]:
+            continue
+        can = [one for one in np.flatnonzero(counts[:, kind]) if (have[part[one]] - counts[one] >= 1).all()]
+        misfits = []
+        for one in can:
+            moved = have.copy()
+            moved[part[one]] -= counts[one]
+            moved[lacking] += counts[one]
+            misfits.append((((moved - target) ** 2) / np.maximum(target, 1)).sum())
+        if can:
+            part[can[int(np.argmin(misfits))]] = lacking
 
 
 def join_groups(group: np.ndarray, pixel_sha1: np.ndarray) -> np.ndarray:
@@ -103,9 +126,9 @@ def hold_out(
     for each in range(len(shares)):  # a fold that cannot be is not found out after hours of the others
         if missing := {0, 1} - set(table.loc[part == each, "label"]):
             raise UserError(
-                f"{asked}: {len(table):,} patches in {len(np.unique(group)):,} groups leave none of label "
-                f"{min(missing)} for part {each + 1} of {len(shares)}; use more patches, {other} or another "
-                "--data.split_seed."
+                f"{asked}: {len(table):,} patches in {len(np.unique(group)):,} groups that stay whole (slides, "
+                f"duplicates) leave none of label {min(missing)} for part {each + 1} of {len(shares)}; use more of "
+                f"them, or {other}."
             )
     mask: np.ndarray = part == fold
     return mask
@@ -119,13 +142,38 @@ def describe(table: pd.DataFrame, mask: np.ndarray) -> str:
     return f"{len(rows):,} patches ({share}{slides})"
 
 
-def shared_slides(table: pd.DataFrame, mask: np.ndarray) -> str:
-    """Tell how slides stand on both sides; nothing where they are known and none does."""
+class Leak(NamedTuple):
+    """How slides stand on both sides of a split: why its score flatters, or may do so; nothing to tell where not."""
+
+    told: str = ""
+    sure: bool = True
+
+    @property
+    def verb(self) -> str:
+        """What the score does."""
+        return "flatters" if self.sure else "may flatter"
+
+
+def find_leak(table: pd.DataFrame, mask: np.ndarray, *, by_file: bool) -> Leak:
+    """Find out whether slides stand on both sides.
+
+    Args:
+        table: one row a patch, where slides are known with `slide`.
+        mask: True for validation, shape (N,).
+        by_file: the split was read from a file, which may have kept whole slides together.
+    """
     if "slide" not in table:
-        return "patches of one slide stand on both sides"
-    slides = table["slide"]
-    shared = int((slides[mask].isin(slides[~mask]) | slides[mask].isna()).sum())
-    return f"{shared:,} of {int(mask.sum()):,} validation patches are of slides that train it too" if shared else ""
+        both = "stand on both sides"
+        return Leak(f"patches of one slide may {both}", sure=False) if by_file else Leak(f"patches of one slide {both}")
+    slide = table["slide"]
+    known = (slide.notna() & (slide != UNKNOWN_SLIDE)).to_numpy()
+    shared = int((slide[mask & known].isin(slide[~mask & known])).sum())
+    unknown = int((~known).sum())
+    if shared:
+        return Leak(f"{shared:,} of {int(mask.sum()):,} validation patches are of slides that train it too")
+    if unknown and mask.any():
+        return Leak(f"{unknown:,} patches are of unknown slides, which may stand on both sides", sure=False)
+    return Leak()
 
 
 def read_split(path: Path, table: pd.DataFrame) -> np.ndarray:

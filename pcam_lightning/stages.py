@@ -174,7 +174,8 @@ class StagesCLI(LightningCLI):
         chosen, data = self.config[self.subcommand], self.datamodule
         run = self._written_run()
         assert self.checkpoint is not None
-        temperature = _temperature(run, self.checkpoint["global_step"]) if chosen.calibrate else 1.0
+        made_by = {"step": self.checkpoint["global_step"], "tta": self.model.hparams["tta"]}
+        temperature = _temperature(run, made_by) if chosen.calibrate else 1.0
         tta = chosen.model.tta if self.says_tta else None  # the user's word is for all, their runs' for each
         self.model.others = [load_classifier(path, tta) for path in chosen.also]
         path = chosen.output / run.submission.name if chosen.output else run.submission
@@ -221,19 +222,21 @@ class StagesCLI(LightningCLI):
         return run
 
 
-def _temperature(run: Run, step: int) -> float:
-    """Return the temperature that `evaluate` found for a run's checkpoint of a step."""
+def _temperature(run: Run, made_by: dict[str, Any]) -> float:
+    """Return the temperature that `evaluate` found for a run's checkpoint of a step and kind of views."""
     path = run.folder / "report.json"
+    way_on = f"{PROG} evaluate {run.folder} finds that of its best.ckpt"
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        temperature, of_step = float(report["temperature"]), report["step"]
+        temperature, of = float(report["temperature"]), {**report["made_by"]}
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: no temperature there; {PROG} evaluate {run.folder} finds it.") from None
-    if of_step != step:
-        raise UserError(
-            f"{path}: its temperature is of step {of_step}, and this checkpoint is of step {step}; {PROG} evaluate "
-            f"{run.folder} finds that of the run's best one."
-        )
+        raise UserError(f"{path}: no temperature there; {way_on}, where there is one.") from None
+    for name in made_by:
+        if of.get(name) != made_by[name]:
+            raise UserError(
+                f"{path}: its temperature is of {name} {of.get(name)}, and this is {name} {made_by[name]}; {way_on}, "
+                "judged as its run was."
+            )
     return temperature
 
 

@@ -1,63 +1,18 @@
-"""Stains: optical densities, their jitter, and normalisation to a target; whole batches on their device."""
+"""Stain normalisation to a target; whole batches on their device."""
 
 from typing import Literal
 
 import torch
 from torch import nn
 
-# Ruifrok and Johnston 2001: what haematoxylin, eosin and DAB absorb of red, green and blue; rows of length 1.
-_HED = torch.nn.functional.normalize(torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]), dim=1)
-_DARKEST = 1 / 255  # a black pixel has an optical density of 5.5, not infinity
+from pcam_lightning.colour import DARKEST, map_pixels
+
 _LIGHT = 240 / 255  # Macenko's: what glass lets through
 _GLASS = 0.15  # optical density below which a pixel shows no stain
 _INK = 4.0  # and from which on it is black
 _FEWEST = 92  # stained pixels, a hundredth of a patch: fewer tell nothing of its stains
 _XYZ = torch.tensor([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 _WHITE = torch.tensor([0.95047, 1.0, 1.08883])  # D65
-
-
-def map_pixels(image: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Map the colour of each pixel by its patch's matrix and offset.
-
-    Args:
-        image: float, (B, 3, H, W); planes of one colour lie together in memory, else they are copied so.
-        matrix: (B, 3, 3), from the old colour (last axis) to the new one.
-        offset: (B, 3).
-
-    Returns:
-        float32, (B, 3, H, W).
-    """
-    return torch.baddbmm(offset[:, :, None], matrix, image.flatten(2)).view(image.shape)
-
-
-def draw_stains(count: int, reach: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw, for each patch and each of the three stains, a factor in [1 - reach, 1 + reach] and a shift of its density.
-
-    Tellez et al. 2018. The draw is made on the CPU, from torch's default generator.
-
-    Returns:
-        float32, (B, 3) each: factors, and shifts in [-reach, reach], in natural units of optical density.
-    """
-    uniform = 2 * torch.rand(2, count, 3) - 1
-    return 1 + reach * uniform[0], reach * uniform[1]
-
-
-def jitter_stains(image: torch.Tensor, factor: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Change how much of each stain the patches took up.
-
-    Args:
-        image: float in [0, 1], (B, 3, H, W).
-        factor: (B, 3), of haematoxylin, eosin and DAB.
-        shift: (B, 3), added to the density of each.
-
-    Returns:
-        float, (B, 3, H, W), above 1 where a shift makes glass brighter than light.
-    """
-    hed = _HED.to(factor)
-    # Row by row, density @ inverse(hed) are the stains; changed, and @ hed, they are a density again.
-    matrix = torch.linalg.inv(hed) @ (factor[:, :, None] * hed)  # (B, 3, 3)
-    log = image.clamp(min=_DARKEST).log_()  # the density's negative
-    return map_pixels(log, matrix.mT.to(image.device), -(shift @ hed).to(image.device)).exp_()
 
 
 class StainNormalizer(nn.Module):
@@ -135,7 +90,7 @@ def shows_stain(image: torch.Tensor) -> torch.Tensor:
 
 def _log(image: torch.Tensor) -> torch.Tensor:
     """Return the negative optical density against glass, of pixels in [0, 1]; black ones count as one level above."""
-    return ((image + _DARKEST) / _LIGHT).log_()
+    return ((image + DARKEST) / _LIGHT).log_()
 
 
 def find_stains(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

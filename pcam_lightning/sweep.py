@@ -1,5 +1,6 @@
 """Sweeps: commands that run fit several times, in a folder that the same command goes on with."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -64,10 +65,12 @@ def fingerprint(data: PCamDataModule) -> dict[str, str]:
     assert data.table is not None
     assert data.val_mask is not None
     assert data.store is not None
+    slides = data.table[[name for name in ("id", "slide") if name in data.table]]
     return {
         "data": data.store.fingerprint,
         "labels": split_digest(data.table, data.table["label"].to_numpy(dtype=bool)),
         "split": split_digest(data.table, data.val_mask),
+        "slides": hashlib.sha256(slides.to_csv(index=False).encode()).hexdigest(),
     }
 
 

@@ -12,6 +12,7 @@ from pcam_lightning.official import has_part, is_official, read_part
 
 SUFFIXES = (".tif", ".tiff", ".png")  # the earlier one wins where an id has several
 SLIDES_FILES = ("patch_id_wsi_full.csv", "patch_id_wsi.csv")  # the community's, and what `slides` writes
+UNKNOWN_SLIDE = "unknown"  # of patches that a map of slides does not name, taken for one slide
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 _HOW_TO_GET = "download and unzip Kaggle's histopathologic-cancer-detection, or name its folder with --data.root"
 
@@ -62,7 +63,7 @@ def read_train(root: Path, slides: Path | None = None, unknown_slides: str = "er
                 )
             warn(f"{told}.")
             if slides:
-                table["slide"] = table["slide"].fillna("unknown")
+                table["slide"] = table["slide"].fillna(UNKNOWN_SLIDE)
     return table
 
 

@@ -5,25 +5,21 @@ import pytest
 import torch
 from torchvision.transforms import functional as tv
 
-from pcam_lightning.augment import (
+from pcam_lightning.augment import Augmentation, augment, to_unit
+from pcam_lightning.colour import blurred, jitter_colours, jitter_stains
+from pcam_lightning.geometry import (
     CENTRE,
-    Augmentation,
     apply_symmetries,
-    augment,
-    blurred,
     draw_flips_and_turns,
     draw_moves,
     draw_rectangles,
     draw_symmetries,
     draw_windows,
     flip_and_turn,
-    jitter_colours,
     move,
-    to_unit,
     views,
 )
 from pcam_lightning.messages import UserError
-from pcam_lightning.stain import jitter_stains
 
 
 def _patches(count: int) -> torch.Tensor:

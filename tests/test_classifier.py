@@ -245,23 +245,23 @@ def test_own_mean_and_deviation_are_of_the_training_part_and_travel_with_the_wei
     data.setup("fit")
     sample = data.sample(60)
     model = PCamClassifier(weights="none", normalize="own", stain="macenko")
-    assert model.measures
-    model.measure(sample)
-    standard = model._seen(model._stained(sample))
+    assert model.preprocess.measures
+    model.preprocess.measure(sample)
+    standard = model.preprocess(sample)
     assert torch.allclose(standard.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-4)
     assert torch.allclose(standard.transpose(0, 1).flatten(1).std(dim=1), torch.ones(3), atol=1e-3)
     other = PCamClassifier(weights="none", normalize="own", stain="macenko")
     other.load_state_dict(model.state_dict())
-    assert torch.equal(other._seen(other._stained(sample)), standard)
-    assert not PCamClassifier(weights="none", normalize="imagenet").measures
+    assert torch.equal(other.preprocess(sample), standard)
+    assert not PCamClassifier(weights="none", normalize="imagenet").preprocess.measures
 
 
 def test_the_network_sees_the_centre_scaled(drawn: Path) -> None:
     image = _batch(PCamDataModule(drawn))
     for options, side in (({"crop": 48}, 48), ({"crop": 48, "size": 96}, 96), ({"size": 64}, 64)):
         model = PCamClassifier("timm/vit_tiny_patch16_224", weights="none", **options).eval()  # type: ignore[arg-type]
-        seen = model._seen(model._stained(image))
+        seen = model.preprocess(image)
         assert seen.shape[2:] == (side, side)
         assert model(seen).shape == (len(image),)
     model = PCamClassifier(weights="none", crop=48)
-    assert torch.equal(model._seen(model._stained(image)), image[:, 24:72, 24:72].permute(0, 3, 1, 2) / 255)
+    assert torch.equal(model.preprocess(image), image[:, 24:72, 24:72].permute(0, 3, 1, 2) / 255)

@@ -63,6 +63,7 @@ def test_delong_is_the_brute_force_over_all_pairs(rows: Rows) -> None:
     difference, p = delong(label, first, second)
     assert difference.value == pytest.approx(roc_auc_score(label, first) - roc_auc_score(label, second))
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    assert difference.high is not None
     assert difference.high - difference.value == pytest.approx(1.959964 * np.sqrt(max(variance, 0)), abs=1e-6)
     assert 0 <= p <= 1
 
@@ -76,6 +77,8 @@ def test_an_interval_over_slides_is_wider_than_one_over_patches() -> None:
     widths = []
     for cluster in (slide, np.arange(3000)):
         found = interval(value, draw_scores(label, logit, cluster, 300)[0])
+        assert found.low is not None
+        assert found.high is not None
         assert found.low < value < found.high
         widths.append(found.high - found.low)
     assert widths[0] > 1.5 * widths[1]
