@@ -1,6 +1,8 @@
 """ablate: a recipe and changed ones, each with several seeds; what each change is worth."""
 
+import hashlib
 import io
+import json
 import re
 import time
 from contextlib import ExitStack, redirect_stderr
@@ -8,10 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from jsonargparse.typing import PositiveInt
 
+from pcam_lightning.backbone import WeightsUnavailable
 from pcam_lightning.checkpoint import has_ended, read_checkpoint
 from pcam_lightning.datamodule import SPLIT_OPTIONS
 from pcam_lightning.files import write_whole
@@ -31,7 +35,7 @@ def ablate(config: dict[str, Any], runs: Path, **options: Any) -> None:
     All of it lies in `runs/ablate_N/`: `config.yaml`, `rows/<row>.yaml`, `rows/<row>/seed_S/`, each an ordinary run,
     `ablate.csv` (row,seed,val/auroc,seconds) and `table.md`. A run's score is its last epoch's: no choice of an epoch
     flatters it. A seed is that of the split too, the same for all rows, so that differences are paired. The same
-    command goes on where an earlier one was stopped.
+    command goes on where an earlier one was stopped, and rows can be added meanwhile.
 
     Args:
         config: options of `fit`: the base.
@@ -45,26 +49,27 @@ def ablate(config: dict[str, Any], runs: Path, **options: Any) -> None:
     with TemporaryDirectory() as scratch:
         _write_recipes(Path(scratch), config, rows)
         for row in rows:
-            _try(Path(scratch), row, ablations)
+            _try(Path(scratch), row, rows[row], ablations, config)
     if Path(config["data"]["root"]) == rehearsal_folder():
         draw_rehearsal()
     data = open_data(config["data"])
     data.setup("fit")
     cells = [(row, config["seed_everything"] + number) for number in range(seeds) for row in rows]
     with ExitStack() as stack:
-        folder = claim(runs, KIND, {"config": config, "rows": rows, **fingerprint(data)}, "table.md", stack)
+        folder = claim(runs, KIND, {"config": config, **fingerprint(data)}, "table.md", stack)
         _write_recipes(folder, config, rows)
         record = read_record(folder, KIND)
         done: dict[str, dict[str, Any]] = record.setdefault("cells", {})
         for number, (row, seed) in enumerate(cells):
-            run = Run(folder / ROWS / _slug(row) / f"seed_{seed}")
-            if (name := f"{row}/{seed}") not in done:
-                left = sum(f"{one}/{other}" not in done for one, other in cells)
+            run = Run(_recipe(folder, row, rows[row]).with_suffix("") / f"seed_{seed}")
+            if (name := str(run.folder.relative_to(folder / ROWS))) not in done:
+                left = sum(f"{_name(one, rows[one])}/seed_{other}" not in done for one, other in cells)
                 say(f"\n{row}, seed {seed}: run {number + 1} of {len(cells)}{_remaining(done, left)}: {run.folder}")
-                done[name] = _fit(folder, row, seed, run)
+                done[name] = _fit(folder, row, rows[row], seed, run)
                 write_record(folder, KIND, record)
             if row == list(rows)[-1]:
-                _sum_up(folder, done, list(rows))
+                names = [f"{_name(one, rows[one])}/seed_{other}" for one, other in cells]
+                _sum_up(folder, [done[name] for name in names if name in done], list(rows))
 
 
 def _read(path: Path | None) -> dict[str, dict[str, Any]]:
@@ -91,19 +96,26 @@ def _slug(row: str) -> str:
     return row.replace(" ", "-").lower()
 
 
-def _recipe(folder: Path, row: str) -> Path:
-    return folder / ROWS / f"{_slug(row)}.yaml"
+def _name(row: str, changes: dict[str, Any]) -> str:
+    """Return what a row's files are called: a row of the same name whose options were edited is another one."""
+    if row == BASE:
+        return BASE
+    return f"{_slug(row)}-{hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6]}"
+
+
+def _recipe(folder: Path, row: str, changes: dict[str, Any]) -> Path:
+    return folder / ROWS / f"{_name(row, changes)}.yaml"
 
 
 def _write_recipes(folder: Path, config: dict[str, Any], rows: dict[str, dict[str, Any]]) -> None:
     (folder / ROWS).mkdir(exist_ok=True)
     write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     for row, changes in rows.items():
-        write_whole(_recipe(folder, row), yaml.safe_dump(changes, sort_keys=False))
+        write_whole(_recipe(folder, row, changes), yaml.safe_dump(changes, sort_keys=False))
 
 
-def _args(folder: Path, row: str) -> list[str]:
-    changed = [] if row == BASE else ["-c", str(_recipe(folder, row))]
+def _args(folder: Path, row: str, changes: dict[str, Any]) -> list[str]:
+    changed = [] if row == BASE else ["-c", str(_recipe(folder, row, changes))]
     return ["fit", "-c", str(folder / "config.yaml"), *changed]
 
 
@@ -114,14 +126,16 @@ class _Tried(PCamCLI):
         pass
 
 
-def _try(folder: Path, row: str, ablations: Path | None) -> None:
+def _try(folder: Path, row: str, changes: dict[str, Any], ablations: Path | None, base: dict[str, Any]) -> None:
     """Find out whether a row's options are right, and its scores comparable: now, not after hours."""
-    changes = yaml.safe_load(_recipe(folder, row).read_text(encoding="utf-8"))
     try:
         with redirect_stderr(io.StringIO()):  # each run says the same again when its turn comes
-            tried = _Tried([*_args(folder, row), "--trainer.logger=false"], run=Run(folder / "nowhere"))
-        check(tried._plain(), KIND)
-        if odd := {"seed_everything", *SPLIT_OPTIONS, "root"} & {*changes, *(changes.get("data") or {})}:
+            tried = _Tried([*_args(folder, row, changes), "--trainer.logger=false"], run=Run(folder / "nowhere"))
+        plain = tried._plain()
+        check(plain, KIND)
+        odd = [name for name in (*SPLIT_OPTIONS, "root") if plain["data"][name] != base["data"][name]]
+        odd += ["seed_everything"] if plain["seed_everything"] != base["seed_everything"] else []
+        if odd:
             raise UserError(f"{min(odd)} would have it judged on other patches than the base.")
     except Exception as error:
         raise UserError(f"{ablations}: row {row}: {error}") from error
@@ -131,10 +145,10 @@ def _try(folder: Path, row: str, ablations: Path | None) -> None:
         raise UserError(f"{ablations}: row {row}: --data.val_fraction 0 leaves nothing to compare scores on.")
     if (trainer.check_val_every_n_epoch or 1) > epochs > 0:
         raise UserError(f"{ablations}: row {row}: --trainer.check_val_every_n_epoch: never validates.")
-    if tried.model.weights not in ("none", "imagenet"):
-        try:
-            tried.model.load_start()
-        except UserError as error:
+    try:
+        tried.model.load_start()
+    except UserError as error:
+        if not (isinstance(error, WeightsUnavailable) and tried.rehearsal):
             raise UserError(f"{ablations}: row {row}: {error}") from None
 
 
@@ -143,14 +157,18 @@ def _remaining(done: dict[str, dict[str, Any]], left: int) -> str:
     return f", about {left * sum(known) / len(known) / 60:.0f} minutes left" if known else ""
 
 
-def _fit(folder: Path, row: str, seed: int, run: Run) -> dict[str, Any]:
-    """Train a cell, or the rest of it, and return its score; `seconds` is None of one that was interrupted."""
+def _fit(folder: Path, row: str, changes: dict[str, Any], seed: int, run: Run) -> dict[str, Any]:
+    """Train a cell, or the rest of it, and return its score; `seconds` is None of one that was interrupted.
+
+    The score is None where the last epoch's loss is no number: an AUROC of what has diverged means nothing.
+    """
     anew, begun = not run.last.is_file(), time.monotonic()
     if anew or not _ended(run):
-        PCamCLI([*_args(folder, row), f"--seed_everything={seed}", f"--data.split_seed={seed}"], run=run)
+        PCamCLI([*_args(folder, row, changes), f"--seed_everything={seed}", f"--data.split_seed={seed}"], run=run)
     seconds = round(time.monotonic() - begun, 1) if anew else None
-    score = pd.read_csv(run.metrics)["val/auroc"].dropna().iloc[-1]
-    return {"row": row, "seed": seed, "val/auroc": float(score), "seconds": seconds}
+    last = pd.read_csv(run.metrics)[["val/auroc", "val/loss"]].iloc[-1]
+    score = float(last["val/auroc"]) if np.isfinite(last).all() else None
+    return {"row": row, "seed": seed, "val/auroc": score, "seconds": seconds}
 
 
 def _ended(run: Run) -> bool:
@@ -158,23 +176,26 @@ def _ended(run: Run) -> bool:
     return has_ended(read_checkpoint(run.last), trainer["max_epochs"], trainer["max_steps"])
 
 
-def _sum_up(folder: Path, done: dict[str, dict[str, Any]], rows: list[str]) -> None:
-    cells = pd.DataFrame(done.values())
+def _sum_up(folder: Path, done: list[dict[str, Any]], rows: list[str]) -> None:
+    cells = pd.DataFrame(done)
     write_whole(folder / "ablate.csv", cells.to_csv(index=False, lineterminator="\n"))
-    scores = cells.pivot_table("val/auroc", "seed", "row")[rows].dropna()
+    seeds = cells.loc[cells["row"] == rows[-1], "seed"]  # those that all rows have
+    scores = cells.pivot_table("val/auroc", "seed", "row", dropna=False).reindex(index=seeds, columns=rows)
     deltas, minutes = scores.sub(scores[BASE], axis=0), cells.groupby("row")["seconds"].mean() / 60
     lines = ["| row | val/auroc | difference from base | minutes |", "|---|---:|---:|---:|"]
     for row in rows:
         delta = "" if row == BASE else _told(deltas[row], "+")
         lines.append(f"| {row} | {_told(scores[row], '')} | {delta} | {minutes[row]:.1f} |")
     write_whole(folder / "table.md", "\n".join(lines) + "\n")
-    seeds = f"{len(scores)} seeds" if len(scores) > 1 else "1 seed"
-    say(f"\n{folder / 'table.md'}, {seeds}: mean (sd), differences paired by seed\n" + "\n".join(lines))
+    count = f"{len(scores)} seeds" if len(scores) > 1 else "1 seed"
+    say(f"\n{folder / 'table.md'}, {count}: mean (sd), differences paired by seed\n" + "\n".join(lines))
 
 
 def _told(values: "pd.Series[float]", sign: str) -> str:
-    spread = f" ({values.std():.4f})" if len(values) > 1 else ""
-    return f"{values.mean():{sign}.4f}{spread}"
+    if (lost := int(values.isna().sum())) == len(values):
+        return "diverged"
+    spread = f" ({values.std():.4f})" if len(values) - lost > 1 else ""
+    return f"{values.mean():{sign}.4f}{spread}" + (f", {lost} of {len(values)} diverged" if lost else "")
 
 
 ABLATE = Sweep(

@@ -49,7 +49,8 @@ class FitCLI(StagesCLI):
         if train == 0:
             raise UserError(f"{data.split_file}: all patches are in the validation part, none is left to train on.")
         sides = (describe(data.table, ~data.val_mask), describe(data.table, data.val_mask))
-        say(f"data: {data.root}: {sides[0]} to train on, {sides[1]} to validate.")
+        own = ", PCam's own parts" if "val" in data.table and data.folds is None and data.split_file is None else ""
+        say(f"data: {data.root}: {sides[0]} to train on, {sides[1]} to validate{own}.")
         leak = find_leak(data.table, data.val_mask, by_file=chosen.data.split_file is not None)
         if val and not self.rehearsal and leak.told:
             found = find_slides(data.root)
@@ -77,6 +78,13 @@ class FitCLI(StagesCLI):
             )
         # With max_steps Lightning takes a run that resumes at an epoch's end for one within it, and ends it twice.
         self.trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+        recorded = checkpoint["hyper_parameters"]
+        for name in ("optimizer", "lr", "layer_decay", "weight_decay", "momentum"):
+            if recorded.get(name) != (own := self.model.hparams[name]):
+                raise UserError(
+                    f"--model.{name} {own}: the optimizer goes on as it was, with {recorded.get(name)}; leave the "
+                    "option out, or start a new run from the weights alone: --model.weights CKPT, and no --ckpt_path."
+                )
         if self.resumed is None:
             return
         if split_digest(data.table, data.val_mask) != checkpoint["pcam"]["split"]["sha256"]:
@@ -95,8 +103,8 @@ class FitCLI(StagesCLI):
             self.run.best.parent.mkdir(parents=True, exist_ok=True)
             for left_over in self.run.last.parent.glob(".*.tmp"):  # of a run that was killed while it saved
                 left_over.unlink()
+            write_whole(self.run.config, yaml.safe_dump(self._recorded(plain), sort_keys=False))
             if self.resumed is None:
-                write_whole(self.run.config, yaml.safe_dump(plain, sort_keys=False))
                 write_split(self.run.split, data.table, data.val_mask)
             if chosen.trainer.logger is not False:
                 purge = self.checkpoint["global_step"] + 1 if self.resumed and self.checkpoint else None
@@ -122,6 +130,14 @@ class FitCLI(StagesCLI):
             **{name: plain["trainer"][name] for name in ("max_epochs", "precision")},
             "seed_everything": plain["seed_everything"],
         }
+
+    def _recorded(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of the run: of a resumed one those that it began with, but for the number of epochs."""
+        if self.resumed is None:
+            return plain
+        config: dict[str, Any] = yaml.safe_load(self.resumed.config.read_text(encoding="utf-8"))
+        config["trainer"]["max_epochs"] = plain["trainer"]["max_epochs"]
+        return config
 
     def after_fit(self) -> None:
         """Say where the run is, how good it got, and what to type next."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -33,8 +33,8 @@ def has_part(root: Path, part: str) -> bool:
     return any(root.glob(f"{PREFIX}{part}_x.h5*"))
 
 
-def read_part(root: Path, part: str) -> pd.DataFrame:
-    """Read the labels and slides of one part.
+def read_part(root: Path, part: str, *, labels: bool = True) -> pd.DataFrame:
+    """Read the labels and slides of one part, or name its patches alone.
 
     Patches have no names in these files, and exact duplicates among them: an id is the part and the row, such as
     train-000123.
@@ -42,15 +42,31 @@ def read_part(root: Path, part: str) -> pd.DataFrame:
     Args:
         root: folder with the part's x and y (`.h5` or `.h5.gz`) and its `meta.csv`.
         part: train, valid or test.
+        labels: whether y and meta are needed; without, x alone is read.
 
     Returns:
-        One row a patch in the files' order, with columns `id`, `label` (int8), `slide`, `path` (of x, below `root`)
-        and `place` (row in x).
+        One row a patch in the files' order, with columns `id`, `path` (of x, below `root`), `place` (row in x) and,
+        with `labels`, `label` (int8) and `slide`.
 
     Raises:
         UserError: a file is missing or damaged, or is not what its name says.
     """
-    images, labels = _find(root, part, "x"), _find(root, part, "y")
+    images = _find(root, part, "x")
+    known = _read_labels(root, part) if labels else {}
+    if labels:
+        count = len(known["label"])
+        if images.suffix == ".h5":  # what is compressed is looked at when it is unpacked
+            with open_images(images, count, images.parent):
+                pass
+    else:
+        with TemporaryDirectory() as scratch, _open(images, "x", Path(scratch)) as data:
+            count = len(data)
+    place = np.arange(count)
+    return pd.DataFrame({"id": [f"{part}-{one:06d}" for one in place], **known, "path": images.name, "place": place})
+
+
+def _read_labels(root: Path, part: str) -> dict[str, Any]:
+    labels = _find(root, part, "y")
     with TemporaryDirectory() as scratch, _open(labels, "y", Path(scratch)) as data:
         if data.size != len(data):
             raise UserError(f"{labels}: its shape is {data.shape}, one label a patch is due; are x and y swapped?")
@@ -60,21 +76,14 @@ def read_part(root: Path, part: str) -> pd.DataFrame:
             raise UserError(f"{labels}: damaged ({error}); {_WHERE}.") from None
     if odd := sorted(set(np.unique(label).tolist()) - {0, 1}):
         raise UserError(f"{labels}: label {odd[0]} is neither 0 nor 1; {_WHERE}.")
-    slide, meta = read_meta(root, part), meta_of(root, part)
-    if len(slide) != len(label):
-        raise UserError(f"{meta}: {len(slide):,} rows, and {labels.name} has {len(label):,} labels; {_WHERE}.")
-    if images.suffix == ".h5":  # what is compressed is looked at when it is unpacked
-        with open_images(images, len(label), images.parent):
-            pass
-    return pd.DataFrame(
-        {
-            "id": [f"{part}-{place:06d}" for place in range(len(label))],
-            "label": label.astype(np.int8),
-            "slide": slide,
-            "path": images.name,
-            "place": np.arange(len(label)),
-        }
-    )
+    frame, meta = _read_meta(root, part), meta_of(root, part)
+    if len(frame) != len(label):
+        raise UserError(f"{meta}: {len(frame):,} rows, and {labels.name} has {len(label):,} labels; {_WHERE}.")
+    if "tumor_patch" in frame:
+        other = frame["tumor_patch"].str.lower().isin(["true", "1"]).to_numpy() != (label == 1)
+        if other.any():
+            raise UserError(f"{labels}: {int(other.sum()):,} labels differ from tumor_patch in {meta.name}; {_WHERE}.")
+    return {"label": label.astype(np.int8), "slide": frame["wsi"]}
 
 
 def meta_of(root: Path, part: str) -> Path:
@@ -88,13 +97,20 @@ def read_meta(root: Path, part: str) -> "pd.Series[str]":
     Raises:
         UserError: the file is missing or malformed.
     """
+    return _read_meta(root, part)["wsi"]
+
+
+def _read_meta(root: Path, part: str) -> pd.DataFrame:
     meta = meta_of(root, part)
     if not meta.is_file():
         raise UserError(f"{meta}: no such file, and it names the slides; {_WHERE}.")
     try:
-        return pd.read_csv(meta, dtype=str, keep_default_na=False)["wsi"]
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, KeyError):
-        raise UserError(f"{meta}: not a CSV file with a column wsi; {_WHERE}.") from None
+        frame = pd.read_csv(meta, dtype=str, keep_default_na=False)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError):
+        frame = pd.DataFrame()
+    if "wsi" not in frame:
+        raise UserError(f"{meta}: not a CSV file with a column wsi; {_WHERE}.")
+    return frame
 
 
 @contextmanager

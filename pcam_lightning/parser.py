@@ -139,22 +139,24 @@ class PCamCLI(FitCLI):
         self.name = Path(configs[-1]).stem if configs else self.name
         if stage in self.sweeps:
             return
-        self.says_tta = any(arg.startswith("--model.tta") for arg in args) or any(map(_says_tta, configs))
         if stage != "fit":
             if chosen.ckpt_path is None:
                 raise UserError(
                     f"{stage} needs --ckpt_path: an untrained network has nothing to say. {_EXAMPLES[stage]}"
                 )
-            self.checkpoint = read_checkpoint(Path(chosen.ckpt_path))
+            self.said = parser.parse_args(args, defaults=False)[stage]
+            # Of several networks the options are those of the same one whatever their order.
+            first, *rest = sorted([Path(chosen.ckpt_path), *(chosen.also if stage == "predict" else [])])
+            self.checkpoint = read_checkpoint(first)
             # First of all, so that whatever the user adds is stacked on it and wins.
             self._parse_with(run_config(self.checkpoint), args, 1)
+            if rest:
+                self.config[stage].ckpt_path, self.config[stage].also = str(first), rest
         elif chosen.ckpt_path == "last" or (self.place and self.place.last.is_file()):
             self.resumed = self.place or newest_run(self._runs(chosen))
             self.checkpoint = read_checkpoint(self.resumed.last)
             # After the user's -c, which are where the run's configuration came from, and before flags.
             config = yaml.safe_load(self.resumed.config.read_text(encoding="utf-8"))
-            # The one option that an earlier resumption is likely to have changed.
-            config["trainer"]["max_epochs"] = self.checkpoint["pcam"]["config"]["trainer"]["max_epochs"]
             self._parse_with(config, args, 1 + len(configs))
             self.config[stage].ckpt_path = str(self.resumed.last)
         elif chosen.ckpt_path is not None:
@@ -216,10 +218,6 @@ def _configs_first(args: list[str]) -> tuple[list[str], list[str]]:
     return [*rest[:1], *(f"--config={path}" for path in paths), *rest[1:]], paths
 
 
-def _says_tta(path: str) -> bool:
-    return "tta" in (yaml.safe_load(Path(path).read_text(encoding="utf-8")).get("model") or {})
-
-
 def _check_config(path: Path) -> None:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -230,4 +228,4 @@ def _check_config(path: Path) -> None:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a YAML file: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no options; configs/base.yaml shows them all.")
+        raise UserError(f"{path}: holds no options; configs/base.yaml shows how they are written.")

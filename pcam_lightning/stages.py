@@ -37,7 +37,7 @@ class StagesCLI(LightningCLI):
     resumed: Run | None = None  # the run that `fit --ckpt_path last` goes on with
     place: Run | None = None  # where the run is to be, if not in a folder of its own claiming
     run: Run | None = None
-    says_tta = False  # whether the user said which views to average over
+    said: Namespace | None = None  # what the user said of options, without what a checkpoint's run and defaults add
     name = "default"  # of the run's folder: the stem of the last -c
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -176,8 +176,9 @@ class StagesCLI(LightningCLI):
         assert self.checkpoint is not None
         made_by = {"step": self.checkpoint["global_step"], "tta": self.model.hparams["tta"]}
         temperature = _temperature(run, made_by) if chosen.calibrate else 1.0
-        tta = chosen.model.tta if self.says_tta else None  # the user's word is for all, their runs' for each
-        self.model.others = [load_classifier(path, tta) for path in chosen.also]
+        assert self.said is not None
+        tta = self.said.get("model.tta")  # the user's word is for all, their runs' for each
+        self.model.others = [self._load_other(path, tta) for path in chosen.also]
         path = chosen.output / run.submission.name if chosen.output else run.submission
 
         def write(logit: "pd.Series[float]") -> None:
@@ -194,6 +195,20 @@ class StagesCLI(LightningCLI):
         if self.trainer.is_global_zero:
             write_whole(path, json.dumps(told, indent=2) + "\n")
             say(f"{path}: {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}")
+
+    def _load_other(self, path: Path, tta: str | None) -> PCamClassifier:
+        """Load one more network; refuse one of other data or precision, unless the user says which counts."""
+        assert self.checkpoint is not None
+        assert self.said is not None
+        checkpoint = read_checkpoint(path)
+        for kind, name in (("data", "root"), ("trainer", "precision")):
+            own, other = (str(one["pcam"]["config"][kind][name]) for one in (self.checkpoint, checkpoint))
+            if own != other and self.said.get(f"{kind}.{name}") is None:
+                first = self.config[self.subcommand].ckpt_path
+                raise UserError(
+                    f"{path}: its run had --{kind}.{name} {other}, and that of {first} {own}; say which one counts."
+                )
+        return load_classifier(path, checkpoint, tta)
 
     def _check_ensemble(self, chosen: Namespace) -> None:
         if not chosen.also:
@@ -240,22 +255,22 @@ def _temperature(run: Run, made_by: dict[str, Any]) -> float:
     return temperature
 
 
-def load_classifier(path: Path, tta: str | None) -> PCamClassifier:
-    """Load the network of a checkpoint of this project.
+def load_classifier(path: Path, checkpoint: dict[str, Any], tta: str | None) -> PCamClassifier:
+    """Build the network of a checkpoint of this project.
 
     Args:
         path: of the checkpoint.
+        checkpoint: what `read_checkpoint` returns.
         tta: test-time augmentation; by default what its run had.
 
     Raises:
-        UserError: missing, damaged, or not one of ours.
+        UserError: it is damaged.
     """
-    checkpoint = read_checkpoint(path)
     try:
         options = {**checkpoint["pcam"]["config"]["model"], "weights": "none", "compile": False}
         model = PCamClassifier(**{**options, "tta": tta or options.get("tta", "none")})
         model.on_load_checkpoint(checkpoint)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: damaged, or of another version of this project ({error}).") from None
     model.load_state_dict(checkpoint["state_dict"])
     return model

@@ -5,7 +5,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 
 from pcam_lightning.checkpoint import WholeCheckpointIO
 from pcam_lightning.machine import keep_freed_memory
@@ -50,10 +50,20 @@ def _check(options: Namespace, *, fits: bool) -> None:
         (options.accumulate_grad_batches < 1, "accumulate_grad_batches: at least 1"),
         ((options.gradient_clip_val or 0) < 0, "gradient_clip_val: at least 0"),
         (fits and options.max_epochs == -1 and options.max_steps == -1, "max_epochs: not -1, the cosine needs an end"),
+        (
+            fits and any(map(_starts_late, _listed(options.callbacks))),
+            "callbacks: update_starting_at_step, update_starting_at_epoch may keep weights that nothing has validated; "
+            "pcam_lightning.averaging.Averaging has no need of them",
+        ),
         (fits and none, "max_epochs, max_steps, limit_train_batches: 0 would train nothing"),
     ):
         if wrong:
             raise UserError(f"--trainer.{way_on}.")
+
+
+def _starts_late(callback: Any) -> bool:
+    late = ("update_starting_at_step", "update_starting_at_epoch")
+    return isinstance(callback, EMAWeightAveraging) and any(getattr(callback, name) is not None for name in late)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -49,7 +49,7 @@ def test_a_table_of_paired_differences_and_goes_on_where_it_was(
     assert cells["seconds"].isna().sum() == 1  # of the run that was interrupted
     for row, degrees, batch in (("base", 90, 32), ("No rotation", 0, 16)):
         for seed in (42, 43):
-            run = FOLDER / "rows" / row.replace(" ", "-").lower() / f"seed_{seed}"
+            (run,) = (FOLDER / "rows").glob(f"{row.replace(' ', '-').lower()}*/seed_{seed}")
             config = yaml.safe_load((run / "config.yaml").read_text())
             assert (config["seed_everything"], config["data"]["split_seed"]) == (seed, seed)
             assert (config["model"]["augment"]["degrees"], config["data"]["batch_size"]) == (degrees, batch)
@@ -58,9 +58,16 @@ def test_a_table_of_paired_differences_and_goes_on_where_it_was(
     delta = scores["No rotation"] - scores["base"]
     line = next(line for line in (FOLDER / "table.md").read_text().splitlines() if line.startswith("| No rotation"))
     assert f"| {delta.mean():+.4f} ({delta.std():.4f}) |" in line
-    # One more seed goes on with the same folder; another recipe starts anew.
+    # One more seed goes on with the same folder, and so do one more row and another row of the same name.
     assert main(_args(drawn, "--seeds=3")) == 0
     assert "3 seeds" in capsys.readouterr().err
+    edited = {"No rotation": {"model": {"augment": {"degrees": 0, "noise": 0.1}}}, "more": {"model": {"lr": 0.01}}}
+    Path("rows.yaml").write_text(yaml.safe_dump(edited, sort_keys=False))
+    assert main(_args(drawn, "--seeds=1")) == 0
+    told = capsys.readouterr().err
+    assert "base, seed" not in told
+    assert "No rotation, seed 42: run 2 of 3" in told
+    assert set(pd.read_csv(FOLDER / "ablate.csv")["row"]) == {"base", *edited}
     assert [path.name for path in FOLDER.parent.iterdir()] == ["ablate_0"]
 
 
@@ -77,6 +84,7 @@ def test_a_table_of_paired_differences_and_goes_on_where_it_was(
         ("a: {}", ["--ckpt_path=last"], "ablate takes no --ckpt_path"),
         ("a: {}", ["--data.val_fraction=0"], "row base: --data.val_fraction 0"),
         ("a: {data: {val_fraction: 0.1}}", [], "row a: val_fraction would have it judged on other patches"),
+        ("a: {data.val_fraction: 0.1}", [], "row a: val_fraction would have it judged on other patches"),
         ("a: {seed_everything: 1}", [], "row a: seed_everything would"),
         ("a: {trainer: {limit_val_batches: 2}}", [], "row a: ablate validates on all"),
         ("a: {trainer: {devices: 2}}", [], "row a: ablate trains on one device"),
@@ -104,3 +112,11 @@ def test_the_shipped_rows_are_right(drawn: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "_fit", stop)
     with pytest.raises(Tried):  # all rows were parsed and built before the first run
         main(_args(drawn, f"--with={CONFIGS / 'ablations.yaml'}"))
+
+
+def test_a_row_that_diverges_has_no_score(drawn: Path) -> None:
+    rows = {"wild": {"model": {"optimizer": "sgd", "lr": 1.0e30}}}
+    Path("rows.yaml").write_text(yaml.safe_dump(rows))
+    assert main(_args(drawn, "--seeds=1")) == 0
+    assert "| wild | diverged | diverged |" in (FOLDER / "table.md").read_text()
+    assert pd.read_csv(FOLDER / "ablate.csv").set_index("row")["val/auroc"].isna()["wild"]

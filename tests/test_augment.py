@@ -211,7 +211,19 @@ def test_cutmix_keeps_the_centre_and_its_label_and_mixup_mixes_both() -> None:
     assert target.min() >= 0
     assert target.max() <= 1
     assert len(set(target.tolist())) > 4
+    assert ((target > 0.5) == (label > 0.5)).all()  # a patch has the larger share of itself
     assert mixed.shape == whole.shape
+
+
+@pytest.mark.parametrize("option", ["erase", "cutmix"])
+@pytest.mark.parametrize("moves", [{"shift": 16.0}, {"degrees": 90.0}])
+def test_what_a_label_speaks_of_is_not_painted_over_wherever_it_goes(option: str, moves: dict[str, float]) -> None:
+    image = torch.zeros(64, 96, 96, 3, dtype=torch.uint8)
+    image[:, CENTRE, CENTRE] = 255
+    how = Augmentation(**moves, **{option: 1.0})  # type: ignore[arg-type]
+    unit, _ = augment(image, torch.zeros(64), how)
+    # Interpolation blurs the edge of the square, and a turn may round a pixel of it away.
+    assert ((unit[:, 0] > 0.5).sum(dim=(1, 2)) - 1024).abs().max() < 50
 
 
 EVERYTHING = {

@@ -189,3 +189,25 @@ def test_without_timm_its_names_tell_how_to_get_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"needs timm; pip install 'pcam_lightning\[timm\]'"):
         build_backbone("timm/resnet18")
+
+
+def test_histology_weights_have_their_sources_names(imagenet_like: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Ciga's are a Lightning checkpoint of a network in a network; Lunit's and kaiko's are timm's, without a head."""
+    body = {key: value for key, value in imagenet_like.items() if not key.startswith("fc.")}
+    ciga = {f"model.resnet.{key}": value for key, value in body.items()}
+    ciga |= {"model.resnet.fc.1.weight": torch.zeros(128, 512), "model.resnet.fc.3.bias": torch.zeros(128)}
+    torch.save({"state_dict": ciga, "epoch": 999}, tmp_path / "ciga.ckpt")
+    network = build_backbone("resnet18")
+    load_weights(network, "resnet18", str(tmp_path / "ciga.ckpt"))
+    assert _loaded(network, body)
+    name = "timm/vit_small_patch16_224"
+    large = {key: torch.randn_like(value) for key, value in build_backbone(name, 224).state_dict().items()}
+    large = {key: value for key, value in large.items() if not key.startswith("head.")}
+    safetensors.torch.save_file(large, tmp_path / "vit.safetensors")
+    torch.save(large, tmp_path / "vit.torch")
+    for file in ("vit.safetensors", "vit.torch"):
+        vit = build_backbone(name, 96)
+        load_weights(vit, name, str(tmp_path / file), 96)
+        own = vit.state_dict()
+        assert all(torch.equal(own[key], value) for key, value in large.items() if key != "pos_embed")
+        assert own["pos_embed"].shape == (1, 37, 384)

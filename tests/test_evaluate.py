@@ -2,11 +2,15 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import yaml
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
@@ -67,13 +71,15 @@ def test_a_submission_and_its_answers(run_copy: Path, drawn: Path) -> None:
     assert report["auroc"]["value"] == pytest.approx(score, abs=1e-6)
 
 
-def test_a_run_is_validated_and_its_temperature_kept_for_predict(run_copy: Path, drawn: Path) -> None:
+def test_a_run_is_validated_and_its_temperature_kept_for_predict(
+    run_copy: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     slides = ["--slides", str(drawn / "patch_id_wsi_full.csv")]
     assert main(["evaluate", str(run_copy), *slides, FEW]) == 0
     report = json.loads((run_copy / "report.json").read_text())
     assert report["auroc"]["value"] == pytest.approx(pd.read_csv(run_copy / "metrics.csv")["val/auroc"].max(), abs=1e-6)
     assert [row["split"] for row in report["splits"]] == ["random"]
-    assert report["leak"] == "23 of 23 validation patches are of slides that train it too"
+    assert report["leak"] == "This score flatters: 23 of 23 validation patches are of slides that train it too."
     assert "This score flatters" in (run_copy / "report.html").read_text()
     assert "data:image/png" in (run_copy / "report.html").read_text()
     best = ["--ckpt_path", str(run_copy / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
@@ -82,12 +88,14 @@ def test_a_run_is_validated_and_its_temperature_kept_for_predict(run_copy: Path,
         assert main(["predict", *best, *flags]) == 0
         logits.append(pd.read_csv(run_copy / "predictions.csv")["logit"])
     assert logits[1].to_numpy() == pytest.approx((logits[0] / report["temperature"]).to_numpy(), rel=1e-5)
+    assert main(["predict", *best, "--calibrate", "--model.tta=d4"]) == 2
+    assert "its temperature is of tta none, and this is tta d4" in capsys.readouterr().err
 
 
 def test_a_temperature_is_of_one_checkpoint(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (run_copy / "report.json").write_text('{"temperature": 2, "step": 1}')
+    (run_copy / "report.json").write_text('{"temperature": 2, "made_by": {"step": 1, "tta": "none"}}')
     assert main(["predict", "--ckpt_path", str(run_copy / "checkpoints" / "last.ckpt"), "--calibrate"]) == 2
-    assert re.search(r"temperature is of step 1, and this checkpoint is of step 8", capsys.readouterr().err)
+    assert re.search(r"temperature is of step 1, and this is step 8", capsys.readouterr().err)
     assert not (run_copy / "submission.csv").exists()
 
 
@@ -95,12 +103,16 @@ def test_a_temperature_is_of_one_checkpoint(run_copy: Path, capsys: pytest.Captu
     ("change", "told"),
     [
         ({"slide": "one"}, "1 slides are few: intervals from fewer than 20 are too narrow."),
+        (
+            {"logit": [9.0 if n % 2 else -9.0 for n in range(800)], "label": [n % 2 for n in range(800)]},
+            "No temperature",
+        ),
         ({"slide": "one"}, "Threshold and temperature are cross-fitted over patches, for want of slides."),
         ({"fold": 0}, "No slides are known"),  # and one fold is none to fit without
     ],
 )
 def test_what_cannot_be_judged_is_said(
-    change: dict[str, str | int], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = _predictions(tmp_path / "mine.csv", slides=False).assign(**change)
     rows.to_csv(tmp_path / "mine.v2.csv", index=False)
@@ -156,3 +168,57 @@ def test_complaints(content: str | None, expected: str, tmp_path: Path, capsys: 
     assert main(["evaluate", str(tmp_path / "mine.csv")]) == 2
     assert expected in capsys.readouterr().err
     assert not list(tmp_path.glob("*report*"))
+
+
+def test_of_one_slide_nothing_tells_an_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _predictions(tmp_path / "mine.csv").assign(slide="one").to_csv(tmp_path / "mine.csv", index=False)
+    assert main(["evaluate", str(tmp_path / "mine.csv"), FEW]) == 0
+    assert re.search(r"AUROC 0\.\d{4} \(no interval, over 1 slides\)", capsys.readouterr().err)
+    assert json.loads((tmp_path / "mine_report.json").read_text())["auroc"]["low"] is None
+
+
+def test_data_that_moved_are_named(run_copy: Path, drawn: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((run_copy / "config.yaml").read_text())
+    state = torch.load(run_copy / "checkpoints" / "best.ckpt", weights_only=True)
+    state["pcam"]["config"]["data"]["root"] = config["data"]["root"] = str(tmp_path / "gone")
+    torch.save(state, run_copy / "checkpoints" / "best.ckpt")
+    assert main(["evaluate", str(run_copy), FEW]) == 2
+    assert main(["evaluate", str(run_copy), "--root", str(drawn), FEW]) == 0
+
+
+def test_one_recipe_on_two_splits(run_copy: Path, drawn: Path) -> None:
+    """Beside each other in the report of either; a score of other data is not taken for the recipe's."""
+    config = yaml.safe_load((run_copy / "config.yaml").read_text())
+    other = run_copy.with_name("version_1")
+    shutil.copytree(run_copy, other)
+    config["data"] |= {"slides": str(drawn / "patch_id_wsi_full.csv"), "folds": 2, "fold": 1}
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    best = ["--ckpt_path", str(run_copy / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
+    assert main(["test", *best]) == 0
+    shutil.copy(run_copy / "test.json", other)  # of another checkpoint
+    assert main(["evaluate", str(run_copy), FEW]) == 0
+    val = pd.read_csv(run_copy / "metrics.csv")["val/auroc"].max()
+    test = json.loads((run_copy / "test.json").read_text())["test/auroc"]
+    assert json.loads((run_copy / "report.json").read_text())["splits"] == [
+        {"run": "base/version_0", "split": "random", "val": val, "test": test},
+        {"run": "base/version_1", "split": "whole slides, fold 2 of 2", "val": val, "test": None},
+    ]
+    page = (run_copy / "report.html").read_text()
+    assert "This recipe on other splits" in page
+    assert "whole slides, fold 2 of 2" in page
+
+
+def test_compare_takes_runs_and_the_slides_of_either(
+    run_copy: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = ["--ckpt_path", str(run_copy / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
+    assert main(["validate", *best]) == 0
+    rows = pd.read_csv(run_copy / "val_predictions.csv").drop(columns="slide", errors="ignore")
+    rows.assign(label=rows["label"].astype(float)).to_csv("mine.csv", index=False)
+    known = pd.read_csv(drawn / "patch_id_wsi_full.csv").set_index("id")["wsi"]
+    rows.assign(slide=rows["id"].map(known)).to_csv("with.csv", index=False)
+    for pair in (["mine.csv", "with.csv"], ["with.csv", "mine.csv"], [str(run_copy), "with.csv"]):
+        assert main(["compare", *pair, FEW]) == 0
+        told = capsys.readouterr().err
+        assert "bootstrap over" in told
+    assert f"{run_copy} (best.ckpt, chosen by these patches): AUROC" in told

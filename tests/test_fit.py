@@ -328,3 +328,58 @@ def test_each_network_trains_saves_and_predicts(name: str, drawn: Path, capsys: 
     (checkpoint,) = Path("lightning_logs").glob("base/version_0/checkpoints/last.ckpt")
     assert main(["predict", "--ckpt_path", str(checkpoint), "--trainer.accelerator=cpu"]) == 0
     assert len(pd.read_csv(checkpoint.parents[1] / "submission.csv")) == 40
+
+
+@pytest.mark.parametrize("option", ["lr=0.5", "layer_decay=0.9", "optimizer=sgd"])
+@pytest.mark.parametrize("checkpoint", ["last", "older.ckpt"])
+def test_an_optimizer_goes_on_as_it_was(
+    option: str, checkpoint: str, run_copy: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(run_copy / "checkpoints" / "last.ckpt", "older.ckpt")
+    args = ["fit", "-c", BASE, "--ckpt_path", checkpoint, "--data.root", str(drawn), "--trainer.max_epochs=3", *FAST]
+    assert main([*args, f"--model.{option}"]) == 2
+    assert "the optimizer goes on as it was" in capsys.readouterr().err
+    assert [path.name for path in run_copy.parent.iterdir()] == ["version_0"]
+
+
+def test_options_of_averaging_that_keep_random_weights_are_refused(
+    drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = ["--trainer.callbacks=lightning.pytorch.callbacks.EMAWeightAveraging"]
+    late += ["--trainer.callbacks.update_starting_at_step=100"]
+    assert main(["fit", "-c", BASE, "--data.root", str(drawn), *FAST, *late]) == 2
+    assert "pcam_lightning.averaging.Averaging has no need of them" in capsys.readouterr().err
+
+
+def _slide_map(drawn: Path, table: pd.DataFrame) -> list[str]:
+    table.to_csv("map.csv", index=False)
+    root = Path("kaggle")
+    if not root.exists():
+        shutil.copytree(drawn, root, ignore=shutil.ignore_patterns("patch_id_wsi*"))
+    return ["fit", "-c", BASE, "--data.root", str(root), "--trainer.max_epochs=1", *FAST]
+
+
+def test_slides_their_unknown_ones_and_a_split_file_beside_them(
+    drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A random split is told as such; whole slides are not; what is not known may be."""
+    known = pd.read_csv(drawn / "patch_id_wsi_full.csv")
+    args = _slide_map(drawn, known)
+    assert main(args) == 0
+    assert "val/auroc will be optimistic, by 0.035 on the data in README" in capsys.readouterr().err
+    fold = ["--data.folds=2", "--data.slides=map.csv"]
+    assert main([*args, *fold]) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"data: .* patches \(.* tumour, \d slides\) to train on, .* \d slides\) to validate\.", told)
+    assert "optimistic" not in told
+    split = RUNS / "version_1" / "split.csv"
+    assert main([*args, f"--data.split_file={split}"]) == 0
+    assert "val/auroc may be optimistic: patches of one slide may stand on both sides" in capsys.readouterr().err
+    assert main([*args, f"--data.split_file={split}", "--data.slides=map.csv"]) == 0
+    assert "optimistic" not in capsys.readouterr().err
+    assert split.read_text() == (RUNS / "version_3" / "split.csv").read_text()
+    _slide_map(drawn, known.iloc[10:])
+    assert main([*args, *fold]) == 2
+    assert "10 of 120 training ids have no slide there" in capsys.readouterr().err
+    assert main([*args, *fold, "--data.unknown_slides=group"]) == 0
+    assert "10 patches are of unknown slides, which may stand on both sides. " in capsys.readouterr().err

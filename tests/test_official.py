@@ -3,6 +3,7 @@
 import gzip
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +135,17 @@ def _odd_label(root: Path) -> None:
         file["y"][3] = 2
 
 
+def _turn_labels(root: Path) -> None:
+    with h5py.File(root / f"{PREFIX}valid_y.h5", "r+") as file:
+        file["y"][:5] = 1 - file["y"][:5]
+
+
+def _cut_packed_images(root: Path) -> None:
+    path = root / f"{PREFIX}train_x.h5"
+    (root / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes())[:-20])
+    path.unlink()
+
+
 def _cut_gzip(root: Path) -> None:
     path = root / f"{PREFIX}train_y.h5"
     (root / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes())[:-20])
@@ -158,6 +170,8 @@ def _no_wsi(root: Path) -> None:
         (_shorten_images, "valid_x.h5: 29 patches, and there are 30 labels"),
         (_odd_label, "valid_y.h5: label 2 is neither 0 nor 1"),
         (_cut_gzip, "train_y.h5.gz: a damaged .gz file"),
+        (_cut_packed_images, "train_x.h5.gz: a damaged .gz file"),
+        (_turn_labels, "valid_y.h5: 5 labels differ from tumor_patch in .*valid_meta.csv"),
         (_remove("train_meta.csv"), "train_meta.csv: no such file"),
         (_remove("valid_x.h5"), "valid_x.h5: no such file, nor .*valid_x.h5.gz"),
         (_no_wsi, "train_meta.csv: not a CSV file with a column wsi"),
@@ -183,6 +197,7 @@ def test_slides_of_kaggles_ids(pcam: Path, drawn: Path, tmp_path: Path, capsys: 
     assert (found == known[found.index]).all()
     assert "59 of 120 ids (49.2%)" in told
     assert "30 of Kaggle's training patches stand in PCam's valid part too" in told
+    assert "the other 61 patches count as one slide, though they may be of any" in told
     assert main(["slides", str(pcam), "--root", str(kaggle)]) == 0  # the same map may be written again
     (kaggle / "patch_id_wsi.csv").write_text("id,wsi\n")
     assert main(["slides", str(pcam), "--root", str(kaggle)]) == 2
@@ -190,3 +205,75 @@ def test_slides_of_kaggles_ids(pcam: Path, drawn: Path, tmp_path: Path, capsys: 
     (kaggle / "train_labels.csv").write_text("id,label\na,0\nb,1\n")
     assert main(["slides", str(pcam), "--root", str(kaggle)]) == 2
     assert "none of the 2 ids" in capsys.readouterr().err
+
+
+def test_images_alone_are_predicted(pcam: Path) -> None:
+    for kind in ("y.h5", "meta.csv"):
+        (pcam / f"{PREFIX}test_{kind}").unlink()
+    assert list(read_test(pcam)["id"]) == [f"test-{n:06d}" for n in range(30)]
+    with pytest.raises(UserError, match=r"test_y.h5: no such file"):
+        read_test(pcam, answers=True)
+
+
+def test_slides_of_packed_files_and_of_parts_that_are_not_there(
+    pcam: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kaggle = tmp_path / "kaggle"
+    kaggle.mkdir()
+    shutil.copy(drawn / "train_labels.csv", kaggle)
+    path = pcam / f"{PREFIX}train_x.h5"
+    (pcam / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for gone in (path, pcam / f"{PREFIX}valid_x.h5"):
+        gone.unlink()
+    (pcam / f"{PREFIX}test_y.h5").rename(tmp_path / "y.h5")
+    assert main(["slides", str(pcam), "--root", str(kaggle)]) == 2  # before anything is hashed
+    assert "test_y.h5: no such file" in capsys.readouterr().err
+    (tmp_path / "y.h5").rename(pcam / f"{PREFIX}test_y.h5")
+    assert main(["slides", str(pcam), "--root", str(kaggle)]) == 0
+    assert "valid: not in " in capsys.readouterr().err
+    assert len(pd.read_csv(kaggle / "patch_id_wsi.csv")) == 59
+    assert {path.name for path in kaggle.iterdir()} == {"train_labels.csv", "patch_id_wsi.csv"}
+
+
+SAMPLE = Path(__file__).parents[2] / "shared" / "pcam" / "kaggle-sample.zip"
+
+
+@pytest.mark.skipif(not SAMPLE.is_file(), reason="no real patches at hand")
+def test_real_patches_in_pcams_layout(tmp_path: Path) -> None:
+    """Lossless ones: their ids are the SHA-1 of their pixels, so that slides finds each."""
+    root, kaggle = tmp_path / "pcam", tmp_path / "kaggle"
+    root.mkdir()
+    with zipfile.ZipFile(SAMPLE) as archive:
+        archive.extractall(kaggle)
+    kaggle = next(kaggle.rglob("train_labels.csv")).parent
+    table = read_train(kaggle)
+    images = np.stack([np.asarray(Image.open(kaggle / path)) for path in table["path"]])
+    slide = [f"camelyon16_train_tumor_{n % 12:03d}" for n in range(len(table))]
+    other = [name.replace("train_tumor", "test") for name in slide]
+    for part, rows, names in (
+        ("train", slice(0, 400), slide),
+        ("valid", slice(400, 500), other),
+        ("test", slice(500, 600), other),
+    ):
+        _write(root, part, images[rows], table["label"].to_numpy()[rows], names[rows])
+    assert (
+        main(
+            [
+                "fit",
+                "-c",
+                BASE,
+                "--data.root",
+                str(root),
+                "--trainer.max_epochs=1",
+                "--trainer.limit_train_batches=2",
+                *FAST,
+            ]
+        )
+        == 0
+    )
+    best = ["--ckpt_path", "lightning_logs/base/version_0/checkpoints/best.ckpt", "--trainer.accelerator=cpu"]
+    assert main(["test", *best]) == 0
+    assert len(pd.read_csv("lightning_logs/base/version_0/test_predictions.csv")) == 100
+    assert main(["slides", str(root), "--root", str(kaggle)]) == 0
+    found = pd.read_csv(kaggle / "patch_id_wsi.csv").set_index("id")["wsi"]
+    assert list(found[table["id"][:400]]) == slide[:400]

@@ -199,6 +199,7 @@ def test_an_ensemble_is_the_mean_of_its_networks_in_any_order(run_copy: Path, dr
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
+        (["--also", "OTHER", "--output=out"], r"its run had --trainer.precision 32-true, and that of .* say which one"),
         (["--also", "COPY"], "--output DIR takes it"),
         (["--also", "SAME", "--output=out"], "stands twice"),
         (["--also", "nowhere.ckpt", "--output=out"], "nowhere.ckpt: no such checkpoint"),
@@ -210,7 +211,35 @@ def test_complaints_about_ensembles(
 ) -> None:
     checkpoint = run_copy / "checkpoints" / "best.ckpt"
     shutil.copy(checkpoint, "copy.ckpt")
-    names = {"COPY": "copy.ckpt", "SAME": str(checkpoint)}
+    state = torch.load(checkpoint, weights_only=True)
+    state["pcam"]["config"]["trainer"]["precision"] = "32-true"
+    state["pcam"]["config"]["data"]["batch_size"] = 3
+    torch.save(state, "other.ckpt")
+    names = {"COPY": "copy.ckpt", "OTHER": "other.ckpt", "SAME": str(checkpoint)}
     assert main(["predict", "--ckpt_path", str(checkpoint), *(names.get(flag, flag) for flag in flags)]) == 2
-    assert expected in capsys.readouterr().err
+    assert re.search(expected, capsys.readouterr().err)
     assert not Path("out/submission.csv").exists()
+
+
+def test_networks_of_unequal_runs_are_one_ensemble_in_any_order(run_copy: Path) -> None:
+    first = run_copy / "checkpoints" / "best.ckpt"
+    state = torch.load(first, weights_only=True)
+    state["pcam"]["config"]["trainer"]["precision"] = "32-true"
+    state["pcam"]["config"]["data"]["batch_size"] = 3
+    state["pcam"]["config"]["model"]["crop"] = state["hyper_parameters"]["crop"] = 64
+    torch.save(state, "other.ckpt")
+    for name, one, other in (("ab", str(first), "other.ckpt"), ("ba", "other.ckpt", str(first))):
+        args = ["--also", other, "--output", name, "--trainer.precision=bf16-mixed", CPU]
+        assert main(["predict", "--ckpt_path", one, *args]) == 0
+    assert Path("ab/submission.csv").read_bytes() == Path("ba/submission.csv").read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_views_are_averaged_where_patches_are_judged(stage: str, run_copy: Path) -> None:
+    part = {"validate": "val", "test": "test"}[stage]
+    seen = []
+    for flags in ([], ["--model.tta=d4"], ['--model={"tta": "d4"}']):
+        assert main([stage, "--ckpt_path", _ckpt(run_copy), CPU, *flags]) == 0
+        seen.append(pd.read_csv(run_copy / f"{part}_predictions.csv")["logit"].to_numpy())
+    assert not np.allclose(seen[0], seen[1], atol=1e-4)
+    assert np.array_equal(seen[1], seen[2])

@@ -216,4 +216,4 @@ def test_slides_on_both_sides_are_told_and_unknown_ones_may_be() -> None:
         (["s", None, "u", "v"], "1 patches are of unknown slides, which may stand on both sides"),
         (["s", None, "s", None], "1 of 2 validation patches are of slides that train it too"),
     ):
-        assert find_leak(rows.assign(slide=slides), mask, by_file=False).told == told
+        assert find_leak(rows.assign(slide=pd.Series(slides)), mask, by_file=False).told == told

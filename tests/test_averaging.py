@@ -1,0 +1,84 @@
+"""Averaging of weights: what is kept, validated and gone on with."""
+
+import json
+from pathlib import Path
+
+import lightning as L
+import pandas as pd
+import pytest
+import torch
+from conftest import CONFIGS, FAST, stopping
+
+from pcam_lightning import cli
+from pcam_lightning.averaging import Averaging
+from pcam_lightning.cli import main
+from pcam_lightning.messages import UserError
+
+RUN = Path("lightning_logs/base/version_0")
+AVERAGED = ["--trainer.callbacks=pcam_lightning.averaging.Averaging", "--trainer.callbacks.decay=0.6"]
+
+
+def _fit(drawn: Path, *more: str) -> int:
+    args = ["fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), "--trainer.max_epochs=2", *FAST]
+    return main([*args, *AVERAGED, *more])
+
+
+class Follow(L.Callback):
+    """Averages a weight and a running mean of BatchNorm by hand."""
+
+    def __init__(self) -> None:
+        self.means: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
+        net = pl_module.net
+        values = [net.fc.weight, net.bn1.running_mean]  # type: ignore[union-attr]
+        count = trainer.global_step
+        for number, value in enumerate(values):
+            value = value.detach().clone()  # type: ignore[operator]
+            if count == 1:
+                self.means.append(value)
+            else:
+                share = max(1 - 0.6, 1 / count)  # a plain mean at first
+                self.means[number] = self.means[number] + share * (value - self.means[number])
+
+
+def test_the_average_is_kept_and_is_what_was_validated(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow = Follow()
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "PCamCLI", stopping(follow, [0]))
+        assert _fit(drawn) == 0
+    state = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, mean in zip(("net.fc.weight", "net.bn1.running_mean"), follow.means, strict=True):
+        assert torch.allclose(state[name], mean, atol=1e-6), name
+    scores = pd.read_csv(RUN / "metrics.csv")["val/auroc"]
+    assert main(["validate", "--ckpt_path", str(RUN / "checkpoints" / "last.ckpt"), "--trainer.accelerator=cpu"]) == 0
+    assert json.loads((RUN / "validate.json").read_text())["val/auroc"] == pytest.approx(scores.iloc[-1])
+
+
+class Stop(L.Callback):
+    """Ctrl-C in the second epoch."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_stopped_and_resumed_it_is_the_same_average(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _fit(drawn) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "PCamCLI", stopping(Stop(), [0]))
+        assert _fit(drawn) == 1
+    assert main(["fit", "-c", str(CONFIGS / "base.yaml"), "--ckpt_path=last"]) == 0
+    straight, resumed = (
+        torch.load(RUN.with_name(f"version_{n}") / "checkpoints" / "last.ckpt", weights_only=True) for n in (0, 1)
+    )
+    for part in ("state_dict", "current_model_state"):
+        assert all(torch.equal(straight[part][name], value) for name, value in resumed[part].items())
+    assert not all(
+        torch.equal(value, resumed["state_dict"][name]) for name, value in resumed["current_model_state"].items()
+    )
+
+
+def test_a_share_is_less_than_one() -> None:
+    with pytest.raises(UserError, match=r"decay 1: should be"):
+        Averaging(1)
