@@ -1,13 +1,21 @@
-"""How far is a validation score from the score on slides that no training patch comes from, by kind of split?
+"""How far is a validation score from the score on slides that no training patch comes from, by recipe and split?
 
     python benchmarks/unseen_slides.py DIR --splits random appearance -- -c configs/base.yaml -c configs/cpu.yaml \
         --model.weights none
+    python benchmarks/unseen_slides.py DIR --views none d4 \
+        -- -c configs/base.yaml -c configs/cpu.yaml --model.weights none \
+        -- -c configs/base.yaml -c configs/best.yaml --model.weights none
 
-DIR is in Kaggle's layout, with an answers.csv (id,label) for its test/ part from other slides. For each seed and kind
-of split: fit with the arguments after `--`, the seed being that of the split too, then test with best.ckpt, through the
-project's own command line. Nothing is chosen by the test scores. A kind is `random`, `appearance` (groups of patches
-that look alike, by `appearance.py` and the seed) or a CSV of slides (id,wsi). Writes unseen_slides.json into the
-current folder and prints a table with mean and standard deviation.
+DIR is in Kaggle's layout, with an answers.csv (id,label) for its test/ part from other slides. Each `--` begins the
+arguments of fit of one recipe. For each seed, recipe and kind of split: fit, the seed being that of the split too, then
+validate and test with best.ckpt, and with each kind of views, through the project's own command line. Nothing is chosen
+by the test scores. A kind of split is `random`, `appearance` (groups of patches that look alike, by `appearance.py` and
+the seed) or a CSV of slides (id,wsi).
+
+Prints mean and standard deviation over the seeds; the mean distance of both scores with a 95 % interval, by a bootstrap
+over the patches of both parts, for want of slides (too narrow); and by how much a recipe is above the first one on
+unseen slides, paired by seed. All of it is in unseen_slides.json in the current folder: a run that is there already is
+not made again.
 """
 
 import argparse
@@ -17,71 +25,127 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import measure
-import pandas as pd
+import numpy as np
 from appearance import write_groups
 
-Run = dict[str, float]
+from pcam_lightning.predictions import read_labelled
+from pcam_lightning.scores import auroc, draw_scores
+
+DRAWS = 1000
+FILE = Path("unseen_slides.json")
+COMMAND = [sys.executable, "-m", "pcam_lightning"]
+Result = dict[str, Any]
 
 
-def run_seed(root: Path, seed: int, split: str, recipe: list[str]) -> Run:
-    """Fit and test once; return AUROC on both, their distance, its size, and seconds of fit."""
-    command = [sys.executable, "-m", "pcam_lightning"]
-    begun = time.perf_counter()
-    fit = [*command, "fit", *recipe, "--data.root", str(root), "--seed_everything", str(seed)]
-    fit += ["--data.split_seed", str(seed)]
+def fit(root: Path, seed: int, split: str, recipe: list[str]) -> Result:
+    """Fit once; return its folder and the seconds it took."""
+    command = [*COMMAND, "fit", *recipe, "--data.root", str(root), "--seed_everything", str(seed)]
+    command += ["--data.split_seed", str(seed)]
     if split == "appearance":
         split = f"groups_{seed}.csv"
         write_groups(root, Path(split), seed)
     if split != "random":
-        fit += ["--data.slides", split]
-    with subprocess.Popen(fit, stderr=subprocess.PIPE, text=True) as process:
+        command += ["--data.slides", split]
+    begun = time.perf_counter()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         told = [line for line in process.stderr if line.startswith(("run: ", "error: "))]
     if process.returncode:
         raise SystemExit(told[-1] if told else f"fit ended with {process.returncode}")
-    seconds = time.perf_counter() - begun
-    run = Path(told[0].removeprefix("run: ").strip())
-    subprocess.run([*command, "test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")], check=True)
-    val = float(pd.read_csv(run / "metrics.csv")["val/auroc"].max())
-    unseen = json.loads((run / "test.json").read_text())["test/auroc"]
-    distance = val - unseen
-    return {
-        "seed": seed, "val": val, "unseen": unseen, "distance": distance, "error": abs(distance), "seconds": seconds
-    }  # fmt: skip
+    return {"run": told[0].removeprefix("run: ").strip(), "seconds": time.perf_counter() - begun}
+
+
+def judge(run: Path, views: str, seed: int) -> Result:
+    """Validate and test; return both AUROCs, and how their distance varies with the patches."""
+    scores: Result = {}
+    drawn = {}
+    for part, stage, draw_seed in (("val", "validate", seed), ("unseen", "test", 0)):
+        flags = ["--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--model.tta", views]
+        subprocess.run([*COMMAND, stage, *flags], check=True, stdout=subprocess.DEVNULL)
+        rows = read_labelled(run / f"{'val' if part == 'val' else 'test'}_predictions.csv")
+        label, logit = rows["label"].to_numpy(), rows["logit"].to_numpy()
+        scores[part] = auroc(label, logit)
+        # The unseen patches are the same for all seeds, and so are their draws.
+        drawn[part] = draw_scores(label, logit, rows["id"].to_numpy(), DRAWS, draw_seed)[0]
+    return scores | {"distances": [round(float(one), 5) for one in drawn["val"] - drawn["unseen"]]}
 
 
 def main() -> None:
-    """Run all seeds and tell what came out."""
+    """Run what is not there yet and tell what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--splits", nargs="+", default=["random"])
-    parser.add_argument("recipe", nargs="+", help="arguments of fit, after --")
-    args = parser.parse_args()
-    told: dict[str, list[Run]] = {split: [] for split in args.splits}
-    for number in range(args.seeds):
-        for split, runs in told.items():
-            runs.append(run_seed(args.root, 42 + number, split, args.recipe))
-            print(f"{split}: {runs[-1]}", flush=True)
-    machine = measure.machine()
-    measure.save(Path("unseen_slides.json"), {"machine": machine, "recipe": args.recipe, "splits": told})
-    print(f"{machine}, n={args.seeds}")
-    names = ("val", "unseen", "distance", "error", "seconds")
-    print(
-        measure.table(
-            ["split", *names], [[split, *(tell(runs, name) for name in names)] for split, runs in told.items()]
-        )
-    )
+    parser.add_argument("--views", nargs="+", default=["none"], choices=("none", "d4"))
+    own, *recipes = split_at_dashes(sys.argv[1:])
+    args = parser.parse_args(own)
+    if not recipes:
+        parser.error("no recipe: its arguments of fit stand after --")
+    found: dict[str, Result] = json.loads(FILE.read_text())["results"] if FILE.is_file() else {}
+    for seed in range(42, 42 + args.seeds):
+        for split in args.splits:
+            for recipe in recipes:
+                name = key(recipe, split, seed)
+                if name not in found:
+                    found[name] = fit(args.root, seed, split, recipe) | {"views": {}}
+                for views in args.views:
+                    if views not in found[name]["views"]:
+                        found[name]["views"][views] = judge(Path(found[name]["run"]), views, seed)
+                measure.save(FILE, {"machine": measure.machine(), "results": found})
+                print(f"{name}: {tell(found[name])}", flush=True)
+    print(f"{measure.machine()}, n={args.seeds}")
+    rows = []
+    for split in args.splits:
+        for views in args.views:
+            first = None
+            for recipe in recipes:
+                runs = [found[key(recipe, split, seed)] for seed in range(42, 42 + args.seeds)]
+                row, first = sum_up(runs, views, first)
+                rows.append([" ".join(recipe), split, views, *row])
+    names = ["recipe", "split", "views", "val/auroc", "unseen slides", "distance", "95 %", "above the first", "minutes"]
+    print(measure.table(names, rows))
 
 
-def tell(runs: list[Run], name: str) -> str:
-    """Tell a value's mean and standard deviation."""
-    values = [run[name] for run in runs]
-    digits = 0 if name == "seconds" else 4
-    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.{digits}f} (sd {spread:.{digits}f})"
+def split_at_dashes(args: list[str]) -> list[list[str]]:
+    """Cut arguments at each --."""
+    parts: list[list[str]] = [[]]
+    for arg in args:
+        if arg == "--":
+            parts.append([])
+        else:
+            parts[-1].append(arg)
+    return parts
+
+
+def key(recipe: list[str], split: str, seed: int) -> str:
+    """Name a run."""
+    return f"{' '.join(recipe)}, {split}, seed {seed}"
+
+
+def tell(result: Result) -> str:
+    """Tell a run's scores."""
+    each = [f"{name}: val {one['val']:.4f}, unseen {one['unseen']:.4f}" for name, one in result["views"].items()]
+    return f"{'; '.join(each)}; {result['seconds'] / 60:.1f} minutes"
+
+
+def sum_up(runs: list[Result], views: str, first: np.ndarray | None) -> tuple[list[str], np.ndarray]:
+    """Return a table's row, and the scores on unseen slides that other recipes are compared with."""
+    val, unseen = (np.array([run["views"][views][name] for run in runs]) for name in ("val", "unseen"))
+    drawn = np.mean([run["views"][views]["distances"] for run in runs], axis=0)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    above = "" if first is None else spread(list(unseen - first), "+")
+    minutes = statistics.mean(run["seconds"] for run in runs) / 60
+    cells = [spread(list(val)), spread(list(unseen)), spread(list(val - unseen), "+"), f"{low:+.3f} to {high:+.3f}"]
+    return [*cells, above, f"{minutes:.1f}"], unseen if first is None else first
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    """Tell mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):{sign}.4f} ({deviation:.4f})"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The network by its name, with one logit, and the weights it starts from."""
 
+import pickle
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,7 @@ _PREFIX = re.compile(r"^(?:(?:_orig_mod|module|model|backbone|net|network|encode
 _NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 _WAYS_ON = (
     "ways on: --model.weights PATH (a file of weights), --model.weights none (random ones), or the file put into the "
-    "cache folder that TORCH_HOME names"
+    "cache folder that TORCH_HOME names, HF_HOME for timm's"
 )
 
 
@@ -219,6 +220,14 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
             state: Any = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" not in str(error):  # what a pickle calls whatever it would import
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--model.weights {path}: not a file of weights ({reason}).") from None
+        raise UserError(
+            f"--model.weights {path}: holds more than tensors and plain values, and to load the rest could run code; "
+            "look for a file of the weights alone, such as .safetensors."
+        ) from None
     except Exception as error:  # torch.load raises whatever its parsers raise over foreign bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"--model.weights {path}: not a file of weights ({reason}).") from None
