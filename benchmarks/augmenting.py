@@ -1,13 +1,13 @@
-"""What does augmentation cost? Milliseconds a batch of each option, and a recipe's share of a training step.
+"""What does augmentation cost? Milliseconds a batch of each option, and each config's share of its training step.
 
     python benchmarks/augmenting.py ROOT [--configs configs/base.yaml configs/best.yaml] [--batch_size 128]
         [--rounds 5] [--device cpu]
 
 ROOT is in Kaggle's layout. One batch is on the device already. In each round all of these take turns: augmentation with
-each option alone, at the strength that `EACH` has, above that of the eight symmetries; the stains' normalisers; each
-config's whole augmentation; and a training step of ResNet-18 without any, in the precision that `fit` would take here.
-Told are medians over the rounds, with least and most. A recipe's share is of the step with it. With nothing else on the
-machine.
+each option alone, at the strength that `EACH` has, above that of the eight symmetries; the stains' normalisers; and of
+each config, stacked on base.yaml, all that happens to a batch before the network sees it, a step of its network, in the
+precision that `fit` would take here, and where it averages weights a step of that. Told are medians over the rounds,
+with least and most; shares are of the step with it. With nothing else on the machine.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from device import wait_for_device
 from timers import spread
 
 from pcam_lightning.augment import Augmentation, augment, to_unit
+from pcam_lightning.averaging import Averaging
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.machine import cpu_has_bf16, keep_freed_memory
@@ -37,13 +38,15 @@ EACH: dict[str, float] = {
 TIMES = 4  # calls a round, one after another
 
 
-def read_augmentation(config: Path) -> Augmentation:
-    """Return the augmentation of a config stacked on base.yaml."""
-    base = Path(__file__).parents[1] / "configs" / "base.yaml"
-    options: dict[str, Any] = {}
-    for path in (base, config):
-        options |= (yaml.safe_load(path.read_text()).get("model") or {}).get("augment") or {}
-    return Augmentation(**options)
+def read_config(config: Path) -> tuple[PCamClassifier, Averaging | None]:
+    """Build the network of a config stacked on base.yaml, and its averaging."""
+    base = yaml.safe_load((Path(__file__).parents[1] / "configs" / "base.yaml").read_text())
+    own = yaml.safe_load(config.read_text())
+    model: dict[str, Any] = {**base["model"], **(own.get("model") or {}), "weights": "none"}
+    model["augment"] = {**base["model"]["augment"], **((own.get("model") or {}).get("augment") or {})}
+    callbacks = (own.get("trainer") or {}).get("callbacks") or []
+    decays = [one["init_args"]["decay"] for one in callbacks if one["class_path"].endswith("averaging.Averaging")]
+    return PCamClassifier(**model), Averaging(*decays) if decays else None
 
 
 def seconds_of(call: Callable[[], object]) -> float:
@@ -82,21 +85,37 @@ def main() -> None:
         normalizer = StainNormalizer(method).to(device)
         normalizer.fit(unit)
         calls[method] = lambda normalizer=normalizer: normalizer(unit)  # type: ignore[misc]
-    for config in args.configs:
-        how = read_augmentation(config)
-        calls[str(config)] = lambda how=how: augment(image, label, how)  # type: ignore[misc]
-    net = PCamClassifier(weights="none").net.to(device)
-    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
+    for config in args.configs:
+        model, averaging = read_config(config)
+        model.to(device)
+        if model.preprocess.measures:
+            model.preprocess.measure(image)
+        optimizer = torch.optim.AdamW(model.net.parameters(), fused=True)
+        seen = model.preprocess(image)
 
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(device.type, half, enabled=device.type == "cuda" or cpu_has_bf16()):
-            logit = net(unit).squeeze(1)
-        torch.nn.functional.binary_cross_entropy_with_logits(logit.float(), label).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        def prepare(model: PCamClassifier = model) -> None:
+            with torch.no_grad():
+                model.preprocess.finish(augment(image, label, model.augmentation, model.preprocess.stain)[0])
 
-    calls["training step"] = step
+        def step(
+            net: torch.nn.Module = model.net,
+            optimizer: torch.optim.Optimizer = optimizer,
+            seen: torch.Tensor = seen,
+        ) -> None:
+            optimizer.zero_grad()
+            with torch.autocast(device.type, half, enabled=device.type == "cuda" or cpu_has_bf16()):
+                logit = net(seen).squeeze(1)
+            torch.nn.functional.binary_cross_entropy_with_logits(logit.float(), label).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+        calls[f"{config}: before the network"], calls[f"{config}: step"] = prepare, step
+        if averaging is not None:
+            averaging.setup(None, model, "fit")  # type: ignore[arg-type]
+            averaging.on_fit_start(None, model)  # type: ignore[arg-type]
+            average = averaging._average_model
+            assert average is not None
+            calls[f"{config}: averaging"] = lambda average=average, model=model: average.update_parameters(model)  # type: ignore[misc]
     found: dict[str, list[float]] = defaultdict(list)
     for number in range(args.rounds + 1):  # kernels are chosen in the first
         for name, call in calls.items():
@@ -110,8 +129,11 @@ def main() -> None:
     rows = []
     for name, values in found.items():
         above = statistics.median(values) - plain if name in EACH and name != "degrees" else None
-        ratio = [one / (one + whole) for one, whole in zip(values, found["training step"], strict=True)]
-        share = "" if name == "training step" else f"{statistics.median(ratio):.1%}"
+        config, _, part = name.rpartition(": ")
+        share = ""
+        if config and part != "step":
+            ratio = [one / (one + whole) for one, whole in zip(values, found[f"{config}: step"], strict=True)]
+            share = f"{statistics.median(ratio):.1%}"
         rows.append([name, spread(values), "" if above is None else f"{above:.1f}", share])
     print(measure.table(["", "ms", "ms above the symmetries", "share of a step with it"], rows))
 

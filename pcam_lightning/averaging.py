@@ -12,8 +12,8 @@ from pcam_lightning.messages import UserError
 class Averaging(WeightAveraging):
     """Validates and keeps a moving average of the weights, of BatchNorm's statistics too, instead of the last ones.
 
-    Lightning's averaging, but in one pass over all tensors and on their device: a fiftieth of a step instead of a
-    fifth. In the first steps the average is a plain mean, so that the random weights have no say in it for long.
+    Lightning's averaging, but in one pass over all tensors and on their device. In the first steps the average is a
+    plain mean, so that the weights which training starts from have no say in it for long.
 
     Args:
         decay: share of the average that stays with each step, in [0, 1): it reaches over some 1 / (1 - decay) steps.

@@ -223,7 +223,7 @@ def _leak(judged: Judged, slides: Path | None) -> Leak:
     table = data.table
     if slides is not None:
         table = table.assign(slide=table["id"].map(read_slides(slides)))
-    return find_leak(table, data.val_mask, by_file=split["split_file"] is not None)
+    return find_leak(table, data.val_mask, by_file=split.get("split_file") is not None)
 
 
 def _folds(rows: pd.DataFrame) -> dict[str, float]:
