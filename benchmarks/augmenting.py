@@ -113,9 +113,7 @@ def main() -> None:
         if averaging is not None:
             averaging.setup(None, model, "fit")  # type: ignore[arg-type]
             averaging.on_fit_start(None, model)  # type: ignore[arg-type]
-            average = averaging._average_model
-            assert average is not None
-            calls[f"{config}: averaging"] = lambda average=average, model=model: average.update_parameters(model)  # type: ignore[misc]
+            calls[f"{config}: averaging"] = lambda averaging=averaging, model=model: averaging.update(model)  # type: ignore[misc]
     found: dict[str, list[float]] = defaultdict(list)
     for number in range(args.rounds + 1):  # kernels are chosen in the first
         for name, call in calls.items():

@@ -15,7 +15,7 @@ the seed) or a CSV of slides (id,wsi).
 Prints mean and standard deviation over the seeds; the mean distance of both scores with a 95 % interval, by a bootstrap
 over the patches of both parts, for want of slides (too narrow); and by how much a recipe is above the first one on
 unseen slides, paired by seed. All of it is in unseen_slides.json in the current folder: a run that is there already is
-not made again.
+not made again, so that another DIR or an edited recipe wants a folder of its own.
 """
 
 import argparse
@@ -91,6 +91,7 @@ def main() -> None:
                 name = key(recipe, split, seed)
                 if name not in found:
                     found[name] = fit(args.root, seed, split, recipe) | {"views": {}}
+                    measure.save(FILE, {"machine": measure.machine(), "results": found})
                 for views in args.views:
                     if views not in found[name]["views"]:
                         found[name]["views"][views] = judge(Path(found[name]["run"]), views, seed)

@@ -32,10 +32,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,+=_-]{0,79}")
 def ablate(config: dict[str, Any], runs: Path, **options: Any) -> None:
     """Train a recipe and changed ones, each with several seeds; tell what each change is worth.
 
-    All of it lies in `runs/ablate_N/`: `config.yaml`, `rows/<row>.yaml`, `rows/<row>/seed_S/`, each an ordinary run,
-    `ablate.csv` (row,seed,val/auroc,seconds) and `table.md`. A run's score is its last epoch's: no choice of an epoch
-    flatters it. A seed is that of the split too, the same for all rows, so that differences are paired. The same
-    command goes on where an earlier one was stopped, and rows can be added meanwhile.
+    All of it lies in `runs/ablate_N/`: `config.yaml`, `rows/<row>-<digest>.yaml`, `rows/<row>-<digest>/seed_S/`, each
+    an ordinary run, `ablate.csv` (row,seed,val/auroc,seconds) and `table.md`. A run's score is its last epoch's: no
+    choice of an epoch flatters it. A seed is that of the split too, the same for all rows, so that differences are
+    paired. The same command goes on where an earlier one was stopped, and rows can be added meanwhile.
 
     Args:
         config: options of `fit`: the base.
@@ -48,28 +48,30 @@ def ablate(config: dict[str, Any], runs: Path, **options: Any) -> None:
     rows = {BASE: {}, **_read(ablations)}
     with TemporaryDirectory() as scratch:
         _write_recipes(Path(scratch), config, rows)
-        for row in rows:
-            _try(Path(scratch), row, rows[row], ablations, config)
-    if Path(config["data"]["root"]) == rehearsal_folder():
-        draw_rehearsal()
-    data = open_data(config["data"])
-    data.setup("fit")
+        tried = {row: _try(Path(scratch), row, rows[row], ablations, config) for row in rows}
+        if Path(config["data"]["root"]) == rehearsal_folder():
+            draw_rehearsal()
+        data = open_data(config["data"])
+        data.setup("fit")
+        for row, cli in tried.items():
+            _try_weights(cli, f"{ablations}: row {row}")
     cells = [(row, config["seed_everything"] + number) for number in range(seeds) for row in rows]
+    names = [f"{_name(row, rows[row])}/seed_{seed}" for row, seed in cells]
     with ExitStack() as stack:
         folder = claim(runs, KIND, {"config": config, **fingerprint(data)}, "table.md", stack)
         _write_recipes(folder, config, rows)
         record = read_record(folder, KIND)
         done: dict[str, dict[str, Any]] = record.setdefault("cells", {})
-        for number, (row, seed) in enumerate(cells):
-            run = Run(_recipe(folder, row, rows[row]).with_suffix("") / f"seed_{seed}")
-            if (name := str(run.folder.relative_to(folder / ROWS))) not in done:
-                left = sum(f"{_name(one, rows[one])}/seed_{other}" not in done for one, other in cells)
+        for number, ((row, seed), name) in enumerate(zip(cells, names, strict=True)):
+            run = Run(folder / ROWS / name)
+            if name not in done:
+                left = sum(one not in done for one in names)
                 say(f"\n{row}, seed {seed}: run {number + 1} of {len(cells)}{_remaining(done, left)}: {run.folder}")
                 done[name] = _fit(folder, row, rows[row], seed, run)
                 write_record(folder, KIND, record)
             if row == list(rows)[-1]:
-                names = [f"{_name(one, rows[one])}/seed_{other}" for one, other in cells]
-                _sum_up(folder, [done[name] for name in names if name in done], list(rows))
+                known = [{**done[one], "row": of} for (of, _), one in zip(cells, names, strict=True) if one in done]
+                _sum_up(folder, known, list(rows))
 
 
 def _read(path: Path | None) -> dict[str, dict[str, Any]]:
@@ -126,7 +128,7 @@ class _Tried(PCamCLI):
         pass
 
 
-def _try(folder: Path, row: str, changes: dict[str, Any], ablations: Path | None, base: dict[str, Any]) -> None:
+def _try(folder: Path, row: str, changes: dict[str, Any], ablations: Path | None, base: dict[str, Any]) -> _Tried:
     """Find out whether a row's options are right, and its scores comparable: now, not after hours."""
     try:
         with redirect_stderr(io.StringIO()):  # each run says the same again when its turn comes
@@ -145,11 +147,21 @@ def _try(folder: Path, row: str, changes: dict[str, Any], ablations: Path | None
         raise UserError(f"{ablations}: row {row}: --data.val_fraction 0 leaves nothing to compare scores on.")
     if (trainer.check_val_every_n_epoch or 1) > epochs > 0:
         raise UserError(f"{ablations}: row {row}: --trainer.check_val_every_n_epoch: never validates.")
+    if trainer.max_steps > 0 or epochs % (trainer.check_val_every_n_epoch or 1):
+        raise UserError(
+            f"{ablations}: row {row}: a score is the last epoch's: leave --trainer.max_steps out, and let the last of "
+            "--trainer.max_epochs be validated."
+        )
+    return tried
+
+
+def _try_weights(tried: _Tried, where: str) -> None:
     try:
-        tried.model.load_start()
+        with redirect_stderr(io.StringIO()):
+            tried.model.load_start()
     except UserError as error:
         if not (isinstance(error, WeightsUnavailable) and tried.rehearsal):
-            raise UserError(f"{ablations}: row {row}: {error}") from None
+            raise UserError(f"{where}: {error}") from None
 
 
 def _remaining(done: dict[str, dict[str, Any]], left: int) -> str:
@@ -179,7 +191,8 @@ def _ended(run: Run) -> bool:
 def _sum_up(folder: Path, done: list[dict[str, Any]], rows: list[str]) -> None:
     cells = pd.DataFrame(done)
     write_whole(folder / "ablate.csv", cells.to_csv(index=False, lineterminator="\n"))
-    seeds = cells.loc[cells["row"] == rows[-1], "seed"]  # those that all rows have
+    counts = cells.groupby("seed")["row"].nunique()
+    seeds = counts.index[counts == len(rows)]  # those that all rows have
     scores = cells.pivot_table("val/auroc", "seed", "row", dropna=False).reindex(index=seeds, columns=rows)
     deltas, minutes = scores.sub(scores[BASE], axis=0), cells.groupby("row")["seconds"].mean() / 60
     lines = ["| row | val/auroc | difference from base | minutes |", "|---|---:|---:|---:|"]

@@ -23,7 +23,8 @@ class Averaging(WeightAveraging):
         if not 0 <= decay < 1:
             raise UserError(f"--trainer.callbacks.decay {decay}: should be at least 0 and less than 1, such as 0.99.")
         self.decay = decay
-        super().__init__(multi_avg_fn=self._average)
+        self.count = 0  # of steps that the average is of
+        super().__init__()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the average to the device of the weights."""
@@ -31,10 +32,36 @@ class Averaging(WeightAveraging):
         self._average_model.to(pl_module.device)
 
     @torch.no_grad()
-    def _average(self, averages: Any, values: Any, steps: torch.Tensor) -> None:
-        """Take a step: tensors of one kind each, and the number of steps that the averages are of."""
-        if averages[0].is_floating_point():
-            count = self._latest_update_step  # `steps` is a tensor on the device, which would be waited for
-            torch._foreach_lerp_(averages, values, 1 - min(self.decay, count / (count + 1)))
-        else:
-            torch._foreach_copy_(averages, values)
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the step's weights into the average; AveragedModel's own way asks the device how many it has seen."""
+        if trainer.global_step <= self._latest_update_step:  # gradients are still being accumulated
+            return
+        self._latest_update_step = trainer.global_step
+        self.update(pl_module)
+
+    def update(self, module: torch.nn.Module) -> None:
+        """Take weights into the average."""
+        assert self._average_model is not None
+        kinds: dict[bool, tuple[list[torch.Tensor], list[torch.Tensor]]] = {True: ([], []), False: ([], [])}
+        for name in ("parameters", "buffers"):
+            for average, value in zip(
+                getattr(self._average_model.module, name)(), getattr(module, name)(), strict=True
+            ):
+                averages, values = kinds[average.is_floating_point()]
+                averages.append(average.detach())
+                values.append(value.detach())
+        torch._foreach_lerp_(*kinds[True], 1 - min(self.decay, self.count / (self.count + 1)))
+        if kinds[False][0]:
+            torch._foreach_copy_(*kinds[False])
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many steps the average is of, and which was the last."""
+        return {**super().state_dict(), "count": self.count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up how many steps the average is of."""
+        super().load_state_dict(state_dict)
+        self.count = state_dict["count"]

@@ -48,12 +48,12 @@ def crossval(config: dict[str, Any], runs: Path, folds: int) -> None:
         identity = {"config": config, "folds": folds, **fingerprint(data)}
         folder = claim(runs, KIND, identity, "oof.csv", stack)
         record = read_record(folder, KIND)
-        if record.get("test", test) != test:
-            again = "has changed since; all folds predict it again" if has_test else "is not there any more"
-            say(f"{root}: its test part {again}.")
-            for path in (*folder.glob("predictions*.csv"), folder / "submission.csv"):
-                path.unlink(missing_ok=True)
-        record["test"] = test
+        if has_test:
+            if record.get("test", test) != test:
+                say(f"{root}: its test part has changed since; all folds predict it again.")
+                for path in (*folder.glob("predictions*.csv"), folder / "submission.csv"):
+                    path.unlink(missing_ok=True)
+            record["test"] = test
         for fold in range(folds):
             run = Run(folder / f"fold_{fold}")
             say(f"\nfold {fold + 1} of {folds}: {run.folder}")

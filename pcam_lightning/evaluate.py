@@ -175,7 +175,10 @@ def _read(
         if not checkpoint.is_file():
             raise UserError(f"{target}: neither a run nor a finished cross-validation: no checkpoints/, no oof.csv.")
         moved = [] if root is None else ["--data.root", str(root)]
-        validated = PCamCLI(["validate", "--ckpt_path", str(checkpoint), *moved])
+        try:
+            validated = PCamCLI(["validate", "--ckpt_path", str(checkpoint), *moved])
+        except UserError as error:
+            raise UserError(f"{error} (evaluate --root names a folder that has moved.)") from error
         assert validated.checkpoint is not None
         rows = read_labelled(run_of(checkpoint).predictions("val"), labels)
         made_by = {"step": validated.checkpoint["global_step"], "tta": validated.model.hparams["tta"]}

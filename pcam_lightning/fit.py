@@ -49,13 +49,19 @@ class FitCLI(StagesCLI):
         if train == 0:
             raise UserError(f"{data.split_file}: all patches are in the validation part, none is left to train on.")
         sides = (describe(data.table, ~data.val_mask), describe(data.table, data.val_mask))
-        own = ", PCam's own parts" if "val" in data.table and data.folds is None and data.split_file is None else ""
+        own = (
+            ", PCam's own parts"
+            if "val" in data.table and data.folds is None and chosen.data.split_file is None
+            else ""
+        )
         say(f"data: {data.root}: {sides[0]} to train on, {sides[1]} to validate{own}.")
         leak = find_leak(data.table, data.val_mask, by_file=chosen.data.split_file is not None)
         if val and not self.rehearsal and leak.told:
             found = find_slides(data.root)
             way_on = f"--data.slides {found} holds out whole slides."
-            if data.slides is not None:
+            if chosen.data.split_file is not None and leak.sure:
+                way_on = f"Leave --data.split_file out: {chosen.data.split_file} parts slides."
+            elif data.slides is not None:
                 way_on = f"{data.slides} should name them all."
             elif found is None:
                 way_on = "--data.slides FILE (id,wsi) holds out whole slides; the README tells how to get it."
@@ -82,8 +88,8 @@ class FitCLI(StagesCLI):
         for name in ("optimizer", "lr", "layer_decay", "weight_decay", "momentum"):
             if recorded.get(name) != (own := self.model.hparams[name]):
                 raise UserError(
-                    f"--model.{name} {own}: the optimizer goes on as it was, with {recorded.get(name)}; leave the "
-                    "option out, or start a new run from the weights alone: --model.weights CKPT, and no --ckpt_path."
+                    f"--model.{name} {own}: the optimizer goes on as it was; say --model.{name} {recorded.get(name)}, "
+                    "or start a new run from the weights alone: --model.weights CKPT, and no --ckpt_path."
                 )
         if self.resumed is None:
             return
@@ -132,11 +138,12 @@ class FitCLI(StagesCLI):
         }
 
     def _recorded(self, plain: dict[str, Any]) -> dict[str, Any]:
-        """Return the options of the run: of a resumed one those that it began with, but for the number of epochs."""
+        """Return the options of the run: of a resumed one those that it began with, but for its length."""
         if self.resumed is None:
             return plain
         config: dict[str, Any] = yaml.safe_load(self.resumed.config.read_text(encoding="utf-8"))
-        config["trainer"]["max_epochs"] = plain["trainer"]["max_epochs"]
+        for name in ("max_epochs", "max_steps"):
+            config["trainer"][name] = plain["trainer"][name]
         return config
 
     def after_fit(self) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import h5py  # loaded where it is used: Kaggle's layout needs none of it
 
 PREFIX = "camelyonpatch_level_2_split_"
+_CENTRE = "center_tumor_patch"  # of meta.csv: the label; tumor_patch is of the whole patch
 _WHERE = "download it again from github.com/basveeling/pcam"
 
 
@@ -58,8 +59,11 @@ def read_part(root: Path, part: str, *, labels: bool = True) -> pd.DataFrame:
         if images.suffix == ".h5":  # what is compressed is looked at when it is unpacked
             with open_images(images, count, images.parent):
                 pass
-    else:
-        with TemporaryDirectory() as scratch, _open(images, "x", Path(scratch)) as data:
+    elif images.suffix == ".h5":
+        with _open(images, "x", root) as data:
+            count = len(data)
+    else:  # to unpack a gigabyte only to count its patches is too much
+        with TemporaryDirectory() as scratch, _open(_find(root, part, "y"), "y", Path(scratch)) as data:
             count = len(data)
     place = np.arange(count)
     return pd.DataFrame({"id": [f"{part}-{one:06d}" for one in place], **known, "path": images.name, "place": place})
@@ -79,10 +83,10 @@ def _read_labels(root: Path, part: str) -> dict[str, Any]:
     frame, meta = _read_meta(root, part), meta_of(root, part)
     if len(frame) != len(label):
         raise UserError(f"{meta}: {len(frame):,} rows, and {labels.name} has {len(label):,} labels; {_WHERE}.")
-    if "tumor_patch" in frame:
-        other = frame["tumor_patch"].str.lower().isin(["true", "1"]).to_numpy() != (label == 1)
+    if _CENTRE in frame:
+        other = frame[_CENTRE].str.lower().isin(["true", "1"]).to_numpy() != (label == 1)
         if other.any():
-            raise UserError(f"{labels}: {int(other.sum()):,} labels differ from tumor_patch in {meta.name}; {_WHERE}.")
+            raise UserError(f"{labels}: {int(other.sum()):,} labels differ from {_CENTRE} in {meta.name}; {_WHERE}.")
     return {"label": label.astype(np.int8), "slide": frame["wsi"]}
 
 

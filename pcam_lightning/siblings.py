@@ -9,7 +9,6 @@ import yaml
 
 from pcam_lightning.datamodule import SPLIT_OPTIONS
 from pcam_lightning.official import is_official
-from pcam_lightning.run import Run
 
 # Options of the trainer that a network depends on.
 _TRAINING = (
@@ -43,13 +42,14 @@ def _tell(folder: Path) -> dict[str, Any]:
         of_all = (folder / "crossval.json").is_file()
         split += f", {data['folds']} folds" if of_all else f", fold {data['fold'] + 1} of {data['folds']}"
     scores, test = _read(folder / "crossval.json"), _read(folder / "test.json")
-    own = (
-        test.get("root") == data["root"] and Path(str(test.get("checkpoint"))).absolute() == Run(folder.absolute()).best
-    )
     try:
-        scores.setdefault("mean", float(pd.read_csv(folder / "metrics.csv")["val/auroc"].max()))
-    except (OSError, ValueError, KeyError):
+        metrics = pd.read_csv(folder / "metrics.csv")
+        scores.setdefault("mean", float(metrics["val/auroc"].max()))
+        best = metrics["step"][metrics["val/auroc"] == metrics["val/auroc"].max()].iloc[0]
+        own = test.get("root") == data["root"] and test.get("step") == int(best)
+    except (OSError, ValueError, KeyError, IndexError):
         scores.setdefault("mean", None)
+        own = False
     return {
         "run": f"{folder.parent.name}/{folder.name}",
         "split": split,

@@ -190,7 +190,9 @@ class StagesCLI(LightningCLI):
     def _write_scores(self, stage: str) -> None:
         chosen = self.config[self.subcommand]
         scores = {name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())}
-        told = {"checkpoint": str(chosen.ckpt_path), "root": str(self.datamodule.root), **scores}
+        assert self.checkpoint is not None
+        made_by = {"checkpoint": str(chosen.ckpt_path), "step": self.checkpoint["global_step"]}
+        told = {**made_by, "root": str(self.datamodule.root), **scores}
         path = self._written_run().folder / f"{stage}.json"
         if self.trainer.is_global_zero:
             write_whole(path, json.dumps(told, indent=2) + "\n")

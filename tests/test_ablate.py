@@ -89,6 +89,8 @@ def test_a_table_of_paired_differences_and_goes_on_where_it_was(
         ("a: {trainer: {limit_val_batches: 2}}", [], "row a: ablate validates on all"),
         ("a: {trainer: {devices: 2}}", [], "row a: ablate trains on one device"),
         ("a: {trainer: {check_val_every_n_epoch: 5}}", [], "row a: .*never validates"),
+        ("a: {trainer: {max_epochs: 3, check_val_every_n_epoch: 2}}", [], "row a: a score is the last epoch's"),
+        ("a: {trainer: {max_steps: 3}}", [], "row a: a score is the last epoch's"),
         ("a: {model: {weights: nowhere.pth}}", [], "row a: --model.weights nowhere.pth: no such file"),
     ],
 )

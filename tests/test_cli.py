@@ -22,7 +22,7 @@ STACKS = [[CONFIGS / "base.yaml"] if path.stem == "base" else [CONFIGS / "base.y
 def test_every_config_fits(stack: list[Path], drawn: Path) -> None:
     configs = [word for path in stack for word in ("-c", str(path))]
     steps = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
-    steps.append("--data.batch_size=8")  # enough for the largest network, on the largest patches
+    steps.append("--data.batch_size=8")  # small enough for the largest network
     alone = ["--trainer.devices=1", "--trainer.strategy=auto"]  # several processes: test_processes.py
     assert main(["fit", *configs, "--data.root", str(drawn), *FAST, *steps, *alone]) == 0
     made = {path.name for path in Path("lightning_logs").iterdir()}

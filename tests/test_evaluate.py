@@ -177,13 +177,17 @@ def test_of_one_slide_nothing_tells_an_interval(tmp_path: Path, capsys: pytest.C
     assert json.loads((tmp_path / "mine_report.json").read_text())["auroc"]["low"] is None
 
 
-def test_data_that_moved_are_named(run_copy: Path, drawn: Path, tmp_path: Path) -> None:
-    config = yaml.safe_load((run_copy / "config.yaml").read_text())
+def test_data_that_moved_are_named(
+    run_copy: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     state = torch.load(run_copy / "checkpoints" / "best.ckpt", weights_only=True)
-    state["pcam"]["config"]["data"]["root"] = config["data"]["root"] = str(tmp_path / "gone")
+    state["pcam"]["config"]["data"]["root"] = str(tmp_path / "gone")
     torch.save(state, run_copy / "checkpoints" / "best.ckpt")
     assert main(["evaluate", str(run_copy), FEW]) == 2
+    assert re.search(r"error: .*gone: no such folder; .*\(evaluate --root names", capsys.readouterr().err)
     assert main(["evaluate", str(run_copy), "--root", str(drawn), FEW]) == 0
+    score = pd.read_csv(run_copy / "metrics.csv")["val/auroc"].max()
+    assert json.loads((run_copy / "report.json").read_text())["auroc"]["value"] == pytest.approx(score, abs=1e-6)
 
 
 def test_one_recipe_on_two_splits(run_copy: Path, drawn: Path) -> None:
@@ -195,7 +199,8 @@ def test_one_recipe_on_two_splits(run_copy: Path, drawn: Path) -> None:
     (other / "config.yaml").write_text(yaml.safe_dump(config))
     best = ["--ckpt_path", str(run_copy / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
     assert main(["test", *best]) == 0
-    shutil.copy(run_copy / "test.json", other)  # of another checkpoint
+    told = json.loads((run_copy / "test.json").read_text())
+    (other / "test.json").write_text(json.dumps({**told, "step": told["step"] + 1}))  # of another checkpoint
     assert main(["evaluate", str(run_copy), FEW]) == 0
     val = pd.read_csv(run_copy / "metrics.csv")["val/auroc"].max()
     test = json.loads((run_copy / "test.json").read_text())["test/auroc"]

@@ -139,7 +139,7 @@ def test_last_without_a_run_is_an_error(drawn: Path, capsys: pytest.CaptureFixtu
 
 
 def test_going_on_with_more_epochs_stays_in_the_run(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = (run_copy / "config.yaml").read_text()
+    config = yaml.safe_load((run_copy / "config.yaml").read_text())
     before = _metrics(run_copy)
     # Nothing of the first command is given again: root, weights and batch size come from the run.
     assert main(["fit", "-c", BASE, "--ckpt_path", "last", "--trainer.max_epochs=3"]) == 0
@@ -147,7 +147,8 @@ def test_going_on_with_more_epochs_stays_in_the_run(run_copy: Path, capsys: pyte
     assert list(after["epoch"]) == [1, 2, 3]
     pd.testing.assert_frame_equal(after.iloc[:2], before, check_exact=True)
     assert [path.name for path in run_copy.parent.iterdir()] == ["version_0"]
-    assert (run_copy / "config.yaml").read_text() == config
+    config["trainer"]["max_epochs"] = 3
+    assert yaml.safe_load((run_copy / "config.yaml").read_text()) == config
     assert "version_0, 3 epochs" in capsys.readouterr().err
 
 
@@ -378,6 +379,9 @@ def test_slides_their_unknown_ones_and_a_split_file_beside_them(
     assert main([*args, f"--data.split_file={split}", "--data.slides=map.csv"]) == 0
     assert "optimistic" not in capsys.readouterr().err
     assert split.read_text() == (RUNS / "version_3" / "split.csv").read_text()
+    at_random = RUNS / "version_0" / "split.csv"
+    assert main([*args, f"--data.split_file={at_random}", "--data.slides=map.csv"]) == 0
+    assert f"Leave --data.split_file out: {at_random.absolute()} parts slides." in capsys.readouterr().err
     _slide_map(drawn, known.iloc[10:])
     assert main([*args, *fold]) == 2
     assert "10 of 120 training ids have no slide there" in capsys.readouterr().err
