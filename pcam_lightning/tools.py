@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from pcam_lightning.ablate import ABLATE
+from pcam_lightning.compare import compare
 from pcam_lightning.crossval import CROSSVAL
 from pcam_lightning.datamodule import PCamDataModule
-from pcam_lightning.evaluate import compare, evaluate
+from pcam_lightning.evaluate import evaluate
 from pcam_lightning.messages import say
 from pcam_lightning.parser import Tools
 from pcam_lightning.slides import slides
