@@ -19,7 +19,8 @@ def split_groups(table: pd.DataFrame, group: np.ndarray, shares: list[float], se
 
     Groups are taken from large to small, in a random order among those of about one size, each to the part where the
     counts of both classes fit best afterwards (least sum of squares over their targets). Single patches come last and
-    fill up what is left: where all are single, the shares are exact but for whole patches. The draw depends on ids,
+    fill up what is left: where all are single, the shares are exact but for whole patches. A part that is due a class
+    and got none of it then gets the group that fits best, where another part can spare one. The draw depends on ids,
     labels and groups alone, not on the order of the rows.
 
     Args:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.messages import UserError
+from pcam_lightning.optimizer import build_optimizer, build_schedule
 
 
 def _trainer(**options: object) -> L.Trainer:
@@ -66,19 +67,24 @@ def test_body_keeps_still_in_the_first_epoch_and_learns_in_the_second(start: str
     assert "bn1.running_mean" in _changed(before, model)  # statistics too
 
 
-def test_rate_warms_up_and_falls_to_zero_along_a_cosine(drawn: Path) -> None:
-    rates: list[float] = []
+def _rates(steps: int, **options: Any) -> list[float]:
+    """Return the rate of each step, of epochs of four."""
+    hparams = {**PCamClassifier(weights="none").hparams, "optimizer": "sgd", "lr": 0.1, **options}
+    optimizer = build_optimizer(torch.nn.Linear(1, 1), hparams, fused=False)
+    schedule = build_schedule(optimizer, hparams, steps, 4)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert isinstance(optimizer, torch.optim.SGD)
+    return rates
 
-    class Watch(L.Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    model = PCamClassifier(weights="none", lr=0.1, warmup_epochs=1, optimizer="sgd")
-    data = PCamDataModule(drawn, batch_size=25)
-    _trainer(max_epochs=3, callbacks=[Watch()]).fit(model, datamodule=data)
+def test_rate_warms_up_and_falls_to_zero_along_a_cosine() -> None:
+    rates = _rates(12, warmup_epochs=1)
     assert rates[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
     assert rates[4:] == pytest.approx([0.05 * (1 + np.cos(np.pi * n / 8)) for n in range(8)])
-    assert isinstance(model.trainer.optimizers[0], torch.optim.SGD)
 
 
 def test_label_smoothing_counts_in_training_alone() -> None:
@@ -186,16 +192,8 @@ def test_gradients_are_clipped_in_any_precision(drawn: Path) -> None:
         assert model.trainer.optimizers[0].param_groups[0]["fused"] == (precision == "32-true")
 
 
-def test_one_cycle_rises_over_three_tenths_and_falls(drawn: Path) -> None:
-    rates: list[float] = []
-
-    class Watch(L.Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-    model = PCamClassifier(weights="none", lr=0.1, schedule="one_cycle")
-    _trainer(max_epochs=5, callbacks=[Watch()]).fit(model, datamodule=PCamDataModule(drawn, batch_size=25))
-    assert len(rates) == 20
+def test_one_cycle_rises_over_three_tenths_and_falls() -> None:
+    rates = _rates(20, schedule="one_cycle")
     assert rates[0] == pytest.approx(0.1 / 25)
     assert max(rates) == rates[6] == pytest.approx(0.1)
     assert rates[6:] == sorted(rates[6:], reverse=True)
