@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 from jsonargparse.typing import PositiveInt
 
-from pcam_lightning.backbone import WeightsUnavailable
+from pcam_lightning.backbone import WeightsUnavailable, build_backbone, load_weights
 from pcam_lightning.checkpoint import has_ended, read_checkpoint
 from pcam_lightning.datamodule import SPLIT_OPTIONS
 from pcam_lightning.files import write_whole
@@ -46,17 +46,20 @@ def ablate(config: dict[str, Any], runs: Path, **options: Any) -> None:
     ablations, seeds = options["with"], options["seeds"]
     check(config, KIND)
     rows = {BASE: {}, **_read(ablations)}
+    files = {row: _name(row, changes) for row, changes in rows.items()}
     with TemporaryDirectory() as scratch:
         _write_recipes(Path(scratch), config, rows)
-        tried = {row: _try(Path(scratch), row, rows[row], ablations, config) for row in rows}
+        starts: dict[tuple[str, str, int], str] = {}  # the first row that has each
+        for row, name in files.items():
+            starts.setdefault(_try(Path(scratch), row, name, ablations, config), row)
         if Path(config["data"]["root"]) == rehearsal_folder():
             draw_rehearsal()
         data = open_data(config["data"])
         data.setup("fit")
-        for row, cli in tried.items():
-            _try_weights(cli, f"{ablations}: row {row}")
+        for start, row in starts.items():
+            _try_weights(*start, f"{ablations}: row {row}", rehearses=data.root == rehearsal_folder())
     cells = [(row, config["seed_everything"] + number) for number in range(seeds) for row in rows]
-    names = [f"{_name(row, rows[row])}/seed_{seed}" for row, seed in cells]
+    names = [f"{files[row]}/seed_{seed}" for row, seed in cells]
     with ExitStack() as stack:
         folder = claim(runs, KIND, {"config": config, **fingerprint(data)}, "table.md", stack)
         _write_recipes(folder, config, rows)
@@ -67,7 +70,7 @@ def ablate(config: dict[str, Any], runs: Path, **options: Any) -> None:
             if name not in done:
                 left = sum(one not in done for one in names)
                 say(f"\n{row}, seed {seed}: run {number + 1} of {len(cells)}{_remaining(done, left)}: {run.folder}")
-                done[name] = _fit(folder, row, rows[row], seed, run)
+                done[name] = _fit(folder, row, seed, run)
                 write_record(folder, KIND, record)
             if row == list(rows)[-1]:
                 known = [{**done[one], "row": of} for (of, _), one in zip(cells, names, strict=True) if one in done]
@@ -105,19 +108,19 @@ def _name(row: str, changes: dict[str, Any]) -> str:
     return f"{_slug(row)}-{hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6]}"
 
 
-def _recipe(folder: Path, row: str, changes: dict[str, Any]) -> Path:
-    return folder / ROWS / f"{_name(row, changes)}.yaml"
+def _recipe(folder: Path, name: str) -> Path:
+    return folder / ROWS / f"{name}.yaml"
 
 
 def _write_recipes(folder: Path, config: dict[str, Any], rows: dict[str, dict[str, Any]]) -> None:
     (folder / ROWS).mkdir(exist_ok=True)
     write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     for row, changes in rows.items():
-        write_whole(_recipe(folder, row, changes), yaml.safe_dump(changes, sort_keys=False))
+        write_whole(_recipe(folder, _name(row, changes)), yaml.safe_dump(changes, sort_keys=False))
 
 
-def _args(folder: Path, row: str, changes: dict[str, Any]) -> list[str]:
-    changed = [] if row == BASE else ["-c", str(_recipe(folder, row, changes))]
+def _args(folder: Path, name: str) -> list[str]:
+    changed = [] if name == BASE else ["-c", str(_recipe(folder, name))]
     return ["fit", "-c", str(folder / "config.yaml"), *changed]
 
 
@@ -128,11 +131,15 @@ class _Tried(PCamCLI):
         pass
 
 
-def _try(folder: Path, row: str, changes: dict[str, Any], ablations: Path | None, base: dict[str, Any]) -> _Tried:
-    """Find out whether a row's options are right, and its scores comparable: now, not after hours."""
+def _try(folder: Path, row: str, name: str, ablations: Path | None, base: dict[str, Any]) -> tuple[str, str, int]:
+    """Find out whether a row's options are right, and its scores comparable: now, not after hours.
+
+    Returns:
+        What it starts from: backbone, weights and side of the images.
+    """
     try:
         with redirect_stderr(io.StringIO()):  # each run says the same again when its turn comes
-            tried = _Tried([*_args(folder, row, changes), "--trainer.logger=false"], run=Run(folder / "nowhere"))
+            tried = _Tried([*_args(folder, name), "--trainer.logger=false"], run=Run(folder / "nowhere"))
         plain = tried._plain()
         check(plain, KIND)
         odd = [name for name in (*SPLIT_OPTIONS, "root") if plain["data"][name] != base["data"][name]]
@@ -152,15 +159,18 @@ def _try(folder: Path, row: str, changes: dict[str, Any], ablations: Path | None
             f"{ablations}: row {row}: a score is the last epoch's: leave --trainer.max_steps out, and let the last of "
             "--trainer.max_epochs be validated."
         )
-    return tried
+    model = tried.model
+    return model.hparams["backbone"], model.weights, model.preprocess.side
 
 
-def _try_weights(tried: _Tried, where: str) -> None:
+def _try_weights(backbone: str, weights: str, side: int, where: str, *, rehearses: bool) -> None:
+    if weights == "none":
+        return
     try:
         with redirect_stderr(io.StringIO()):
-            tried.model.load_start()
+            load_weights(build_backbone(backbone, side), backbone, weights, side)
     except UserError as error:
-        if not (isinstance(error, WeightsUnavailable) and tried.rehearsal):
+        if not (isinstance(error, WeightsUnavailable) and rehearses):
             raise UserError(f"{where}: {error}") from None
 
 
@@ -169,14 +179,15 @@ def _remaining(done: dict[str, dict[str, Any]], left: int) -> str:
     return f", about {left * sum(known) / len(known) / 60:.0f} minutes left" if known else ""
 
 
-def _fit(folder: Path, row: str, changes: dict[str, Any], seed: int, run: Run) -> dict[str, Any]:
+def _fit(folder: Path, row: str, seed: int, run: Run) -> dict[str, Any]:
     """Train a cell, or the rest of it, and return its score; `seconds` is None of one that was interrupted.
 
     The score is None where the last epoch's loss is no number: an AUROC of what has diverged means nothing.
     """
     anew, begun = not run.last.is_file(), time.monotonic()
     if anew or not _ended(run):
-        PCamCLI([*_args(folder, row, changes), f"--seed_everything={seed}", f"--data.split_seed={seed}"], run=run)
+        recipe = _args(folder, run.folder.parent.name)
+        PCamCLI([*recipe, f"--seed_everything={seed}", f"--data.split_seed={seed}"], run=run)
     seconds = round(time.monotonic() - begun, 1) if anew else None
     last = pd.read_csv(run.metrics)[["val/auroc", "val/loss"]].iloc[-1]
     score = float(last["val/auroc"]) if np.isfinite(last).all() else None

@@ -1,5 +1,6 @@
 """Averaging of weights over the steps of training."""
 
+from itertools import chain, compress
 from typing import Any
 
 import lightning as L
@@ -31,7 +32,6 @@ class Averaging(WeightAveraging):
         assert self._average_model is not None
         self._average_model.to(pl_module.device)
 
-    @torch.no_grad()
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -41,20 +41,17 @@ class Averaging(WeightAveraging):
         self._latest_update_step = trainer.global_step
         self.update(pl_module)
 
+    @torch.no_grad()
     def update(self, module: torch.nn.Module) -> None:
-        """Take weights into the average."""
+        """Take weights into the average; BatchNorm's counts of batches, which are no floats, are copied."""
         assert self._average_model is not None
-        kinds: dict[bool, tuple[list[torch.Tensor], list[torch.Tensor]]] = {True: ([], []), False: ([], [])}
-        for name in ("parameters", "buffers"):
-            for average, value in zip(
-                getattr(self._average_model.module, name)(), getattr(module, name)(), strict=True
-            ):
-                averages, values = kinds[average.is_floating_point()]
-                averages.append(average.detach())
-                values.append(value.detach())
-        torch._foreach_lerp_(*kinds[True], 1 - min(self.decay, self.count / (self.count + 1)))
-        if kinds[False][0]:
-            torch._foreach_copy_(*kinds[False])
+        average, new = (list(chain(one.parameters(), one.buffers())) for one in (self._average_model.module, module))
+        is_float = [tensor.is_floating_point() for tensor in average]
+        share = 1 - min(self.decay, self.count / (self.count + 1))
+        torch._foreach_lerp_(list(compress(average, is_float)), list(compress(new, is_float)), share)
+        if not all(is_float):
+            is_count = [not one for one in is_float]
+            torch._foreach_copy_(list(compress(average, is_count)), list(compress(new, is_count)))
         self.count += 1
 
     def state_dict(self) -> dict[str, Any]:

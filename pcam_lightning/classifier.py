@@ -99,8 +99,8 @@ class PCamClassifier(L.LightningModule):
         self.hparams["augment"] = asdict(self.augmentation)  # a checkpoint holds plain values only
         self.weights = weights
         self.started_from = "none"  # what was loaded in truth; travels with the checkpoint
-        self.net = build_backbone(backbone, size or crop).to(memory_format=torch.channels_last)
         self.preprocess = Preprocess(stain, crop, size, normalize)
+        self.net = build_backbone(backbone, self.preprocess.side).to(memory_format=torch.channels_last)
         self.others: list[PCamClassifier] = []  # of an ensemble, in predict; of no weight in this one's checkpoint
         self._seed = 0
         self._whole = 0  # patches of the largest batch that was not for training

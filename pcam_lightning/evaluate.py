@@ -61,7 +61,7 @@ def evaluate(
     report, calibrated, chosen = _judge(rows, draws, seed)
     report |= {"target": str(target), "version": __version__, "seed": seed, "made_by": judged.made_by}
     report["chosen_by_these"] = judged.chosen_by_these
-    leak = find_judged_leak(judged, slides)
+    leak = find_judged_leak(judged)
     report["leak"] = f"This score {leak.verb}: {leak.told}." if leak.told else ""
     if target.is_dir():
         report["splits"] = siblings(target)

@@ -27,6 +27,7 @@ class Judged(NamedTuple):
     made_by: dict[str, Any] | None = None  # checkpoint of a single run: `step` of training, `tta`
     split: dict[str, Any] | None = None  # options that the folds, or validation part, were drawn by
     chosen_by_these: bool = False  # the checkpoint is the epoch that was best on these very patches
+    slides: "pd.Series[str] | None" = None  # by id, where the user names a file of them
 
 
 def read_judged(
@@ -62,14 +63,15 @@ def read_judged(
             raise UserError(f"{error} (evaluate --root names a folder that has moved.)") from error
         assert validated.checkpoint is not None
         rows = read_labelled(run_of(checkpoint).predictions("val"), labels)
-        made_by = {"step": validated.checkpoint["global_step"], "tta": validated.model.hparams["tta"]}
         split = validated.checkpoint["pcam"]["config"]["data"]
-        judged = Judged(rows, report, validated.datamodule, made_by, split, checkpoint == run.best)
+        judged = Judged(rows, report, validated.datamodule, validated.made_by, split, checkpoint == run.best)
     else:
         # Its own name: a run's report holds the temperature for predict, which no test label may have a say in.
         judged = Judged(read_labelled(target, labels), target.with_name(f"{target.stem}_report"))
     if slides is not None:
-        judged.rows["slide"] = judged.rows["id"].map(read_slides(slides))
+        known = read_slides(slides)
+        judged = judged._replace(slides=known)
+        judged.rows["slide"] = judged.rows["id"].map(known)
         if unknown := int(judged.rows["slide"].isna().sum()):
             raise UserError(f"{slides}: {unknown:,} of {len(judged.rows):,} patches have no slide there; complete it.")
     return judged
@@ -87,7 +89,7 @@ def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataMo
     return data
 
 
-def find_judged_leak(judged: Judged, slides: Path | None) -> Leak:
+def find_judged_leak(judged: Judged) -> Leak:
     """Find out whether slides of these patches trained the network too; nothing of a file of predictions."""
     rows, data, split = judged.rows, judged.data, judged.split
     if split is None:
@@ -105,8 +107,8 @@ def find_judged_leak(judged: Judged, slides: Path | None) -> Leak:
     assert data.table is not None
     assert data.val_mask is not None
     table = data.table
-    if slides is not None:
-        table = table.assign(slide=table["id"].map(read_slides(slides)))
+    if judged.slides is not None:
+        table = table.assign(slide=table["id"].map(judged.slides))
     return find_leak(table, data.val_mask, by_file=split.get("split_file") is not None)
 
 

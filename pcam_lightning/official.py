@@ -54,19 +54,19 @@ def read_part(root: Path, part: str, *, labels: bool = True) -> pd.DataFrame:
     """
     images = _find(root, part, "x")
     known = _read_labels(root, part) if labels else {}
-    if labels:
-        count = len(known["label"])
-        if images.suffix == ".h5":  # what is compressed is looked at when it is unpacked
-            with open_images(images, count, images.parent):
-                pass
-    elif images.suffix == ".h5":
-        with _open(images, "x", root) as data:
-            count = len(data)
-    else:  # to unpack a gigabyte only to count its patches is too much
-        with TemporaryDirectory() as scratch, _open(_find(root, part, "y"), "y", Path(scratch)) as data:
-            count = len(data)
+    count = len(known["label"]) if labels else _count(root, part)
+    if labels and images.suffix == ".h5":  # what is compressed is looked at when it is unpacked
+        with open_images(images, count, images.parent):
+            pass
     place = np.arange(count)
     return pd.DataFrame({"id": [f"{part}-{one:06d}" for one in place], **known, "path": images.name, "place": place})
+
+
+def _count(root: Path, part: str) -> int:
+    """Count a part's patches; of a packed x by its y: to unpack a gigabyte for that is too much."""
+    kind = "x" if _find(root, part, "x").suffix == ".h5" else "y"
+    with TemporaryDirectory() as scratch, _open(_find(root, part, kind), kind, Path(scratch)) as data:
+        return len(data)
 
 
 def _read_labels(root: Path, part: str) -> dict[str, Any]:

@@ -144,13 +144,13 @@ class PCamCLI(FitCLI):
                 raise UserError(
                     f"{stage} needs --ckpt_path: an untrained network has nothing to say. {_EXAMPLES[stage]}"
                 )
-            self.said = parser.parse_args(args, defaults=False)[stage]
             # Of several networks the options are those of the same one whatever their order.
             first, *rest = sorted([Path(chosen.ckpt_path), *(chosen.also if stage == "predict" else [])])
             self.checkpoint = read_checkpoint(first)
             # First of all, so that whatever the user adds is stacked on it and wins.
             self._parse_with(run_config(self.checkpoint), args, 1)
             if rest:
+                self.said = parser.parse_args(args, defaults=False)[stage]
                 self.config[stage].ckpt_path, self.config[stage].also = str(first), rest
         elif chosen.ckpt_path == "last" or (self.place and self.place.last.is_file()):
             self.resumed = self.place or newest_run(self._runs(chosen))

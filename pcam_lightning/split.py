@@ -66,19 +66,21 @@ def _give_both_classes(part: np.ndarray, counts: np.ndarray, target: np.ndarray)
 
     Of a few large groups the deal alone may leave such a part though it need not.
     """
+    have = np.zeros_like(target)
+    np.add.at(have, part, counts)
     for lacking, kind in np.argwhere(target >= 1):
-        have = np.stack([counts[part == each].sum(axis=0) for each in range(len(target))])
         if have[lacking, kind]:
             continue
         can = [one for one in np.flatnonzero(counts[:, kind]) if (have[part[one]] - counts[one] >= 1).all()]
-        misfits = []
+        choices = []
         for one in can:
             moved = have.copy()
             moved[part[one]] -= counts[one]
             moved[lacking] += counts[one]
-            misfits.append((((moved - target) ** 2) / np.maximum(target, 1)).sum())
+            choices.append(moved)
         if can:
-            part[can[int(np.argmin(misfits))]] = lacking
+            best = int(np.argmin([((moved - target) ** 2 / np.maximum(target, 1)).sum() for moved in choices]))
+            part[can[best]], have = lacking, choices[best]
 
 
 def join_groups(group: np.ndarray, pixel_sha1: np.ndarray) -> np.ndarray:

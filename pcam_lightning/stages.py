@@ -37,7 +37,7 @@ class StagesCLI(LightningCLI):
     resumed: Run | None = None  # the run that `fit --ckpt_path last` goes on with
     place: Run | None = None  # where the run is to be, if not in a folder of its own claiming
     run: Run | None = None
-    said: Namespace | None = None  # what the user said of options, without what a checkpoint's run and defaults add
+    said: Namespace | None = None  # with several networks: what the user said, without what run and defaults add
     name = "default"  # of the run's folder: the stem of the last -c
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -174,11 +174,8 @@ class StagesCLI(LightningCLI):
         chosen, data = self.config[self.subcommand], self.datamodule
         run = self._written_run()
         assert self.checkpoint is not None
-        made_by = {"step": self.checkpoint["global_step"], "tta": self.model.hparams["tta"]}
-        temperature = _temperature(run, made_by) if chosen.calibrate else 1.0
-        assert self.said is not None
-        tta = self.said.get("model.tta")  # the user's word is for all, their runs' for each
-        self.model.others = [self._load_other(path, tta) for path in chosen.also]
+        temperature = _temperature(run, self.made_by) if chosen.calibrate else 1.0
+        self.model.others = [self._load_other(path) for path in chosen.also]
         path = chosen.output / run.submission.name if chosen.output else run.submission
 
         def write(logit: "pd.Series[float]") -> None:
@@ -198,7 +195,13 @@ class StagesCLI(LightningCLI):
             write_whole(path, json.dumps(told, indent=2) + "\n")
             say(f"{path}: {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}")
 
-    def _load_other(self, path: Path, tta: str | None) -> PCamClassifier:
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What the logits of a checkpoint depend on: the step of training, and the views they are the mean of."""
+        assert self.checkpoint is not None
+        return {"step": self.checkpoint["global_step"], "tta": self.model.hparams["tta"]}
+
+    def _load_other(self, path: Path) -> PCamClassifier:
         """Load one more network; refuse one of other data or precision, unless the user says which counts."""
         assert self.checkpoint is not None
         assert self.said is not None
@@ -210,7 +213,7 @@ class StagesCLI(LightningCLI):
                 raise UserError(
                     f"{path}: its run had --{kind}.{name} {other}, and that of {first} {own}; say which one counts."
                 )
-        return load_classifier(path, checkpoint, tta)
+        return load_classifier(path, checkpoint, self.said.get("model.tta"))  # for all, or as each one's run had it
 
     def _check_ensemble(self, chosen: Namespace) -> None:
         if not chosen.also:
