@@ -14,13 +14,16 @@ import torch
 from torch import nn
 from torchvision import models
 
+from pcam_lightning.equivariant import EquivariantResNet
 from pcam_lightning.messages import UserError, say
 
-# torchvision's, by the name of the layer that gives way to the head.
+P4M = "p4m_resnet16"  # ours
+# Torchvision's and it, by the name of the layer that gives way to the head.
 NAMES = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50"), "fc"),
     "convnext_tiny": "classifier.2",
     **dict.fromkeys(("efficientnet_b0", "efficientnet_b3"), "classifier.1"),
+    P4M: "fc",
 }
 _TIMM = "timm/"
 # Mean and deviation of red, green and blue that weights were trained with.
@@ -67,6 +70,8 @@ def build_backbone(name: str, side: int = 96) -> nn.Module:
     network: Any
     if name.startswith(_TIMM):
         network, place = _build_timm(name, side)
+    elif name == P4M:
+        network, place = EquivariantResNet(2, (4, 8, 16, 32), (1, 2, 2, 2)), NAMES[name]
     elif name in NAMES:
         network, place = models.get_model(name, weights=None), NAMES[name]
     else:
@@ -178,6 +183,8 @@ def _imagenet(name: str, side: int) -> Mapping[str, torch.Tensor]:
         except Exception as error:  # of whatever its hub's libraries raise
             raise WeightsUnavailable(f"timm cannot fetch weights of {name} ({error}); {_WAYS_ON}.") from None
         return state
+    if name == P4M:
+        raise UserError(f"--model.weights imagenet: there are none of {name}; none, or the path of its own weights.")
     url = models.get_model_weights(name).IMAGENET1K_V1.url
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     try:

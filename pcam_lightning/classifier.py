@@ -26,8 +26,9 @@ class PCamClassifier(L.LightningModule):
     """A network with one logit: is there tumour in the centre 32 x 32 of the patch?
 
     Args:
-        backbone: resnet18, resnet34, resnet50, convnext_tiny, efficientnet_b0, efficientnet_b3, or timm/NAME for any
-            network of timm's, such as timm/vit_small_patch16_224.
+        backbone: resnet18, resnet34, resnet50, convnext_tiny, efficientnet_b0, efficientnet_b3, p4m_resnet16, which
+            gives all eight symmetries of a patch the same logit, or timm/NAME for any network of timm's, such as
+            timm/vit_small_patch16_224.
         weights: what it starts from: imagenet, none (random) or the path of a state dict (.safetensors too).
         normalize: mean and deviation that pixels in [0, 1] are brought to: none, imagenet, half (0.5 both), lunit (of
             Lunit's weights) or own, those of the training patches.

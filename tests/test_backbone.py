@@ -12,7 +12,16 @@ import torch
 from torch import nn
 from torchvision import models
 
-from pcam_lightning.backbone import NAMES, WeightsUnavailable, build_backbone, freeze, head_of, layers, load_weights
+from pcam_lightning.backbone import (
+    NAMES,
+    P4M,
+    WeightsUnavailable,
+    build_backbone,
+    freeze,
+    head_of,
+    layers,
+    load_weights,
+)
 from pcam_lightning.messages import UserError
 
 IMAGENET_FILE = models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1]
@@ -114,6 +123,11 @@ class _Runs:
 
     def __reduce__(self) -> tuple[object, ...]:
         return Path.touch, (self.target,)
+
+
+def test_our_own_network_has_no_imagenet_weights() -> None:
+    with pytest.raises(UserError, match="there are none of p4m_resnet16"):
+        load_weights(build_backbone(P4M), P4M, "imagenet")
 
 
 def test_complaints_about_weights(imagenet_like: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""The equivariant network keeps its promise: turned and mirrored patches get the same features and logit."""
+
+import pytest
+import torch
+
+from pcam_lightning.backbone import P4M, build_backbone
+from pcam_lightning.equivariant import ORDER, GroupBatchNorm, GroupConv, act
+from pcam_lightning.geometry import views
+
+
+def _trained() -> torch.nn.Module:
+    """Return a network whose weights and statistics are not those that it starts with."""
+    torch.manual_seed(0)
+    network = build_backbone(P4M)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(torch.rand(8, 3, 96, 96)).square().mean().backward()
+        optimizer.step()
+    return network.eval()
+
+
+def test_the_eight_symmetries_are_eight_and_a_group() -> None:
+    probe = torch.arange(9).view(3, 3)
+    seen = {tuple(act(element, probe).flatten().tolist()) for element in range(ORDER)}
+    assert len(seen) == ORDER
+    assert tuple(probe.flatten().tolist()) in seen
+    assert seen == {
+        tuple(act(one, act(other, probe)).flatten().tolist()) for one in range(ORDER) for other in range(ORDER)
+    }
+
+
+def test_every_view_of_a_patch_has_the_same_logit() -> None:
+    network = _trained()
+    image = torch.rand(4, 3, 96, 96)
+    with torch.no_grad():
+        logits = [network(view) for view in views(image)]
+    assert logits[0].std() > 0.001
+    for logit in logits:
+        torch.testing.assert_close(logit, logits[0], atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("element", range(ORDER))
+def test_a_turned_image_turns_features_and_moves_them_on(element: int) -> None:
+    torch.manual_seed(1)
+    lift, conv, norm = GroupConv(3, 2, 5, lifts=True), GroupConv(2, 3, 3), GroupBatchNorm(3).eval()
+    image = torch.rand(1, 3, 12, 12)
+    with torch.no_grad():
+        made, turned = norm(conv(lift(image))), norm(conv(lift(act(element, image))))
+    here, there = made.view(ORDER, 3, 12, 12), turned.view(ORDER, 3, 12, 12)
+    for one in range(ORDER):
+        # What one symmetry found in the image, another one finds in the turned image, at the turned place.
+        matches = [torch.allclose(act(element, here[one]), there[other], atol=1e-5) for other in range(ORDER)]
+        assert sum(matches) == 1
+
+
+def test_statistics_of_a_feature_are_those_of_all_its_channels() -> None:
+    torch.manual_seed(2)
+    norm = GroupBatchNorm(3)
+    image = torch.randn(16, 24, 8, 8) * 3 + 1
+    for _ in range(200):
+        norm(image)
+    feature = image.view(16, ORDER, 3, 8, 8)
+    torch.testing.assert_close(norm.running_mean, feature.mean(dim=(0, 1, 3, 4)), atol=1e-4, rtol=1e-4)
+    expected = image.var(dim=(0, 2, 3)).view(ORDER, 3).mean(dim=0)
+    torch.testing.assert_close(norm.running_var, expected, atol=1e-4, rtol=1e-4)
+    before = norm.running_mean.clone()
+    norm.eval()(image + 5)
+    assert torch.equal(norm.running_mean, before)
+
+
+def test_an_eighth_of_the_weights() -> None:
+    conv = GroupConv(4, 6, 3)
+    assert conv.filters().numel() == ORDER * conv.weight.numel()
+    assert conv(torch.rand(2, 32, 10, 10)).shape == (2, 48, 10, 10)
