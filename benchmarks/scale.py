@@ -18,6 +18,7 @@ comes from a process of its own, and is only good with nothing else running:
 - train memory: peak of `fit` over 20 steps and 10 validation batches.
 - loader: patches/s of shuffled passes over up to 50,000 patches.
 - predict: seconds of the whole command on --test patches, their images packed already or not (one run each).
+- explore: seconds and peak memory of the whole command on the largest folder, packed already (one run).
 - PCam's own files: the largest folder's training patches again, as camelyonpatch_level_2_split_*.h5 with their meta
   CSVs: seconds and peak memory of `pack`, and of `fit` over 20 steps and 10 validation batches (one run each).
 
@@ -258,6 +259,15 @@ def measure_predict(root: Path, runs: Path) -> Row:
     return row
 
 
+def measure_explore(root: Path, output: Path) -> Row:
+    """Look at train/ and test/, packed already."""
+    command = [*PROJECT, "explore", "--data.root", str(root), "--output", str(output)]
+    watched = measure.watch(command, env=ENVIRONMENT)
+    page = (output / "explore.html").stat().st_size
+    shutil.rmtree(output)
+    return {"s": [watched.seconds], "peak MB": [watched.peak_anonymous / 1e6], "page, MB": [page / 1e6]}
+
+
 def measure_official(largest: Path, root: Path, runs: Path) -> Row:
     """Write a pack's patches into PCam's own files, a ninth of them as its validation part; pack and fit these."""
     import h5py
@@ -370,10 +380,12 @@ def main() -> None:
         print(f"measuring {count:,} patches", file=sys.stderr)
         rows.append(measure_size(folder, runs, count, args.rounds if folder == largest else 3))
     predict = measure_predict(largest, runs)
+    explore = measure_explore(largest, work / "explore")
     official = measure_official(largest, work / "official", work / "official-runs")
 
     machine = measure.machine()
-    measure.save(Path("scale.json"), {"machine": machine, "sizes": rows, "predict": predict, "official": official})
+    found = {"machine": machine, "sizes": rows, "predict": predict, "explore": explore, "official": official}
+    measure.save(Path("scale.json"), found)
     hardware = f"{machine['processor']}, {machine.get('gpu', machine['cores'] + ' cores')}, {machine['memory']}"
     plot(rows, predict, f"{hardware}, torch {machine['torch']}; medians, least and most")
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), end="\n\n")
@@ -383,6 +395,7 @@ def main() -> None:
     print(f"\ntrain memory grows by {growth:,.0f} MB from {sizes[0]:,} to {sizes[-1]:,} patches")
     for way in ("packed", "not packed"):
         print(f"predict, {args.test:,} patches, {way}: {told(predict[f'{way}, s'])} s; submission.csv is in order")
+    print("explore:", ", ".join(f"{name} {told(value)}" for name, value in explore.items()))
     print("PCam's own files:", ", ".join(f"{name} {told(value)}" for name, value in official.items()))
     if not args.keep:
         for folder in (*folders, runs, work / "official", work / "official-runs"):

@@ -20,10 +20,10 @@ from pcam_lightning.checkpoint import has_ended, read_checkpoint
 from pcam_lightning.datamodule import SPLIT_OPTIONS
 from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError, say
-from pcam_lightning.parser import PCamCLI
+from pcam_lightning.parser import PCamCLI, Study
 from pcam_lightning.rehearsal import draw_rehearsal, rehearsal_folder
 from pcam_lightning.run import Run
-from pcam_lightning.sweep import Sweep, check, claim, fingerprint, open_data, read_record, write_record
+from pcam_lightning.sweep import check, claim, fingerprint, open_data, read_record, write_record
 
 KIND, BASE, ROWS = "ablate", "base", "rows"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,+=_-]{0,79}")
@@ -222,7 +222,7 @@ def _told(values: "pd.Series[float]", sign: str) -> str:
     return f"{values.mean():{sign}.4f}{spread}" + (f", {lost} of {len(values)} diverged" if lost else "")
 
 
-ABLATE = Sweep(
+ABLATE = Study(
     ablate,
     {
         "with": {"type": Path | None, "default": None, "help": "YAML with the changed options of each row."},

@@ -26,9 +26,9 @@ def main(args: list[str] | None = None) -> int:
             if args and args[0] in STAGES:
                 PCamCLI(args)
             else:  # half a second of libraries that no stage needs
-                from pcam_lightning.tools import SWEEPS, TOOLS
+                from pcam_lightning.tools import STUDIES, TOOLS
 
-                PCamCLI(args, TOOLS, SWEEPS)
+                PCamCLI(args, TOOLS, STUDIES)
         except (UserError, ArgumentError, MisconfigurationException) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2

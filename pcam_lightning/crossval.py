@@ -12,13 +12,13 @@ from pcam_lightning.checkpoint import has_ended, read_checkpoint
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.files import link_whole, write_whole
 from pcam_lightning.messages import UserError, say
-from pcam_lightning.parser import PCamCLI
+from pcam_lightning.parser import PCamCLI, Study
 from pcam_lightning.predictions import read_labelled, write_submission
 from pcam_lightning.rehearsal import draw_rehearsal, rehearsal_folder
 from pcam_lightning.run import Run
 from pcam_lightning.scores import auroc
 from pcam_lightning.stages import PROG
-from pcam_lightning.sweep import Sweep, check, claim, fingerprint, open_data, read_record, write_record
+from pcam_lightning.sweep import check, claim, fingerprint, open_data, read_record, write_record
 from pcam_lightning.table import parts
 
 KIND = "crossval"
@@ -135,4 +135,4 @@ def _sum_up(folder: Path, record: dict[str, Any], ids: set[str], folds: int, *, 
     say(f"report: {PROG} evaluate {folder}")
 
 
-CROSSVAL = Sweep(crossval, {"folds": {"type": PositiveInt, "default": 5, "help": "Number of folds."}})
+CROSSVAL = Study(crossval, {"folds": {"type": PositiveInt, "default": 5, "help": "Number of folds."}})

@@ -1,63 +1,35 @@
-"""Arrays -> matplotlib figures: one size, one type, colours that most eyes tell apart, n in every title."""
+"""Arrays -> matplotlib figures, with n in every title."""
 
-import base64
-import io
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, ParamSpec
+from collections.abc import Mapping
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
+import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from scipy.special import expit
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from pcam_lightning.scores import Operation, reliability
+from pcam_lightning.scores import Operation, operate, reliability
+from pcam_lightning.style import (
+    CLASSES,
+    COLOURS,
+    GREY,
+    MARKERS,
+    NORMAL,
+    TUMOUR,
+    new_axes,
+    new_panels,
+    square_axes,
+    styled,
+)
 
 Array = np.ndarray
-P = ParamSpec("P")
-# Okabe and Ito 2008: told apart by those who confuse red and green too.
-NORMAL, TUMOUR, GREY = "#0072B2", "#D55E00", "#777777"
-SIZE = (4.4, 3.6)  # inches
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.hashsalt": "pcam_lightning",  # the same numbers make the same file
-}
 _MOST = 1000  # points of a curve: finer than a screen shows
-
-
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    @wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return styled
-
-
-def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(SIZE, layout="constrained")
-    axes = figure.subplots()
-    axes.set(title=title, xlabel=x, ylabel=y)
-    return figure, axes
-
-
-def _square(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    """Return axes on which one share is drawn against another."""
-    figure, axes = _axes(title, x, y)
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    return figure, axes
 
 
 def _thin(*curves: Array) -> list[Array]:
@@ -65,10 +37,10 @@ def _thin(*curves: Array) -> list[Array]:
     return [curve[places] for curve in curves]
 
 
-@_styled
-def roc(label: Array, logit: Array, point: Operation | None = None) -> Figure:
+@styled
+def roc(label: Array, logit: Array, point: Operation | None = None, axes: Axes | None = None) -> Figure:
     """Draw sensitivity against one less specificity, with the chosen operating point."""
-    figure, axes = _square(f"ROC, n = {len(label):,}", "1 - specificity", "sensitivity")
+    figure, axes = square_axes(f"ROC, n = {len(label):,}", "1 - specificity", "sensitivity", axes)
     false, found, _ = roc_curve(label, logit)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     axes.plot(*_thin(false, found), color=NORMAL)
@@ -78,54 +50,59 @@ def roc(label: Array, logit: Array, point: Operation | None = None) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def precision_recall(label: Array, logit: Array) -> Figure:
     """Draw precision against sensitivity; the dotted line is what guessing reaches."""
-    figure, axes = _square(f"Precision and sensitivity, n = {len(label):,}", "sensitivity", "precision")
+    figure, axes = square_axes(f"Precision and sensitivity, n = {len(label):,}", "sensitivity", "precision", None)
     precision, found, _ = precision_recall_curve(label, logit)
     axes.axhline(float(np.mean(label)), color=GREY, linewidth=0.8, linestyle=":")
     axes.plot(*_thin(found, precision), color=NORMAL)
     return figure
 
 
-@_styled
-def reliability_diagram(label: Array, logit: Array, calibrated: Array) -> Figure:
+@styled
+def reliability_diagram(
+    label: Array, logit: Array, calibrated: Array | None = None, axes: Axes | None = None
+) -> Figure:
     """Draw the share of tumour against the probability that was given, before and after temperature scaling."""
-    figure, axes = _square(f"Reliability, n = {len(label):,}", "probability of tumour", "share with tumour")
+    figure, axes = square_axes(f"Reliability, n = {len(label):,}", "probability of tumour", "share with tumour", axes)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     for values, colour, marker, name in ((logit, NORMAL, "o", "as it is"), (calibrated, TUMOUR, "s", "calibrated")):
-        count, prob, share = reliability(label, values)
-        some = count > 0
-        axes.plot(prob[some], share[some], color=colour, marker=marker, markersize=4, label=name)
-    axes.legend(loc="upper left")
+        if values is not None:
+            count, prob, share = reliability(label, values)
+            some = count > 0
+            axes.plot(prob[some], share[some], color=colour, marker=marker, markersize=4, label=name)
+    if calibrated is not None:
+        axes.legend(loc="upper left")
     return figure
 
 
-@_styled
-def score_histogram(label: Array, logit: Array) -> Figure:
+@styled
+def score_histogram(label: Array, logit: Array, axes: Axes | None = None) -> Figure:
     """Draw how often each probability is given, by class."""
-    figure, axes = _axes(f"Scores by class, n = {len(label):,}", "probability of tumour", "patches")
+    figure, axes = new_axes(f"Scores by class, n = {len(label):,}", "probability of tumour", "patches", axes)
     prob, bins = expit(logit), np.linspace(0, 1, 41)
-    for value, name, colour in ((0, "normal", NORMAL), (1, "tumour", TUMOUR)):
+    for value, (name, colour) in enumerate(CLASSES.items()):
         chosen = prob[label == value]
         axes.hist(chosen, list(bins), histtype="step", color=colour, linewidth=1.4, label=f"{name}, {len(chosen):,}")
-    axes.set_yscale("symlog", linthresh=10)
+    if axes.get_ylim()[1] > 100:
+        axes.set_yscale("symlog", linthresh=10)
     axes.legend(loc="upper center")
     return figure
 
 
-@_styled
-def confusion(point: Operation, title: str) -> Figure:
+@styled
+def confusion(point: Operation, title: str, axes: Axes | None = None) -> Figure:
     """Draw the four counts of a decision, and their share of the true class."""
-    figure, axes = _axes(f"{title}, n = {sum(point):,}", "called", "is")
+    figure, axes = new_axes(f"{title}, n = {sum(point):,}", "called", "is", axes)
     counts = np.array(
         [[point.true_negative, point.false_positive], [point.false_negative, point.true_positive]], dtype=float
     )
     share = counts / counts.sum(axis=1, keepdims=True)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.grid(visible=False)
-    axes.set_xticks([0, 1], ["normal", "tumour"])
-    axes.set_yticks([0, 1], ["normal", "tumour"])
+    axes.set_xticks([0, 1], list(CLASSES))
+    axes.set_yticks([0, 1], list(CLASSES))
     for (row, column), count in np.ndenumerate(counts):
         colour = "white" if share[row, column] > 0.5 else "black"
         text = f"{count:,.0f}\n{share[row, column]:.1%}"
@@ -133,33 +110,189 @@ def confusion(point: Operation, title: str) -> Figure:
     return figure
 
 
-@_styled
-def patch_grid(images: Array, titles: list[str], columns: int = 8) -> Figure:
-    """Draw patches, uint8 (N, 96, 96, 3), with a title each and the centre 32 x 32 that the label is about."""
-    rows = -(-len(images) // columns)
-    figure = Figure((1.25 * columns, 1.5 * max(rows, 1)), layout="constrained")
-    places = figure.subplots(max(rows, 1), columns, squeeze=False).ravel()
-    for axes in places:
-        axes.axis("off")
-    for axes, image, title in zip(places, images, titles, strict=False):
-        axes.imshow(image, interpolation="nearest")
-        axes.add_patch(Rectangle((31.5, 31.5), 32, 32, fill=False, edgecolor="black", linewidth=1.6))
-        axes.add_patch(Rectangle((31.5, 31.5), 32, 32, fill=False, edgecolor="#F0E442", linewidth=0.8))
-        axes.set_title(title, fontsize=7, loc="center")
+@styled
+def judgement(label: Array, logit: Array) -> Figure:
+    """Draw ROC, reliability, scores by class and the decisions at 0.5 side by side."""
+    figure, panels = new_panels(2, 2, fit=False)  # to fit the layout takes as long as all the drawing
+    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.08, top=0.96, wspace=0.25, hspace=0.32)
+    roc(label, logit, axes=panels[0])
+    reliability_diagram(label, logit, axes=panels[1])
+    score_histogram(label, logit, axes=panels[2])
+    confusion(operate(label, logit >= 0), "Called at 0.5", axes=panels[3])
     return figure
 
 
-def as_svg(figure: Figure) -> str:
-    """Return a figure as an SVG element, to stand in a page."""
-    buffer = io.StringIO()
-    with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+def best_epoch(rows: pd.DataFrame) -> "pd.Series[float]":
+    """Return the row of `metrics.csv` with the highest val/auroc, the first of several."""
+    return rows.iloc[int(np.nanargmax(rows["val/auroc"].to_numpy(dtype=float)))]
 
 
-def as_png(figure: Figure, dpi: int = 120) -> str:
-    """Return a figure as the address of a picture in a page, data:image/png."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+@styled
+def learning_curves(runs: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw loss and AUROC of runs, by name, each with a row an epoch of `metrics.csv`; rings mark the best epoch."""
+    figure, panels = new_panels(1, 2)
+    for name, axes in zip(("loss", "auroc"), panels, strict=True):
+        title = f"{'Loss' if name == 'loss' else 'AUROC'}, n = {len(runs)} {'run' if len(runs) == 1 else 'runs'}"
+        new_axes(title, "epoch", "binary cross-entropy" if name == "loss" else "AUROC", axes)
+        for number, (run, rows) in enumerate(runs.items()):
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
+            for stage, line in (("train", "--"), ("val", "-")):
+                if f"{stage}/{name}" in rows:
+                    known = rows[rows[f"{stage}/{name}"].notna()]
+                    axes.plot(
+                        known["epoch"],
+                        known[f"{stage}/{name}"],
+                        line,
+                        color=colour,
+                        marker=marker,
+                        markersize=2.5,
+                        label=f"{run}, {stage}" if len(runs) == 1 else run if stage == "val" else None,
+                    )
+            if "val/auroc" in rows and rows["val/auroc"].notna().any():
+                best = best_epoch(rows)
+                axes.plot(best["epoch"], best[f"val/{name}"], "o", color=colour, fillstyle="none", markersize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(runs) > 1:
+        panels[0].plot([], [], "--", color=GREY, label="train")
+        panels[0].plot([], [], "-", color=GREY, label="val")
+    panels[1].plot([], [], "o", color=GREY, fillstyle="none", markersize=9, label="best epoch by val/auroc")
+    for axes in panels:
+        axes.legend(fontsize=7)
+    return figure
+
+
+@styled
+def class_balance(counts: Mapping[str, int]) -> Figure:
+    """Draw the number of patches of each group, such as normal, tumour and unlabelled ones."""
+    total = sum(counts.values())
+    figure, axes = new_axes(f"Patches by class, n = {total:,}", "", "patches")
+    bars = axes.bar(list(counts), list(counts.values()), width=0.6, color=[CLASSES.get(name, GREY) for name in counts])
+    axes.bar_label(bars, [f"{count:,}\n{count / total:.1%}" for count in counts.values()], padding=2)
+    axes.margins(y=0.18)
+    axes.grid(visible=False, axis="x")
+    return figure
+
+
+@styled
+def pixel_histograms(images: Array, group: Array) -> Figure:
+    """Draw how often each value occurs in red, green and blue.
+
+    Args:
+        images: uint8, (N, 96, 96, 3).
+        group: of each patch, such as normal and tumour, str (N,).
+    """
+    figure, panels = new_panels(1, 3)
+    for channel, (name, axes) in enumerate(zip(("Red", "Green", "Blue"), panels, strict=True)):
+        new_axes(f"{name}, n = {len(images):,} patches", "pixel value, 0 to 255", "share of pixels, %", axes)
+        highest = 0.0
+        for one in np.unique(group):
+            pixels = images[group == one][..., channel]
+            share = 100 * np.bincount(pixels.ravel(), minlength=256) / pixels.size
+            axes.step(np.arange(256), share, color=CLASSES.get(one, GREY), linewidth=1, label=one)
+            highest = max(highest, share[1:255].max())
+        axes.set_ylim(0, 1.15 * highest or 1)  # pixels at an end of the scale would flatten the rest
+        axes.legend()
+    return figure
+
+
+@styled
+def brightness(values: Array, group: Array) -> Figure:
+    """Draw how often each mean pixel of a patch occurs, float (N,) from 0 to 255, by group of patches, str (N,)."""
+    figure, axes = new_axes(f"Brightness, n = {len(values):,} patches", "mean pixel of a patch", "share of patches, %")
+    for one in np.unique(group):
+        chosen, colour = values[group == one], CLASSES.get(one, GREY)
+        share = np.full(len(chosen), 100 / len(chosen))
+        axes.hist(
+            chosen, bins=64, range=(0, 255), weights=share, histtype="step", color=colour, linewidth=1.4, label=one
+        )
+    axes.legend(loc="upper left")
+    return figure
+
+
+@styled
+def slide_sizes(slide: Array, label: Array) -> Figure:
+    """Draw the patches of each slide, the largest first, by class: slide str (N,), label (N,)."""
+    counts = pd.crosstab(slide, label).reindex(columns=[0, 1], fill_value=0)
+    counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+    title = f"Patches by slide, n = {len(slide):,} of {len(counts):,} slides"
+    figure, axes = new_axes(title, "slides, the largest first", "patches")
+    below = np.zeros(len(counts))
+    for value, (name, colour) in enumerate(CLASSES.items()):
+        axes.bar(
+            np.arange(len(counts)),
+            counts[value],
+            bottom=below,
+            width=1,
+            color=colour,
+            edgecolor="white",
+            linewidth=min(1, 20 / len(counts)),
+            label=name,
+        )
+        below += counts[value].to_numpy()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    return figure
+
+
+@styled
+def embedding(points: Array, group: Array, title: str) -> Figure:
+    """Draw points (N, 2) in the colour of their group, str (N,); of many groups all but the largest are grey."""
+    names, counts = np.unique(group, return_counts=True)
+    largest = [str(name) for name in names[np.argsort(-counts, kind="stable")][: len(COLOURS)]]
+    figure, axes = new_axes(f"{title}, n = {len(points):,}", "", "")
+    colours = CLASSES if set(names) <= set(CLASSES) else dict(zip(largest, COLOURS, strict=False))
+    rest = ~np.isin(group, list(colours))
+    if rest.any():
+        label = f"{len(names) - len(colours):,} others"
+        axes.scatter(points[rest, 0], points[rest, 1], s=4, color=GREY, linewidths=0, alpha=0.5, label=label)
+    for (name, colour), marker in zip(colours.items(), MARKERS, strict=False):
+        x, y = points[group == name].T
+        axes.scatter(x, y, s=7, marker=marker, color=colour, linewidths=0, alpha=0.7, label=name)
+    axes.set(xticks=[], yticks=[])
+    axes.legend(fontsize=6, markerscale=2, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+_GAP, _LINE, _INCH = 8, 10, 80  # between patches, a line of text and an inch, in pixels of the patches
+
+
+@styled
+def patch_grid(images: Array, titles: list[str], columns: int = 8) -> Figure:
+    """Draw patches, uint8 (N, 96, 96, 3), with a title each and the centre 32 x 32 that the label is about."""
+    rows = max(-(-len(images) // columns), 1)
+    band = _GAP + _LINE * max((title.count("\n") + 1 for title in titles if title), default=0)
+    canvas = np.full((rows * (96 + band), columns * (96 + _GAP), 3), 255, dtype=np.uint8)
+    figure = Figure((canvas.shape[1] / _INCH, canvas.shape[0] / _INCH))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    squares = []
+    for number, (image, title) in enumerate(zip(images, titles, strict=True)):
+        top, left = number // columns * (96 + band) + band, number % columns * (96 + _GAP) + _GAP // 2
+        canvas[top : top + 96, left : left + 96] = image
+        squares.append(Rectangle((left + 31.5, top + 31.5), 32, 32))
+        axes.text(left + 47.5, top - 2, title, fontsize=7, ha="center", va="bottom")
+    axes.imshow(canvas, interpolation="nearest")
+    for colour, width in (("black", 1.6), ("#F0E442", 0.8)):
+        axes.add_collection(PatchCollection(squares, facecolor="none", edgecolor=colour, linewidth=width))
+    return figure
+
+
+def told(ids: "pd.Series[str]", logit: "pd.Series[float]") -> list[str]:
+    """Return a title for each patch: the beginning of its id, and its probability of tumour."""
+    return [f"{patch_id[:12]}\n{prob:.3f}" for patch_id, prob in zip(ids, expit(logit), strict=True)]
+
+
+def augmented_grid(images: Array, unit: torch.Tensor, titles: list[str]) -> Figure:
+    """Draw patches, uint8 (N, 96, 96, 3), each with an augmented one beside it, float in [0, 1] (N, 3, 96, 96)."""
+    seen = (255 * unit.permute(0, 2, 3, 1)).round().to(torch.uint8).cpu().numpy()
+    pairs = np.stack([images, seen], axis=1).reshape(-1, *images.shape[1:])
+    return patch_grid(pairs, [text for title in titles for text in (title, "augmented")], 10)
+
+
+def heat_grid(images: Array, heat: Array, titles: list[str]) -> Figure:
+    """Draw patches, uint8 (N, 96, 96, 3), each with its heat beside it, float in [0, 1] (N, 96, 96)."""
+    colour = mpl.colormaps["viridis"](heat)[..., :3]
+    share = 0.15 + 0.6 * heat[..., None]
+    over = (255 * ((1 - share) * (images / 255) + share * colour)).round().astype(np.uint8)
+    pairs = np.stack([images, over], axis=1).reshape(-1, *images.shape[1:])
+    return patch_grid(pairs, [text for title in titles for text in (title, "")])

@@ -13,6 +13,7 @@ from pcam_lightning.checkpoint import epochs_done, has_ended
 from pcam_lightning.files import write_whole
 from pcam_lightning.logs import TensorBoard
 from pcam_lightning.messages import UserError, say, warn
+from pcam_lightning.pictures import Pictures
 from pcam_lightning.run import claim_run
 from pcam_lightning.split import describe, find_leak, split_digest, write_split
 from pcam_lightning.stages import PROG, StagesCLI
@@ -104,6 +105,7 @@ class FitCLI(StagesCLI):
     def _open_run(self) -> None:
         data, chosen = self.datamodule, self.config[self.subcommand]
         plain = {**self._plain(), "ckpt_path": None}
+        page = None
         if self.trainer.is_global_zero:
             self.run = self.resumed or self.place or claim_run(self._runs(chosen))
             self.run.best.parent.mkdir(parents=True, exist_ok=True)
@@ -114,9 +116,12 @@ class FitCLI(StagesCLI):
                 write_split(self.run.split, data.table, data.val_mask)
             if chosen.trainer.logger is not False:
                 purge = self.checkpoint["global_step"] + 1 if self.resumed and self.checkpoint else None
-                self.trainer.loggers = [TensorBoard(self.run, purge), *self.trainer.loggers]
+                page = TensorBoard(self.run, purge)
+                self.trainer.loggers = [page, *self.trainer.loggers]
                 self._add(LearningRateMonitor("step"))
             say(f"run: {self.run.folder}")
+        if chosen.trainer.logger is not False:  # in every process: what they say of their patches is gathered
+            self._add(Pictures(page, data))
         if self.place is not None:
             self.keep.way_on = "the same command"
         self.keep.run = self.metrics_file.run = self.run
@@ -132,6 +137,7 @@ class FitCLI(StagesCLI):
         }
         self.metrics_file.options = {
             **plain["model"],
+            "augment": {name: value for name, value in plain["model"]["augment"].items() if value},
             **{name: plain["data"][name] for name in ("batch_size", "val_fraction", "split_seed")},
             **{name: plain["trainer"][name] for name in ("max_epochs", "precision")},
             "seed_everything": plain["seed_everything"],

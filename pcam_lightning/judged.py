@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from pcam_lightning.checkpoint import read_checkpoint
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.messages import UserError, say
 from pcam_lightning.parser import PCamCLI
@@ -60,7 +61,10 @@ def read_judged(
         try:
             validated = PCamCLI(["validate", "--ckpt_path", str(checkpoint), *moved])
         except UserError as error:
-            raise UserError(f"{error} (evaluate --root names a folder that has moved.)") from error
+            recorded = Path(read_checkpoint(checkpoint)["pcam"]["config"]["data"]["root"])
+            if root is None and not recorded.is_dir():
+                raise UserError(f"{error} (--root names a folder that has moved.)") from error
+            raise
         assert validated.checkpoint is not None
         rows = read_labelled(run_of(checkpoint).predictions("val"), labels)
         split = validated.checkpoint["pcam"]["config"]["data"]

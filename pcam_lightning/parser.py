@@ -4,6 +4,8 @@ import json
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,27 @@ from pcam_lightning.fit import FitCLI
 from pcam_lightning.messages import UserError
 from pcam_lightning.run import Run, newest_run
 from pcam_lightning.stages import PROG
-from pcam_lightning.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class Study:
+    """A command that takes the options of fit: trains several times, or looks at what fit would train on.
+
+    Attributes:
+        function: takes what the options of fit come to, the folder of the config's runs, and its own options.
+        options: its own, by name: arguments of `add_argument`.
+        defaults: of options of fit, where they are others than fit's.
+        trains: whether it runs fit; one that only looks takes options, data and network of a run by `--ckpt_path`.
+    """
+
+    function: Callable[..., None]
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    trains: bool = True
+
 
 Tools = Mapping[str, Callable[..., None]]
-Sweeps = Mapping[str, Sweep]
+Studies = Mapping[str, Study]
 
 STAGES = {
     "fit": "Train, and keep the best and the last epoch's checkpoint in a run folder of its own.",
@@ -43,7 +62,7 @@ class PCamCLI(FitCLI):
     Args:
         args: the command's arguments.
         tools: functions that are commands too.
-        sweeps: functions that run fit several times, and take its options.
+        studies: commands that take the options of fit.
         run: where `fit` puts its run, or goes on with it; by default it claims a folder.
     """
 
@@ -51,10 +70,10 @@ class PCamCLI(FitCLI):
         self,
         args: list[str],
         tools: Tools | None = None,
-        sweeps: Sweeps | None = None,
+        studies: Studies | None = None,
         run: Run | None = None,
     ) -> None:
-        self.tools, self.sweeps, self.place = tools or {}, sweeps or {}, run
+        self.tools, self.studies, self.place = tools or {}, studies or {}, run
         super().__init__(
             PCamClassifier,
             PCamDataModule,
@@ -95,20 +114,26 @@ class PCamCLI(FitCLI):
                 stage.add_argument("--output", type=Path | None, help="Folder to write into, by default the run's.")
             self._subcommand_parsers[name] = stage
             subcommands.add_subcommand(name, stage, help=description)
-        for name, sweep in self.sweeps.items():
-            description = (sweep.function.__doc__ or "").strip().splitlines()[0]
+        for name, study in self.studies.items():
+            description = (study.function.__doc__ or "").strip().splitlines()[0]
             usage = f"{PROG} {name} -c configs/base.yaml --data.root DIR [options]"
             several = self._prepare_subcommand_parser(
                 Trainer, "fit", usage=usage, description=description, exit_on_error=False
             )
-            for option, how in sweep.options.items():
+            for option, how in study.options.items():
                 several.add_argument(f"--{option}", **how)
+            several.set_defaults(study.defaults)
             self._subcommand_parsers[name] = several
             subcommands.add_subcommand(name, several, help=description)
         for name, function in self.tools.items():
             description = (function.__doc__ or "").strip().splitlines()[0]
             tool = LightningArgumentParser(description=description, exit_on_error=False)
-            tool.add_function_arguments(function, "data" if name == "pack" else None, as_positional=name != "pack")
+            # `a b`, and not what jsonargparse makes of a list, `[a,b]`.
+            lists = {one for one, of in signature(function).parameters.items() if of.annotation == list[Path]}
+            for one in lists:
+                tool.add_argument(one, type=Path, nargs="+", help="One folder, or several.")
+            place = "data" if name == "pack" else None
+            tool.add_function_arguments(function, place, as_positional=name != "pack", skip={*lists})
             self._subcommand_parsers[name] = tool
             subcommands.add_subcommand(name, tool, help=description)
 
@@ -137,7 +162,10 @@ class PCamCLI(FitCLI):
             return
         chosen = self.config[stage]
         self.name = Path(configs[-1]).stem if configs else self.name
-        if stage in self.sweeps:
+        if stage in self.studies:
+            if not self.studies[stage].trains and chosen.ckpt_path is not None:
+                self.checkpoint = read_checkpoint(Path(chosen.ckpt_path))
+                self._parse_with(run_config(self.checkpoint), args, 1)
             return
         if stage != "fit":
             if chosen.ckpt_path is None:
@@ -168,7 +196,7 @@ class PCamCLI(FitCLI):
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let the checkpoint's parameters beat the user's flags."""
 
-    # A tool needs neither seed nor data module, model or trainer; a sweep's runs have their own.
+    # A tool needs neither seed nor data module, model or trainer; a study's runs have their own.
 
     @property
     def _is_stage(self) -> bool:
@@ -188,8 +216,9 @@ class PCamCLI(FitCLI):
             super().before_instantiate_classes()
 
     def instantiate_classes(self) -> None:
-        """Build data module, model and trainer; of a sweep, to find out whether their options are right."""
-        if self.subcommand not in self.tools:
+        """Build data module, model and trainer; of a study that trains, to find out whether their options are right."""
+        study = self.studies.get(self.subcommand or "")
+        if self._is_stage or (study and study.trains):
             super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -197,11 +226,11 @@ class PCamCLI(FitCLI):
             super()._run_subcommand(subcommand)
             return
         chosen = self.config[subcommand]
-        if subcommand in self.sweeps:
-            sweep = self.sweeps[subcommand]
-            own = {name: chosen[name] for name in sweep.options}
+        if subcommand in self.studies:
+            study = self.studies[subcommand]
+            own = {name: chosen[name] for name in study.options}
             plain = {name: value for name, value in self._plain().items() if name not in own}
-            sweep.function(plain, self._runs(chosen), **own)
+            study.function(plain, self._runs(chosen), **own)
         else:
             self.tools[subcommand](**(chosen.data if subcommand == "pack" else chosen).as_dict())
 

@@ -30,11 +30,15 @@ class Collector(L.Callback):
 
     def _keep(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *batch: Any) -> None:
         """Keep rows and logits: twelve bytes a patch."""
-        self._batches.append(outputs)
+        if not trainer.sanity_checking:
+            self._batches.append(outputs)
 
     def _hand_on(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
         row = torch.cat([batch["row"] for batch in self._batches]).cpu().numpy()
         logit = torch.cat([batch["logit"] for batch in self._batches]).cpu().numpy()
+        self._batches.clear()
         parts: list[Any] = [(row, logit)]
         if trainer.world_size > 1:
             parts = [None] * trainer.world_size

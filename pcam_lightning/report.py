@@ -1,16 +1,15 @@
 """A report's numbers, figures and patches -> report.html, one self-contained page."""
 
-from importlib import resources
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment
-from scipy.special import expit
 
 from pcam_lightning import figures
 from pcam_lightning.datamodule import PCamDataModule
-from pcam_lightning.scores import operate
+from pcam_lightning.page import lay_out
+from pcam_lightning.scores import most_wrong, operate
+from pcam_lightning.style import as_address, as_png, as_svg
 
 WRONG = 16  # patches shown of each kind of mistake
 
@@ -37,11 +36,10 @@ def render(
         "confusion_half": figures.confusion(operate(label, logit >= 0), "Called at 0.5"),
         "confusion": figures.confusion(operation, "Called at the chosen threshold"),
     }
-    template = resources.files("pcam_lightning").joinpath("report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
+    return lay_out(
+        "report.html",
         report=report,
-        figures={name: figures.as_svg(figure) for name, figure in pictures.items()},
+        figures={name: as_svg(figure) for name, figure in pictures.items()},
         wrong=_wrong(rows, data),
     )
 
@@ -50,12 +48,11 @@ def _wrong(rows: pd.DataFrame, data: PCamDataModule | None) -> dict[str, str]:
     """Draw the patches that are most wrong, of each kind, where their pixels are at hand."""
     if data is None or data.store is None:
         return {}
-    prob, drawn = expit(rows["logit"]), {}
-    for kind, truth, worst in (("called tumour, is normal", 0, prob), ("called normal, is tumour", 1, 1 - prob)):
-        wrong = rows[(rows["label"] == truth) & (worst > 0.5)].index
-        first = worst[wrong].sort_values(ascending=False, kind="stable").index[:WRONG]
+    drawn = {}
+    for kind, places in most_wrong(rows["label"].to_numpy(), rows["logit"].to_numpy()).items():
+        first = rows.iloc[places[:WRONG]]
         if len(first):
-            images = data.store.images[data.store.rows(rows.loc[first, "id"])]
-            titles = [f"{rows.loc[row, 'id'][:12]}\n{prob[row]:.3f}" for row in first]
-            drawn[f"{kind}: {len(first)} of {len(wrong):,}"] = figures.as_png(figures.patch_grid(images, titles))
+            images = data.store.images[data.store.rows(first["id"])]
+            picture = as_address(as_png(figures.patch_grid(images, figures.told(first["id"], first["logit"]))))
+            drawn[f"{kind}: {len(first)} of {len(places):,}"] = picture
     return drawn

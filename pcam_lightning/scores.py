@@ -162,6 +162,17 @@ def delong(label: Array, first: Array, second: Array) -> tuple[Interval, float]:
     return Interval(difference, difference - reach, difference + reach), p_value
 
 
+def most_wrong(label: Array, logit: Array) -> dict[str, Array]:
+    """Return the places of the patches that are wrong at 0.5, the most wrong first, by kind of mistake."""
+    kinds = {
+        "called tumour, is normal": (label == 0) & (logit > 0),
+        "called normal, is tumour": (label == 1) & (logit < 0),
+    }
+    return {
+        kind: np.flatnonzero(wrong)[np.argsort(-np.abs(logit[wrong]), kind="stable")] for kind, wrong in kinds.items()
+    }
+
+
 def nll(label: Array, logit: Array) -> float:
     """Return the mean negative log-likelihood, in nats a patch: the loss that training minimises."""
     return float(-np.where(label == 1, log_expit(logit), log_expit(-logit)).mean())

@@ -46,7 +46,7 @@ class StagesCLI(LightningCLI):
 
     @property
     def _fits(self) -> bool:
-        """Whether the command is fit, or a sweep of it."""
+        """Whether the command is fit, or takes its options."""
         return self.subcommand not in ("validate", "test", "predict")
 
     def _runs(self, chosen: Namespace) -> Path:

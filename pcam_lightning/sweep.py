@@ -3,9 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,6 @@ from pcam_lightning.run import claim_folder, folders
 from pcam_lightning.split import split_digest
 
 FIRST = "fold_0", "rows/base"  # the folder of a sweep's first run
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A command that runs fit several times.
-
-    Attributes:
-        function: takes what the options of fit come to, the folder of the config's runs, and its own options.
-        options: its own, by name: arguments of `add_argument`.
-    """
-
-    function: Callable[..., None]
-    options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def check(config: dict[str, Any], name: str) -> None:

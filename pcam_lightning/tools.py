@@ -1,16 +1,18 @@
-"""Commands beside the stages: functions of their own, and sweeps that run fit several times."""
+"""Commands beside the stages: functions with options of their own, and studies that take those of fit."""
 
 from pathlib import Path
 
 from pcam_lightning.ablate import ABLATE
 from pcam_lightning.compare import compare
 from pcam_lightning.crossval import CROSSVAL
+from pcam_lightning.curves import curves
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.evaluate import evaluate
+from pcam_lightning.explain import explain
+from pcam_lightning.explore import EXPLORE
 from pcam_lightning.messages import say
-from pcam_lightning.parser import Tools
+from pcam_lightning.parser import Studies, Tools
 from pcam_lightning.slides import slides
-from pcam_lightning.sweep import Sweep
 from pcam_lightning.synthetic import synthesize
 from pcam_lightning.table import parts
 
@@ -31,5 +33,13 @@ def pack(root: Path = Path("data"), cache_dir: Path | None = None, verify: bool 
         say(f"{part}: {len(data.store.ids):,} patches, {distinct:,} distinct, in {data.store.path}.")
 
 
-TOOLS: Tools = {"evaluate": evaluate, "compare": compare, "slides": slides, "pack": pack, "synthesize": synthesize}
-SWEEPS: dict[str, Sweep] = {"crossval": CROSSVAL, "ablate": ABLATE}
+TOOLS: Tools = {
+    "evaluate": evaluate,
+    "compare": compare,
+    "curves": curves,
+    "explain": explain,
+    "slides": slides,
+    "pack": pack,
+    "synthesize": synthesize,
+}
+STUDIES: Studies = {"crossval": CROSSVAL, "ablate": ABLATE, "explore": EXPLORE}

@@ -184,7 +184,7 @@ def test_data_that_moved_are_named(
     state["pcam"]["config"]["data"]["root"] = str(tmp_path / "gone")
     torch.save(state, run_copy / "checkpoints" / "best.ckpt")
     assert main(["evaluate", str(run_copy), FEW]) == 2
-    assert re.search(r"error: .*gone: no such folder; .*\(evaluate --root names", capsys.readouterr().err)
+    assert re.search(r"error: .*gone: no such folder; .*\(--root names", capsys.readouterr().err)
     assert main(["evaluate", str(run_copy), "--root", str(drawn), FEW]) == 0
     score = pd.read_csv(run_copy / "metrics.csv")["val/auroc"].max()
     assert json.loads((run_copy / "report.json").read_text())["auroc"]["value"] == pytest.approx(score, abs=1e-6)

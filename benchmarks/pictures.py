@@ -1,0 +1,98 @@
+"""What do the pictures of a run's TensorBoard page cost? Seconds after a validation, and their share of an epoch.
+
+    python benchmarks/pictures.py ROOT [--rounds 5]
+
+ROOT is in Kaggle's layout. Scores are drawn at random, as good as an AUROC of about 0.94; patches are the folder's. In
+each round: the pictures of its own validation part, those of 44,005 scores, which is Kaggle's, and steps of training of
+base.yaml's network with batches of 128 as `fit` would take them here. An epoch is what its training part takes at that
+rate. Told are medians over the rounds, with least and most. With nothing else on the machine.
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import measure
+import numpy as np
+import pandas as pd
+import torch
+from device import wait_for_device
+from timers import spread
+
+from pcam_lightning.classifier import PCamClassifier
+from pcam_lightning.datamodule import PCamDataModule
+from pcam_lightning.logs import TensorBoard
+from pcam_lightning.machine import cpu_has_bf16, keep_freed_memory
+from pcam_lightning.pictures import Pictures
+from pcam_lightning.run import Run
+
+KAGGLE, BATCH, STEPS = 44_005, 128, 4
+
+
+def draw_logits(data: PCamDataModule, count: int, seed: int) -> "pd.Series[float]":
+    """Draw scores of so many validation patches, which stand several times where there are too few."""
+    assert data.table is not None
+    assert data.val_mask is not None
+    rows = data.table[data.val_mask]
+    rows = rows.iloc[np.resize(np.arange(len(rows)), count)]
+    logit = np.random.default_rng(seed).normal(4.4 * rows["label"] - 2.2, 2.0)
+    return pd.Series(logit.astype(np.float32), index=rows["id"].to_numpy())
+
+
+def main() -> None:
+    """Measure and tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()
+    data = PCamDataModule(args.root, batch_size=BATCH)
+    data.setup("fit")
+    assert data.val_mask is not None
+    own, train = int(data.val_mask.sum()), int((~data.val_mask).sum())
+    model = PCamClassifier(weights="none").to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    half = device.type == "cuda" or cpu_has_bf16()
+    image = model.preprocess(data.sample(BATCH).to(device))
+    found: dict[str, list[float]] = defaultdict(list)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            logit = model(image)
+        torch.nn.functional.binary_cross_entropy_with_logits(logit, torch.ones_like(logit)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    with TemporaryDirectory() as folder:
+        page = Pictures(TensorBoard(Run(Path(folder))), data)
+        step()
+        page._judge(draw_logits(data, own, 0))  # the first of each loads and warms what it needs
+        for number in range(args.rounds):
+            for name, count in (("own", own), ("Kaggle's", KAGGLE)):
+                logit = draw_logits(data, count, number)
+                begun = time.perf_counter()
+                page._judge(logit)
+                found[name].append(time.perf_counter() - begun)
+            wait_for_device()
+            begun = time.perf_counter()
+            for _ in range(STEPS):
+                step()
+            wait_for_device()
+            epoch = (time.perf_counter() - begun) / STEPS * train / BATCH
+            found["epoch"].append(epoch)
+            found["share, %"].append(100 * found["own"][-1] / epoch)
+    print("\n".join(f"{name}: {value}" for name, value in measure.machine().items()), end="\n\n")
+    for name, told in (
+        ("own", f"pictures of {own:,} scores, s"),
+        ("Kaggle's", f"pictures of {KAGGLE:,} scores, s"),
+        ("epoch", f"an epoch of {train:,} patches, s"),
+        ("share, %", "pictures of the epoch, %"),
+    ):
+        print(f"{told}: {spread(found[name])}, n = {args.rounds}")
+
+
+if __name__ == "__main__":
+    main()

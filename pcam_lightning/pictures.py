@@ -1,0 +1,76 @@
+"""Pictures on a run's TensorBoard page: how it scores, where it is most wrong, what training sees."""
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from pcam_lightning import figures
+from pcam_lightning.augment import augment
+from pcam_lightning.classifier import PCamClassifier
+from pcam_lightning.datamodule import Batch, PCamDataModule
+from pcam_lightning.logs import TensorBoard
+from pcam_lightning.predictions import Collector
+from pcam_lightning.scores import most_wrong
+from pcam_lightning.style import as_array
+
+WRONG = 16  # patches shown of each kind of mistake
+FIRST = 15  # of the first batch
+
+
+class Pictures(Collector):
+    """Draws after each validation, and the first augmented batch once.
+
+    Args:
+        page: where they go; None in all processes but the first.
+        data: whose validation part is judged.
+    """
+
+    def __init__(self, page: TensorBoard | None, data: PCamDataModule) -> None:
+        super().__init__(self._judge)
+        assert data.table is not None
+        self._page, self._data = page, data
+        self._labels = data.table.set_index("id")["label"]
+        self._step = 0
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the step."""
+        self._step = trainer.global_step
+
+    def _judge(self, logit: "pd.Series[float]") -> None:
+        store = self._data.store
+        assert store is not None
+        label = self._labels.loc[logit.index].to_numpy()
+        if len(set(label)) < 2 or not np.isfinite(logit).all():  # nothing to draw a curve of
+            return
+        self._show("val/scores", figures.judgement(label, logit.to_numpy()))
+        for kind, places in most_wrong(label, logit.to_numpy()).items():
+            first = logit.iloc[places[:WRONG]]
+            if len(first):
+                ids = first.index.to_series()
+                images = store.images[store.rows(ids)]
+                self._show(f"val/{kind}", figures.patch_grid(images, figures.told(ids, first)))
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Show the first batch of the run as its step will see it."""
+        if trainer.global_step or batch_idx or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, PCamClassifier)
+        store = self._data.store
+        assert store is not None
+        with torch.no_grad(), torch.random.fork_rng(), torch.autocast(pl_module.device.type, enabled=False):
+            pl_module.on_train_batch_start(batch, batch_idx)  # the step's own draws
+            unit, _ = augment(batch["image"], batch["label"], pl_module.augmentation, pl_module.preprocess.stain)
+        ids = [patch_id[:12] for patch_id in store.ids[batch["row"][:FIRST].cpu().numpy()]]
+        images = batch["image"][:FIRST].cpu().numpy()
+        self._show("train/first batch", figures.augmented_grid(images, unit[:FIRST], ids))
+
+    def _show(self, name: str, figure: Figure) -> None:
+        assert self._page is not None
+        page: Any = self._page.experiment
+        page.add_image(name, as_array(figure), self._step, dataformats="HWC")
