@@ -29,7 +29,9 @@ FAST = (
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
     "--trainer.log_every_n_steps=1",
+    "--trainer.logger=false",
 )
+LOGGED = (*FAST, "--trainer.logger=true")  # a TensorBoard page too, which takes half a second a validation
 MakeFolder = Callable[..., Path]
 
 
@@ -57,7 +59,7 @@ def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = Path.cwd()
     os.chdir(place)
     try:
-        args = ["fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), "--trainer.max_epochs=2", *FAST]
+        args = ["fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), "--trainer.max_epochs=2", *LOGGED]
         assert main(args) == 0
     finally:
         os.chdir(before)

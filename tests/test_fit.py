@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import CONFIGS, FAST, MakeFolder
+from conftest import CONFIGS, FAST, LOGGED, MakeFolder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pcam_lightning import __version__
@@ -87,7 +87,7 @@ def test_end_of_fit_says_what_to_type_next(drawn: Path, capsys: pytest.CaptureFi
 
 
 def test_same_seed_same_metrics(drawn: Path, trained: Path) -> None:
-    assert main(["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=2", *FAST]) == 0
+    assert main(["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=2", *LOGGED]) == 0
     pd.testing.assert_frame_equal(_metrics(RUNS / "version_0"), _metrics(trained), check_exact=True)
 
 
@@ -199,7 +199,7 @@ sys.exit(main(sys.argv[3:]))
 def test_stopped_and_resumed_is_never_stopped(
     number: signal.Signals, status: int, epoch: int, drawn: Path, trained: Path
 ) -> None:
-    args = ["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=2", *FAST]
+    args = ["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=2", *LOGGED]
     command = [sys.executable, "-c", _STOPPED, str(int(number)), str(epoch), *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == status, done.stderr

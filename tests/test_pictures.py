@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CONFIGS, FAST
+from conftest import CONFIGS, LOGGED
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -36,7 +36,7 @@ def test_scores_and_mistakes_after_each_validation_and_the_first_batch_once(trai
 
 
 def test_pictures_change_no_number_and_a_resumed_run_draws_no_second_first_batch(drawn: Path) -> None:
-    args = ["fit", "-c", BASE, "--data.root", str(drawn), *FAST]
+    args = ["fit", "-c", BASE, "--data.root", str(drawn), *LOGGED]
     assert main([*args, "--trainer.max_epochs=1"]) == 0
     assert main([*args, "--trainer.max_epochs=2", "--ckpt_path=last"]) == 0
     assert main([*args, "--trainer.max_epochs=1", "--trainer.logger=false"]) == 0
@@ -52,7 +52,7 @@ def test_pictures_change_no_number_and_a_resumed_run_draws_no_second_first_batch
 
 
 def test_sanity_steps_are_not_drawn(drawn: Path) -> None:
-    args = ["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=1", *FAST]
+    args = ["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=1", *LOGGED]
     assert main([*args, "--trainer.num_sanity_val_steps=-1"]) == 0
     run = Path("lightning_logs/base/version_0")
     assert _images(run)["val/scores"] == list(pd.read_csv(run / "metrics.csv")["step"])
