@@ -71,7 +71,8 @@ def explain(
             heat = grad_cam(model, torch.from_numpy(images), layer)
             shares = ["no heat" if np.isnan(share) else f"{share:.0%} inside" for share in share_inside(heat)]
             titles = [
-                f"{title}, {share}" for title, share in zip(told(shown["id"], shown["logit"]), shares, strict=True)
+                f"{title}, {share}"
+                for title, share in zip(told(shown["id"], shown["logit"].to_numpy()), shares, strict=True)
             ]
             path = run / f"explain_{name}.png"
             write_whole(path, as_png(heat_grid(images, heat, titles)))

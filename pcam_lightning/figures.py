@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from scipy.special import expit
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from pcam_lightning.scores import Operation, operate, reliability
+from pcam_lightning.scores import Operation, most_wrong, operate, reliability
+from pcam_lightning.store import Store
 from pcam_lightning.style import (
     CLASSES,
     COLOURS,
@@ -277,9 +278,22 @@ def patch_grid(images: Array, titles: list[str], columns: int = 8) -> Figure:
     return figure
 
 
-def told(ids: "pd.Series[str]", logit: "pd.Series[float]") -> list[str]:
+def told(ids: "pd.Series[str]", logit: Array) -> list[str]:
     """Return a title for each patch: the beginning of its id, and its probability of tumour."""
     return [f"{patch_id[:12]}\n{prob:.3f}" for patch_id, prob in zip(ids, expit(logit), strict=True)]
+
+
+def wrong_grids(
+    ids: "pd.Series[str]", label: Array, logit: Array, store: Store, most: int = 16
+) -> dict[str, tuple[int, Figure]]:
+    """Draw the patches that are most wrong at 0.5: of each kind of mistake that there is, how many, and the picture."""
+    found = {}
+    for kind, places in most_wrong(label, logit).items():
+        if len(places):
+            first = ids.iloc[places[:most]]
+            images = store.images[store.rows(first)]
+            found[kind] = len(places), patch_grid(images, told(first, logit[places[:most]]))
+    return found
 
 
 def augmented_grid(images: Array, unit: torch.Tensor, titles: list[str]) -> Figure:

@@ -14,10 +14,8 @@ from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.datamodule import Batch, PCamDataModule
 from pcam_lightning.logs import TensorBoard
 from pcam_lightning.predictions import Collector
-from pcam_lightning.scores import most_wrong
 from pcam_lightning.style import as_array
 
-WRONG = 16  # patches shown of each kind of mistake
 FIRST = 15  # of the first batch
 
 
@@ -47,12 +45,9 @@ class Pictures(Collector):
         if len(set(label)) < 2 or not np.isfinite(logit).all():  # nothing to draw a curve of
             return
         self._show("val/scores", figures.judgement(label, logit.to_numpy()))
-        for kind, places in most_wrong(label, logit.to_numpy()).items():
-            first = logit.iloc[places[:WRONG]]
-            if len(first):
-                ids = first.index.to_series()
-                images = store.images[store.rows(ids)]
-                self._show(f"val/{kind}", figures.patch_grid(images, figures.told(ids, first)))
+        ids = logit.index.to_series()
+        for kind, (_, figure) in figures.wrong_grids(ids, label, logit.to_numpy(), store).items():
+            self._show(f"val/{kind}", figure)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int

@@ -8,7 +8,7 @@ import pandas as pd
 from pcam_lightning import figures
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.page import lay_out
-from pcam_lightning.scores import most_wrong, operate
+from pcam_lightning.scores import operate
 from pcam_lightning.style import as_address, as_png, as_svg
 
 WRONG = 16  # patches shown of each kind of mistake
@@ -48,11 +48,8 @@ def _wrong(rows: pd.DataFrame, data: PCamDataModule | None) -> dict[str, str]:
     """Draw the patches that are most wrong, of each kind, where their pixels are at hand."""
     if data is None or data.store is None:
         return {}
-    drawn = {}
-    for kind, places in most_wrong(rows["label"].to_numpy(), rows["logit"].to_numpy()).items():
-        first = rows.iloc[places[:WRONG]]
-        if len(first):
-            images = data.store.images[data.store.rows(first["id"])]
-            picture = as_address(as_png(figures.patch_grid(images, figures.told(first["id"], first["logit"]))))
-            drawn[f"{kind}: {len(first)} of {len(places):,}"] = picture
-    return drawn
+    label, logit = rows["label"].to_numpy(), rows["logit"].to_numpy()
+    return {
+        f"{kind}: {min(count, WRONG)} of {count:,}": as_address(as_png(figure))
+        for kind, (count, figure) in figures.wrong_grids(rows["id"], label, logit, data.store, WRONG).items()
+    }
