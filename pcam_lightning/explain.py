@@ -9,8 +9,8 @@ import torch
 from pcam_lightning.checkpoint import read_checkpoint
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.features import cam_layer, grad_cam, share_inside
-from pcam_lightning.figures import heat_grid, told
 from pcam_lightning.files import write_whole
+from pcam_lightning.grids import heat_grid, told
 from pcam_lightning.judged import read_judged
 from pcam_lightning.messages import UserError, say
 from pcam_lightning.run import Run
@@ -57,7 +57,8 @@ def explain(
     model = load_classifier(checkpoint, read_checkpoint(checkpoint), None)
     if ids is None:
         wrong = most_wrong(rows["label"].to_numpy(), rows["logit"].to_numpy())
-        places = {f"false_{kind.split()[1].rstrip(',')}": found[:patches] for kind, found in wrong.items()}
+        kinds = ("false_tumour", "false_normal")
+        places = {kind: found[:patches] for kind, found in zip(kinds, wrong.values(), strict=True)}
     elif unknown := sorted(set(ids.split(",")) - set(rows["id"])):
         raise UserError(f"--ids: {unknown[0]}: not in the validation part; {Run(run).split} lists it.")
     else:

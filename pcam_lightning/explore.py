@@ -9,19 +9,18 @@ import torch
 from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
 
-from pcam_lightning import __version__, figures
+from pcam_lightning import __version__, figures, grids
 from pcam_lightning.augment import Augmentation
-from pcam_lightning.backbone import WeightsUnavailable
 from pcam_lightning.checkpoint import read_checkpoint
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.features import features, spread_out
 from pcam_lightning.files import write_whole
 from pcam_lightning.look import Look, augmented, look
-from pcam_lightning.messages import UserError, say, warn
+from pcam_lightning.messages import UserError, say
 from pcam_lightning.page import lay_out
 from pcam_lightning.parser import Study
 from pcam_lightning.quality import KINDS, find_odd
-from pcam_lightning.rehearsal import draw_rehearsal, rehearsal_folder
+from pcam_lightning.rehearsal import draw_rehearsal, load_start, rehearsal_folder
 from pcam_lightning.stages import PROG, load_classifier
 from pcam_lightning.style import CLASSES, as_address, as_png
 from pcam_lightning.sweep import open_data
@@ -30,9 +29,15 @@ _GRID = 25  # patches of a picture, five by five
 _ODD = 16  # patches shown of each kind
 _SAMPLE = 4000  # patches of the histograms of pixels: 37 million pixels
 _MEASURED = 512  # patches that stains or statistics are measured on, as fit does
+
+
+def _slug(kind: str) -> str:
+    return kind.replace(" ", "_")
+
+
 # Pictures that not every page has.
 _NAMES = {*(f"patches_{group}" for group in CLASSES), "slides", "tsne_class", "tsne_slide"}
-_NAMES |= {f"odd_{kind.replace(' ', '_')}" for kind in KINDS}
+_NAMES |= {f"odd_{_slug(kind)}" for kind in KINDS}
 
 
 def explore(config: dict[str, Any], runs: Path, **options: Any) -> None:
@@ -59,11 +64,12 @@ def explore(config: dict[str, Any], runs: Path, **options: Any) -> None:
     odd = find_odd(looked.patches)
     how = Augmentation(**config["model"]["augment"])
     shown = looked.draw(options["augmented"])
+    images = looked.images(shown)
     drawn = {
         **_draw_patches(looked),
-        "augmented": figures.augmented_grid(
-            looked.images(shown),
-            augmented(looked.images(shown), how, model.preprocess),
+        "augmented": grids.augmented_grid(
+            images,
+            augmented(images, how, model.preprocess),
             [patch_id[:12] for patch_id in shown["id"]],
         ),
         **_draw_charts(looked),
@@ -117,12 +123,7 @@ def _load_network(config: dict[str, Any]) -> tuple[PCamClassifier, str]:
         path = Path(config["ckpt_path"])
         return load_classifier(path, read_checkpoint(path), "none"), str(path)
     model = PCamClassifier(**config["model"])
-    try:
-        model.load_start()
-    except WeightsUnavailable as error:
-        if Path(config["data"]["root"]) != rehearsal_folder():
-            raise
-        warn(f"{error} In this rehearsal alone the network starts from random weights instead.")
+    load_start(model, rehearses=Path(config["data"]["root"]) == rehearsal_folder())
     start = "random" if model.started_from == "none" else model.started_from
     return model, f"{model.hparams['backbone']}, {start} weights"
 
@@ -133,11 +134,11 @@ def _titles(rows: pd.DataFrame) -> list[str]:
 
 def _draw_patches(looked: Look) -> dict[str, Figure]:
     """Draw patches of all, and of each class."""
-    grids = {"patches": looked.draw(_GRID)}
+    drawn = {"patches": looked.draw(_GRID)}
     for group in CLASSES:
         if (looked.rows["group"] == group).any():
-            grids[f"patches_{group}"] = looked.draw(_GRID, group)
-    return {name: figures.patch_grid(looked.images(rows), _titles(rows), 5) for name, rows in grids.items()}
+            drawn[f"patches_{group}"] = looked.draw(_GRID, group)
+    return {name: grids.patch_grid(looked.images(rows), _titles(rows), 5) for name, rows in drawn.items()}
 
 
 def _draw_charts(looked: Look) -> dict[str, Figure]:
@@ -163,7 +164,7 @@ def _draw_odd(looked: Look, odd: pd.DataFrame) -> dict[str, Figure]:
             f"{patch_id[:12]}\n{f'as {of[:12]}' if of and of != patch_id else part}"
             for part, patch_id, of in zip(some["part"], some["id"], some["of"], strict=True)
         ]
-        found[f"odd_{_slug(str(kind))}"] = figures.patch_grid(looked.images(some), titles)
+        found[f"odd_{_slug(str(kind))}"] = grids.patch_grid(looked.images(some), titles)
     return found
 
 
@@ -180,10 +181,6 @@ def _draw_features(looked: Look, model: PCamClassifier, points: int, network: st
     if "slide" in rows:
         drawn["tsne_slide"] = figures.embedding(places, rows["slide"].to_numpy(), title.format("slide"))
     return drawn
-
-
-def _slug(kind: str) -> str:
-    return kind.replace(" ", "_")
 
 
 EXPLORE = Study(

@@ -8,12 +8,12 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.strategies import DDPStrategy
 
 from pcam_lightning import __version__
-from pcam_lightning.backbone import WeightsUnavailable
 from pcam_lightning.checkpoint import epochs_done, has_ended
 from pcam_lightning.files import write_whole
 from pcam_lightning.logs import TensorBoard
 from pcam_lightning.messages import UserError, say, warn
 from pcam_lightning.pictures import Pictures
+from pcam_lightning.rehearsal import load_start
 from pcam_lightning.run import claim_run
 from pcam_lightning.split import describe, find_leak, split_digest, write_split
 from pcam_lightning.stages import PROG, StagesCLI
@@ -30,12 +30,7 @@ class FitCLI(StagesCLI):
             self._take_split_of(self.resumed)
         data.setup("fit")
         if self.checkpoint is None:
-            try:
-                model.load_start()
-            except WeightsUnavailable as error:
-                if not self.rehearsal:
-                    raise
-                warn(f"{error} In this rehearsal alone the network starts from random weights instead.")
+            load_start(model, rehearses=self.rehearsal)
             if model.preprocess.measures:
                 model.preprocess.measure(data.sample(512))
         else:

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from pcam_lightning import figures
+from pcam_lightning import figures, grids
 from pcam_lightning.augment import augment
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.datamodule import Batch, PCamDataModule
@@ -46,7 +46,7 @@ class Pictures(Collector):
             return
         self._show("val/scores", figures.judgement(label, logit.to_numpy()))
         ids = logit.index.to_series()
-        for kind, (_, figure) in figures.wrong_grids(ids, label, logit.to_numpy(), store).items():
+        for kind, (_, figure) in grids.wrong_grids(ids, label, logit.to_numpy(), store).items():
             self._show(f"val/{kind}", figure)
 
     def on_train_batch_start(
@@ -63,7 +63,7 @@ class Pictures(Collector):
             unit, _ = augment(batch["image"], batch["label"], pl_module.augmentation, pl_module.preprocess.stain)
         ids = [patch_id[:12] for patch_id in store.ids[batch["row"][:FIRST].cpu().numpy()]]
         images = batch["image"][:FIRST].cpu().numpy()
-        self._show("train/first batch", figures.augmented_grid(images, unit[:FIRST], ids))
+        self._show("train/first batch", grids.augmented_grid(images, unit[:FIRST], ids))
 
     def _show(self, name: str, figure: Figure) -> None:
         assert self._page is not None

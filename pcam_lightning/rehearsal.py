@@ -6,8 +6,10 @@ import filelock
 from jsonargparse import Namespace
 
 from pcam_lightning import __version__
+from pcam_lightning.backbone import WeightsUnavailable
+from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.files import cache_folder
-from pcam_lightning.messages import say
+from pcam_lightning.messages import say, warn
 from pcam_lightning.synthetic import synthesize
 
 BATCH = 64  # 2,000 drawn patches make 25 steps an epoch with it, and 4 with the recipe's 512
@@ -44,3 +46,17 @@ def draw_rehearsal() -> None:
     with filelock.FileLock(root.with_name(f"{root.name}.lock")):
         if not root.is_dir():
             synthesize(root)
+
+
+def load_start(model: PCamClassifier, *, rehearses: bool) -> None:
+    """Load the weights that a network starts from; in a rehearsal alone, random ones where ImageNet's cannot be had.
+
+    Raises:
+        UserError: see `backbone.load_weights`.
+    """
+    try:
+        model.load_start()
+    except WeightsUnavailable as error:
+        if not rehearses:
+            raise
+        warn(f"{error} In this rehearsal alone the network starts from random weights instead.")

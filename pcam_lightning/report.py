@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pcam_lightning import figures
+from pcam_lightning import figures, grids
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.page import lay_out
 from pcam_lightning.scores import operate
@@ -51,5 +51,5 @@ def _wrong(rows: pd.DataFrame, data: PCamDataModule | None) -> dict[str, str]:
     label, logit = rows["label"].to_numpy(), rows["logit"].to_numpy()
     return {
         f"{kind}: {min(count, WRONG)} of {count:,}": as_address(as_png(figure))
-        for kind, (count, figure) in figures.wrong_grids(rows["id"], label, logit, data.store, WRONG).items()
+        for kind, (count, figure) in grids.wrong_grids(rows["id"], label, logit, data.store, WRONG).items()
     }
