@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 from jsonargparse.typing import PositiveInt
@@ -24,6 +23,7 @@ from pcam_lightning.parser import PCamCLI, Study
 from pcam_lightning.rehearsal import draw_rehearsal, rehearsal_folder
 from pcam_lightning.run import Run
 from pcam_lightning.sweep import check, claim, fingerprint, open_data, read_record, write_record
+from pcam_lightning.watch import Diverged
 
 KIND, BASE, ROWS = "ablate", "base", "rows"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,+=_-]{0,79}")
@@ -182,15 +182,18 @@ def _remaining(done: dict[str, dict[str, Any]], left: int) -> str:
 def _fit(folder: Path, row: str, seed: int, run: Run) -> dict[str, Any]:
     """Train a cell, or the rest of it, and return its score; `seconds` is None of one that was interrupted.
 
-    The score is None where the last epoch's loss is no number: an AUROC of what has diverged means nothing.
+    The score is None of one that diverged.
     """
-    anew, begun = not run.last.is_file(), time.monotonic()
+    anew, begun, diverged = not run.last.is_file(), time.monotonic(), False
     if anew or not _ended(run):
         recipe = _args(folder, run.folder.parent.name)
-        PCamCLI([*recipe, f"--seed_everything={seed}", f"--data.split_seed={seed}"], run=run)
+        try:
+            PCamCLI([*recipe, f"--seed_everything={seed}", f"--data.split_seed={seed}"], run=run)
+        except Diverged as error:
+            say(f"{row}, seed {seed}: {error}")
+            diverged = True
     seconds = round(time.monotonic() - begun, 1) if anew else None
-    last = pd.read_csv(run.metrics)[["val/auroc", "val/loss"]].iloc[-1]
-    score = float(last["val/auroc"]) if np.isfinite(last).all() else None
+    score = None if diverged else float(pd.read_csv(run.metrics)["val/auroc"].iloc[-1])
     return {"row": row, "seed": seed, "val/auroc": score, "seconds": seconds}
 
 

@@ -1,6 +1,5 @@
 """The network by its name, with one logit, and the weights it starts from."""
 
-import pickle
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -9,13 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import safetensors.torch
 import torch
 from torch import nn
 from torchvision import models
 
 from pcam_lightning.equivariant import EquivariantResNet
 from pcam_lightning.messages import UserError, say
+from pcam_lightning.tensors import read_tensors
 
 P4M = "p4m_resnet16"  # ours
 # Torchvision's and it, by the name of the layer that gives way to the head.
@@ -223,21 +222,11 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UserError(f"--model.weights {path}: no such file; imagenet, none, or the path of a state dict.")
     try:
-        if path.suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" not in str(error):  # what a pickle calls whatever it would import
-            reason = str(error).splitlines()[0]
-            raise UserError(f"--model.weights {path}: not a file of weights ({reason}).") from None
+        state = read_tensors(path)
+    except ValueError as error:
         raise UserError(
-            f"--model.weights {path}: holds more than tensors and plain values, and to load the rest could run code; "
-            "look for a file of the weights alone, such as .safetensors."
+            f"--model.weights {path}: not a file of weights alone, such as a state dict or .safetensors ({error})."
         ) from None
-    except Exception as error:  # torch.load raises whatever its parsers raise over foreign bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--model.weights {path}: not a file of weights ({reason}).") from None
     for key in ("state_dict", "model_state_dict", "model", "net"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

@@ -1,6 +1,7 @@
 """best.ckpt and last.ckpt: when they are written, how, and what they tell of their run."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from pcam_lightning import __version__
 from pcam_lightning.files import link_whole, write_whole
 from pcam_lightning.messages import UserError, say
 from pcam_lightning.run import Run
+from pcam_lightning.tensors import read_tensors
+
+FORMAT = 1  # of what a checkpoint tells of its run; one of a higher number is refused
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -23,6 +28,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint beside its place, then rename it."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)  # of a callback of the user's own
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_whole(Path(path), buffer.getvalue())
@@ -41,13 +47,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; runs keep theirs in lightning_logs/NAME/version_N/checkpoints/.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its parsers raise over foreign bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a checkpoint, or a damaged one ({reason}).") from None
+        checkpoint = read_tensors(path)
+    except ValueError as error:
+        raise UserError(f"{path}: not a checkpoint, or a damaged one ({error}).") from None
     record = checkpoint.get("pcam") if isinstance(checkpoint, dict) else None
     if not (isinstance(record, dict) and {"config", "data", "split"} <= set(record) and "state_dict" in checkpoint):
         raise UserError(f"{path}: not a checkpoint of this project; weights from elsewhere go to fit --model.weights.")
+    if record.get("format", FORMAT) > FORMAT:
+        raise UserError(
+            f"{path}: made by pcam_lightning {record.get('version')}, which is newer than this one, {__version__}; "
+            "install that version to read it."
+        )
     whole: dict[str, Any] = checkpoint
     return whole
 
@@ -92,13 +102,19 @@ class KeepCheckpoints(Checkpoint):
         self.best_score: float | None = None
         self.best_epoch: int | None = None
         self._validated = False
+        self._whole = False  # whether what is being saved is a whole epoch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save where the run starts, unless it goes on from there."""
         # The first process has made the folder; all must take part in saving.
         self.run = trainer.strategy.broadcast(self.run)
         if self.run and not self.goes_on:
-            trainer.save_checkpoint(self.run.last, weights_only=False)
+            self._save(trainer, self.run.last)
+
+    def _save(self, trainer: L.Trainer, path: Path) -> None:
+        self._whole = True
+        trainer.save_checkpoint(path, weights_only=False)
+        self._whole = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note that val/auroc is of this epoch."""
@@ -109,23 +125,22 @@ class KeepCheckpoints(Checkpoint):
         if self.run is None:
             return
         improved = False
-        if self._validated:
-            score = float(trainer.callback_metrics["val/auroc"])
-            if improved := self.best_score is None or score > self.best_score:
-                self.best_score, self.best_epoch = score, trainer.current_epoch
+        score = float(trainer.callback_metrics["val/auroc"]) if self._validated else math.nan
+        if math.isfinite(score) and (self.best_score is None or score > self.best_score):
+            improved, self.best_score, self.best_epoch = True, score, trainer.current_epoch
         self._validated = False
         # The best one first: a run that is killed in between repeats the epoch, and finds it best again.
-        trainer.save_checkpoint(self.run.best if improved else self.run.last, weights_only=False)
+        self._save(trainer, self.run.best if improved else self.run.last)
         if improved and trainer.is_global_zero:
             link_whole(self.run.best, self.run.last)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what the checkpoint tells of its run."""
-        checkpoint["pcam"] = self.record
+        checkpoint["pcam"] = {**self.record, "whole": self._whole}
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say how a stopped run goes on."""
-        if self.run and isinstance(exception, KeyboardInterrupt):
+        if self.run and isinstance(exception, KeyboardInterrupt | OSError):
             say(f"\nstopped; {self.run.last} is of the last whole epoch, and {self.way_on} goes on from it.")
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,6 +20,9 @@ def compare(first: Path, second: Path, slides: Path | None = None, draws: int = 
         seed: of the bootstrap.
     """
     check_draws(draws, seed)
+    for target in (first, second):  # before the first one is validated for nothing
+        if not target.exists():
+            raise UserError(f"{target}: no such run, cross-validation or CSV of predictions.")
     read = [read_judged(target, None, slides, pictures=False) for target in (first, second)]
     one, other = (judged.rows.set_index("id") for judged in read)
     if set(one.index) != set(other.index):

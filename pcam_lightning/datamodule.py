@@ -34,16 +34,16 @@ class Patches(Dataset[Batch]):
     """Patches of a packed store; an index is a whole batch of them.
 
     Args:
-        images: the store's `images.npy`.
+        store: the packed images. They stay mapped even where another process packs anew meanwhile and takes them away.
         rows: row of the store for each patch, shape (N,).
         labels: label of each patch, shape (N,); None where unknown.
     """
 
-    def __init__(self, images: Path, rows: np.ndarray, labels: np.ndarray | None) -> None:
-        self.path = images
+    def __init__(self, store: Store, rows: np.ndarray, labels: np.ndarray | None) -> None:
+        self.path = store.path
         self.rows = rows
         self.labels = labels
-        self._images: np.ndarray | None = None
+        self._images: np.ndarray | None = store.images
 
     def __len__(self) -> int:
         """Return the number of patches."""
@@ -214,15 +214,15 @@ class PCamDataModule(L.LightningDataModule):
                 group = join_groups(table["slide"].to_numpy(), group)
             mask = hold_out(table, group, self.val_fraction, self.split_seed, self.folds, self.fold)
         labels = table["label"].to_numpy(dtype=np.float32)
-        self._train = Patches(store.path, rows[~mask], labels[~mask])
-        self._val = Patches(store.path, rows[mask], labels[mask])
+        self._train = Patches(store, rows[~mask], labels[~mask])
+        self._val = Patches(store, rows[mask], labels[mask])
         self.table, self.val_mask, self.store = table, mask, store
 
     def _setup_test(self, *, answers: bool) -> None:
         table = read_test(self.root, answers=answers)
         store = open_store(table, self.root, "test", self.cache_dir, self.verify)
         labels = table["label"].to_numpy(dtype=np.float32) if answers else None
-        self._test = Patches(store.path, store.rows(table["id"]), labels)
+        self._test = Patches(store, store.rows(table["id"]), labels)
         self.test_table, self.store = table, store
 
     def sample(self, count: int) -> torch.Tensor:

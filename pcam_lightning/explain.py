@@ -49,6 +49,11 @@ def explain(
             raise UserError(f"--{name} {value}: should be at least 1.")
     if not Run(run).config.is_file():
         raise UserError(f"{run}: not the folder of a run: it has no config.yaml.")
+    wanted = [] if ids is None else ids.split(",")
+    if Run(run).split.is_file():  # before it is validated for nothing
+        part = pd.read_csv(Run(run).split, dtype=str).set_index("id")["split"]
+        if unknown := sorted(set(wanted) - set(part.index[part == "val"])):
+            raise UserError(f"--ids: {unknown[0]}: not in the validation part; {Run(run).split} lists it.")
     judged = read_judged(run, None, None, root)
     rows, data = judged.rows, judged.data
     if judged.made_by is None or data is None or data.store is None:
@@ -59,10 +64,8 @@ def explain(
         wrong = most_wrong(rows["label"].to_numpy(), rows["logit"].to_numpy())
         kinds = ("false_tumour", "false_normal")
         places = {kind: found[:patches] for kind, found in zip(kinds, wrong.values(), strict=True)}
-    elif unknown := sorted(set(ids.split(",")) - set(rows["id"])):
-        raise UserError(f"--ids: {unknown[0]}: not in the validation part; {Run(run).split} lists it.")
     else:
-        places = {"ids": np.flatnonzero(rows["id"].isin(ids.split(",")))}
+        places = {"ids": np.flatnonzero(rows["id"].isin(wanted))}
     layer = layer or cam_layer(model, torch.zeros(1, 96, 96, 3, dtype=torch.uint8))
     say(f"Grad-CAM of {checkpoint}, {layer}.")
     for name, chosen in places.items():

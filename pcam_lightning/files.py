@@ -14,7 +14,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         content: all of it; text is written as UTF-8.
 
     Raises:
-        OSError: the folder is missing, read-only or full. Whatever stood at `path` is still there.
+        OSError: the folder is missing, read-only or full. Whatever stood at `path` is still there; `filename` is it.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -23,6 +23,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:  # of a full disk Python names no file
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -44,6 +46,8 @@ def link_whole(source: Path, path: Path) -> None:
         except OSError:
             shutil.copyfile(source, temporary)
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.strategies import DDPStrategy
 
 from pcam_lightning import __version__
-from pcam_lightning.checkpoint import epochs_done, has_ended
+from pcam_lightning.checkpoint import FORMAT, epochs_done, has_ended
 from pcam_lightning.files import write_whole
 from pcam_lightning.logs import TensorBoard
 from pcam_lightning.messages import UserError, say, warn
@@ -72,7 +72,12 @@ class FitCLI(StagesCLI):
 
     def _check_that_it_goes_on(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on where there is nothing to do, or where the resumed run's validation part has changed."""
-        data = self.datamodule
+        data, chosen = self.datamodule, self.config[self.subcommand]
+        if not checkpoint["pcam"].get("whole", True):
+            raise UserError(
+                f"{chosen.ckpt_path}: a callback of the user's own saved it within an epoch, and fit goes on from "
+                "whole ones, as a run's last.ckpt and best.ckpt are; --model.weights takes its weights for a new run."
+            )
         if has_ended(checkpoint, self.trainer.max_epochs, self.trainer.max_steps):
             raise UserError(
                 f"--ckpt_path: has had {epochs_done(checkpoint)} epochs already; a higher --trainer.max_epochs goes on "
@@ -104,8 +109,9 @@ class FitCLI(StagesCLI):
         if self.trainer.is_global_zero:
             self.run = self.resumed or self.place or claim_run(self._runs(chosen))
             self.run.best.parent.mkdir(parents=True, exist_ok=True)
-            for left_over in self.run.last.parent.glob(".*.tmp"):  # of a run that was killed while it saved
+            for left_over in self.run.folder.rglob(".*.tmp"):  # of a run that was killed while it saved
                 left_over.unlink()
+            self.run.diverged.unlink(missing_ok=True)  # of one that is tried again
             write_whole(self.run.config, yaml.safe_dump(self._recorded(plain), sort_keys=False))
             if self.resumed is None:
                 write_split(self.run.split, data.table, data.val_mask)
@@ -119,10 +125,11 @@ class FitCLI(StagesCLI):
             self._add(Pictures(page, data))
         if self.place is not None:
             self.keep.way_on = "the same command"
-        self.keep.run = self.metrics_file.run = self.run
+        self.keep.run = self.metrics_file.run = self.watch.run = self.run
         self.keep.goes_on = self.metrics_file.goes_on = self.resumed is not None
         self.keep.record = {
             "version": __version__,
+            "format": FORMAT,
             "config": plain,
             "data": {"root": str(data.root), "fingerprint": data.store.fingerprint, "patches": len(data.table)},
             "split": {
@@ -157,7 +164,7 @@ class FitCLI(StagesCLI):
             best = self.run.best
             say(f"best: epoch {self.keep.best_epoch + 1}, val/auroc {self.keep.best_score:.4f}.")
         else:
-            say("nothing was validated: last.ckpt counts.")
+            say("no val/auroc to choose an epoch by: last.ckpt counts.")
         say(f"curves:     tensorboard --logdir {self.run.folder.parent.parent}")
         if self.keep.best_epoch is not None:
             say(f"report:     {PROG} evaluate {self.run.folder}")

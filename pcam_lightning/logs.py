@@ -1,5 +1,6 @@
 """What a run tells while it runs: metrics.csv and the TensorBoard page."""
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -76,8 +77,10 @@ class MetricsFile(L.Callback):
         pl_module.log("train/patches_per_second", self._patches / seconds)
         pl_module.log("train/waiting_for_data", self._waited / seconds)
         if self._validated:
-            scores = [row["val/auroc"] for row in self.rows if "val/auroc" in row]
-            pl_module.log("val/best_auroc", max([*scores, float(trainer.callback_metrics["val/auroc"])]))
+            scores = [row.get("val/auroc", math.nan) for row in self.rows]
+            scores.append(float(trainer.callback_metrics["val/auroc"]))
+            if known := [score for score in scores if math.isfinite(score)]:  # of patches of one class there is none
+                pl_module.log("val/best_auroc", max(known))
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         for name, value in sorted(trainer.callback_metrics.items()):
             if self._validated or not name.startswith("val/"):

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
+from pcam_lightning import __version__
 from pcam_lightning.checkpoint import read_checkpoint, run_config
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.datamodule import PCamDataModule
@@ -42,6 +43,7 @@ class Study:
 Tools = Mapping[str, Callable[..., None]]
 Studies = Mapping[str, Study]
 
+_MOST = 100_000  # values in a config
 STAGES = {
     "fit": "Train, and keep the best and the last epoch's checkpoint in a run folder of its own.",
     "validate": "Score a run's checkpoint on the validation part of its split.",
@@ -165,7 +167,7 @@ class PCamCLI(FitCLI):
         if stage in self.studies:
             if not self.studies[stage].trains and chosen.ckpt_path is not None:
                 self.checkpoint = read_checkpoint(Path(chosen.ckpt_path))
-                self._parse_with(run_config(self.checkpoint), args, 1)
+                self._parse_with(run_config(self.checkpoint), args, 1, Path(chosen.ckpt_path))
             return
         if stage != "fit":
             if chosen.ckpt_path is None:
@@ -176,7 +178,7 @@ class PCamCLI(FitCLI):
             first, *rest = sorted([Path(chosen.ckpt_path), *(chosen.also if stage == "predict" else [])])
             self.checkpoint = read_checkpoint(first)
             # First of all, so that whatever the user adds is stacked on it and wins.
-            self._parse_with(run_config(self.checkpoint), args, 1)
+            self._parse_with(run_config(self.checkpoint), args, 1, first)
             if rest:
                 self.said = parser.parse_args(args, defaults=False)[stage]
                 self.config[stage].ckpt_path, self.config[stage].also = str(first), rest
@@ -185,13 +187,19 @@ class PCamCLI(FitCLI):
             self.checkpoint = read_checkpoint(self.resumed.last)
             # After the user's -c, which are where the run's configuration came from, and before flags.
             config = yaml.safe_load(self.resumed.config.read_text(encoding="utf-8"))
-            self._parse_with(config, args, 1 + len(configs))
+            self._parse_with(config, args, 1 + len(configs), self.resumed.config)
             self.config[stage].ckpt_path = str(self.resumed.last)
         elif chosen.ckpt_path is not None:
             self.checkpoint = read_checkpoint(Path(chosen.ckpt_path))
 
-    def _parse_with(self, config: dict[str, Any], args: list[str], position: int) -> None:
-        self.config = self.parser.parse_args([*args[:position], f"--config={json.dumps(config)}", *args[position:]])
+    def _parse_with(self, config: dict[str, Any], args: list[str], position: int, origin: Path) -> None:
+        args = [*args[:position], f"--config={json.dumps(config)}", *args[position:]]
+        try:
+            self.config = self.parser.parse_args(args)
+        except ArgumentError as error:  # the user's own words have been parsed before
+            raise UserError(
+                f"{origin}: its run had options that are none of this version, {__version__} ({error})."
+            ) from error
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let the checkpoint's parameters beat the user's flags."""
@@ -258,3 +266,10 @@ def _check_config(path: Path) -> None:
         raise UserError(f"{path}: not a YAML file: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no options; configs/base.yaml shows how they are written.")
+    todo, count = [content], 0
+    while todo and count <= _MOST:  # an anchor may stand within what it names, or double it again and again
+        value = todo.pop()
+        todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+        count += 1
+    if todo:
+        raise UserError(f"{path}: more than {_MOST:,} values; does an anchor (&) in it refer to itself?")

@@ -42,6 +42,11 @@ class Run:
         return self.folder / f"{part}_predictions.csv"
 
     @property
+    def diverged(self) -> Path:
+        """The patches of the step that stopped a run, its loss being no number: id."""
+        return self.folder / "diverged.csv"
+
+    @property
     def submission(self) -> Path:
         """What Kaggle takes: id,label."""
         return self.folder / "submission.csv"

@@ -1,6 +1,7 @@
 """The stages: what all share beyond Lightning, and what validate, test and predict say and keep."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pcam_lightning.run import Run, run_of
 from pcam_lightning.split import split_digest
 from pcam_lightning.table import SLIDES_FILES, find_slides
 from pcam_lightning.trainer import build_trainer
+from pcam_lightning.watch import Watch
 
 PROG = "python -m pcam_lightning"
 
@@ -41,7 +43,7 @@ class StagesCLI(LightningCLI):
     name = "default"  # of the run's folder: the stem of the last -c
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.keep, self.metrics_file = KeepCheckpoints(), MetricsFile()
+        self.watch, self.keep, self.metrics_file = Watch(), KeepCheckpoints(), MetricsFile()
         super().__init__(*args, **kwargs)
 
     @property
@@ -103,7 +105,7 @@ class StagesCLI(LightningCLI):
         Raises:
             UserError: the flags do not go together, or not with this machine.
         """
-        callbacks: list[Callback] = [self.metrics_file, self.keep] if self._fits else []
+        callbacks: list[Callback] = [self.watch, self.metrics_file, self.keep] if self._fits else []
         return build_trainer(self.config_init[self.subcommand].trainer, callbacks, fits=self._fits, **kwargs)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -187,9 +189,10 @@ class StagesCLI(LightningCLI):
     def _write_scores(self, stage: str) -> None:
         chosen = self.config[self.subcommand]
         scores = {name: float(value) for name, value in sorted(self.trainer.callback_metrics.items())}
+        known = {name: value if math.isfinite(value) else None for name, value in scores.items()}
         assert self.checkpoint is not None
         made_by = {"checkpoint": str(chosen.ckpt_path), "step": self.checkpoint["global_step"]}
-        told = {**made_by, "root": str(self.datamodule.root), **scores}
+        told = {**made_by, "root": str(self.datamodule.root), **known}
         path = self._written_run().folder / f"{stage}.json"
         if self.trainer.is_global_zero:
             write_whole(path, json.dumps(told, indent=2) + "\n")

@@ -143,6 +143,8 @@ def _fingerprint(table: pd.DataFrame, root: Path) -> str:
 def _pack(table: pd.DataFrame, root: Path, folder: Path, part: str) -> None:
     """Decode every image of the table into `folder`, which appears whole at the end; called under the part's lock."""
     stale = [path for path in folder.parent.glob(f"{part}-*") if path.is_dir()]
+    if any(path.suffix != ".tmp" for path in stale):
+        say(f"{folder.parent}: what is packed there is of other files, or of another version; packing again.")
     for path in stale:  # older packs of this part, and what a killed pack left
         shutil.rmtree(path)
     need, free = len(table) * BYTES, shutil.disk_usage(folder.parent).free

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -162,9 +163,13 @@ def _read_csv(path: Path, columns: tuple[str, ...], way_on: str = _HOW_TO_GET) -
     if not path.is_file():
         raise UserError(f"{path}: no such file; {way_on}.")
     try:
-        frame = pd.read_csv(
-            path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig", index_col=False
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # more columns in a row than in the header
+            frame = pd.read_csv(
+                path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig", index_col=False
+            )
+    except pd.errors.ParserWarning:
+        raise UserError(f"{path}: not a CSV file: a row has more columns than its first line.") from None
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
         raise UserError(
             f"{path}: not a CSV file ({error}). It should start with the line {','.join(columns)}."
@@ -187,14 +192,14 @@ def _complain_of_ids(ids: "pd.Series[str]", path: Path) -> None:
     odd = ids[(ids == "") | ids.str.contains(r"[/\\\x00]") | ids.isin([".", ".."])]
     if len(odd):
         raise UserError(
-            f"{path}, row {odd.index[0]}: id {odd.iloc[0]!r} is empty or has a path separator in it. "
+            f"{path}, row {odd.index[0]}: id {_short(odd.iloc[0])!r} is empty or has a path separator in it. "
             "An id is the file's name without folder and suffix."
         )
     twice = ids[ids.duplicated()]
     if len(twice):
         first, second = ids.index[ids == twice.iloc[0]][:2]
         raise UserError(
-            f"{path}, row {second}: id {twice.iloc[0]} stands in row {first} already. Remove one of the two rows."
+            f"{path}, row {second}: id {_short(twice.iloc[0])} stands in row {first} already. Remove one of the two."
         )
 
 
@@ -213,7 +218,7 @@ def read_labels(path: Path, way_on: str = _HOW_TO_GET) -> pd.DataFrame:
     odd = frame.loc[label.isna(), "label"]
     if len(odd):
         raise UserError(
-            f'{path}, row {odd.index[0]}: label "{odd.iloc[0]}" is neither 0 nor 1. '
+            f'{path}, row {odd.index[0]}: label "{_short(odd.iloc[0])}" is neither 0 nor 1. '
             "Labels come as id,label with 0 for normal and 1 for tumour."
         )
     return frame.assign(label=label.astype("int8"))
@@ -237,11 +242,15 @@ def _join_files(rows: pd.DataFrame, files: dict[str, str], csv: Path, folder: Pa
 
 def _complain_of_missing(ids: Iterable[str], csv: Path, what: str) -> None:
     if missing := list(ids):
-        named = ", ".join(missing[:3])
+        named = ", ".join(map(_short, missing[:3]))
         more = ", ..." if len(missing) > 3 else ""
         raise UserError(
             f"{csv}: {len(missing):,} of the ids {what}: {named}{more}. Unzip the download again, or drop them."
         )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def looks_like_sha1(ids: "pd.Series[str]") -> "pd.Series[bool]":

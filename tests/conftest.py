@@ -66,6 +66,16 @@ def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "lightning_logs" / "base" / "version_0"
 
 
+@pytest.fixture(scope="session")
+def small(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run of one epoch whose checkpoints are small; tests copy it before they write."""
+    place = tmp_path_factory.mktemp("small")
+    args = ["fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), "--trainer.max_epochs=1", *FAST]
+    args += ["--model.backbone=p4m_resnet16", f"--trainer.default_root_dir={place}"]
+    assert main(args) == 0
+    return place / "lightning_logs" / "base" / "version_0"
+
+
 def stopping(callback: Callback, left: list[int]) -> type[PCamCLI]:
     """Return a command line that runs so many whole stages, which it counts down, and the next with a callback."""
 

@@ -65,57 +65,6 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert all(name in told for name in ("fit", "validate", "test", "predict", "synthesize", "pack"))
 
 
-BASE = str(CONFIGS / "base.yaml")
-WRONG = {
-    "nothing": ([], "subcommand"),
-    "unknown command": (["fly"], "fly"),
-    "unknown flag": (["fit", "--data.rot", "x"], "rot"),
-    "word for a number": (["fit", "--data.batch_size", "many"], "batch_size"),
-    "unknown accelerator": (["fit", "--trainer.accelerator", "abacus"], "abacus"),
-    "no such machine": (["fit", "--trainer.accelerator", "tpu"], "error: --trainer: "),
-    "unknown precision": (["fit", "--trainer.precision", "12"], "precision"),
-    "optimizer": (["fit", "--model.optimizer", "lion"], "optimizer"),
-    "batch of none": (["fit", "--data.batch_size", "0"], "--data.batch_size 0"),
-    "fraction": (["fit", "--data.root", "{drawn}", "--data.val_fraction", "1.5"], "--data.val_fraction 1.5"),
-    "backbone": (["fit", "--model.backbone", "resnet19"], "--model.backbone resnet19"),
-    "weights": (["fit", "--data.root", "{drawn}", "--model.weights", "w.pth"], "--model.weights w.pth: no such file"),
-    "split file": (["fit", "--data.root", "{drawn}", "--data.split_file", "s.csv"], "s.csv: no such file"),
-    "no config": (["fit", "-c", "missing.yaml"], "missing.yaml"),
-    "no end": (["fit", "--data.root", "{drawn}", "--model.weights=none", "--trainer.max_epochs=-1"], "max_epochs"),
-    "flag before config": (["fit", "--data.root", "nowhere", "-c", BASE], "nowhere: no such folder"),
-    "seed": (["fit", "--seed_everything", "-1"], "--seed_everything"),
-    "split seed": (["fit", "--data.split_seed", "-1"], "--data.split_seed -1"),
-    "momentum": (["fit", "--model.momentum", "-1"], "--model.momentum -1"),
-    "accumulate": (["fit", "--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches: at least 1"),
-    "overfit": (["fit", "--trainer.overfit_batches", "2"], "overfit_batches: .*limit_train_batches"),
-    "half": (["fit", "--trainer.precision", "bf16-true"], "precision: 32-true"),
-    "no epochs": (["fit", "--trainer.max_epochs", "0"], "0 would train nothing"),
-    "flag without value": (["fit", "-c"], "expected one argument"),
-    "synthesize none": (["synthesize", "out", "--train", "0"], "train"),
-    "pack nothing": (["pack", "--data.root", "nowhere"], "nowhere"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_flags_end_with_one_line_and_status_2(name: str, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args, expected = WRONG[name]
-    assert main([word.format(drawn=drawn) for word in args]) == 2
-    told = capsys.readouterr()
-    lines = [line for line in told.err.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    assert re.search(expected, lines[0]), lines[0]
-    assert "usage:" not in told.err + told.out
-    assert "Traceback" not in told.err
-    assert not Path("lightning_logs").exists()
-    assert not Path("out").exists()
-
-
-def test_broken_config_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "broken.yaml").write_text("data:\n  batch_size: [1\n")
-    assert main(["fit", "-c", str(tmp_path / "broken.yaml")]) == 2
-    assert re.search(r"error: .*broken.yaml", capsys.readouterr().err)
-
-
 def test_synthesize_then_pack(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synthesize", "out", "--train", "12", "--test", "4", "--slides", "4"]) == 0
     assert len(pd.read_csv("out/train_labels.csv")) == 12

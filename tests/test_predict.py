@@ -123,32 +123,6 @@ def test_no_checkpoint_no_prediction(stage: str, drawn: Path, capsys: pytest.Cap
     assert f"error: {stage} needs --ckpt_path" in capsys.readouterr().err
 
 
-def test_complaints_about_checkpoints(run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = Path(_ckpt(run_copy)).read_bytes()
-    state = torch.load(_ckpt(run_copy), weights_only=True)
-    torch.save({"state_dict": state["state_dict"]}, tmp_path / "foreign.ckpt")
-    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "junk.ckpt").write_bytes(b"junk")
-    torch.save({"state_dict": {}, "pcam": {}}, tmp_path / "empty.ckpt")
-    state["state_dict"].pop("net.conv1.weight")
-    torch.save(state, tmp_path / "lacking.ckpt")
-    for name, expected in {
-        "foreign.ckpt": "not a checkpoint of this project; .*--model.weights",
-        "empty.ckpt": "not a checkpoint of this project",
-        "half.ckpt": "not a checkpoint, or a damaged one",
-        "junk.ckpt": "not a checkpoint, or a damaged one",
-        "missing.ckpt": "no such checkpoint",
-        "lacking.ckpt": "does not fit --model.backbone resnet18: 1 names or shapes differ, net.conv1.weight",
-    }.items():
-        for command in ("predict", "fit"):
-            args = [command, "--ckpt_path", str(tmp_path / name), "--data.root", state["pcam"]["data"]["root"], CPU]
-            assert main([*args, "--model.weights=none"] if command == "fit" else args) == 2, name
-            lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-            assert len(lines) == 1
-            assert re.search(expected, lines[0]), lines[0]
-    assert not (tmp_path / "submission.csv").exists()
-
-
 def test_make_submission_refuses_what_is_not_one_probability_an_id() -> None:
     ids = pd.Series(["b", "a"])
     good = pd.Series([0.25, 1.0], index=["a", "b"], dtype=np.float32)

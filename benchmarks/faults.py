@@ -1,0 +1,315 @@
+"""What is lost when processes are killed, disks are full and much is done in one process? Counted; nothing should be.
+
+    python benchmarks/faults.py WORK [--kills 30] [--seed 0]
+
+Draws small data folders below WORK, an empty or new folder, and takes them away at the end. Every process is the
+command line itself, `python -m pcam_lightning`.
+
+- killed while packing: `pack` of 4,000 patches is killed (SIGKILL) at a moment drawn from the whole of its time, until
+  that has happened --kills times; after each, what stands where a pack should is looked at, and at the end one that is
+  left alone is compared with the images, byte by byte.
+- killed while training: so is `fit` of 6 epochs, each time going on with the run that is there, until it ends; then
+  another run begins. After each kill every checkpoint, CSV and config in its folder is read; lost are whole epochs that
+  metrics.csv told and last.ckpt lacks. Each run that has ended is compared with one that was left alone: metrics, and
+  weights bit by bit.
+- stopped while training: the same with ctrl-C (SIGINT) and SIGTERM, taking turns.
+- a full disk: packing, training and predicting on a tmpfs that is too small, in a user namespace of their own where the
+  system has them; then again with room. Older files must be as they were.
+- in one process: memory (MB) and open files after 200 store openings, 50 predictions and a run of 20 epochs, against
+  those after the first tenth of them.
+
+Prints a table, and writes faults.json into the current folder.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+import yaml
+
+from pcam_lightning.pixels import read_pixels
+from pcam_lightning.store import open_store
+from pcam_lightning.table import read_train
+
+COMMAND = [sys.executable, "-m", "pcam_lightning"]
+CPU = "--trainer.accelerator=cpu"
+FIT = ["--model.backbone=p4m_resnet16", "--model.weights=none", "--data.batch_size=32", "--trainer.max_epochs=6", CPU]
+RUNS = Path("lightning_logs") / "default"
+TIMES = ["train/patches_per_second", "train/waiting_for_data"]
+Row = tuple[str, int, int, str]  # what was tried, how often, how often something was lost or broken, more
+
+
+def run(*args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    done = subprocess.run([*COMMAND, *args], capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise SystemExit(f"{' '.join(args)}\n{done.stderr[-2000:]}")
+    return done
+
+
+def stop(args: list[str], number: signal.Signals, after: float) -> int | None:
+    """Start a command, send it a signal after so many seconds; return its status, None where it had ended before."""
+    with subprocess.Popen([*COMMAND, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            process.wait(timeout=after)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+            return process.wait()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(args)} ended with {process.returncode}")
+    return None
+
+
+def packing(kills: int, draw: random.Random) -> list[Row]:
+    """Kill `pack` again and again."""
+    root = Path("large")
+    run("synthesize", str(root), "--train=4000", "--test=0")
+    begun = time.perf_counter()
+    run("pack", "--data.root", str(root))
+    seconds = time.perf_counter() - begun
+    killed = broken = 0
+    while killed < kills:
+        shutil.rmtree(root / ".pcam_cache")
+        if stop(["pack", "--data.root", str(root)], signal.SIGKILL, draw.uniform(0, seconds)) is None:
+            continue
+        killed += 1
+        for folder in (root / ".pcam_cache").glob("train-*"):
+            if folder.suffix != ".tmp":  # it has the name of a whole one
+                broken += not whole(root, folder)
+    run("pack", "--data.root", str(root))
+    (folder,) = (root / ".pcam_cache").glob("train-*")
+    return [("SIGKILL while packing", killed, broken + (not whole(root, folder)), f"one takes {seconds:.1f} s")]
+
+
+def whole(root: Path, folder: Path) -> bool:
+    """Tell whether a pack has the pixels of all its files."""
+    table = read_train(root).sort_values("id", ignore_index=True)
+    index = pd.read_csv(folder / "index.csv", dtype=str)
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    return list(index["id"]) == list(table["id"]) and all(
+        images[row].tobytes() == read_pixels(root / path) for row, path in enumerate(table["path"])
+    )
+
+
+def training(kills: int, draw: random.Random, numbers: list[signal.Signals]) -> list[Row]:
+    """Kill or stop `fit` again and again, and go on each time."""
+    root = Path("small")
+    if not root.exists():
+        run("synthesize", str(root), "--train=240", "--test=40")
+    shutil.rmtree("lightning_logs", ignore_errors=True)
+    fresh = ["fit", "--data.root", str(root), *FIT]
+    begun = time.perf_counter()
+    run(*fresh)
+    seconds = time.perf_counter() - begun
+    straight = told(RUNS / "version_0")
+    version, stopped, broken, lost, runs, unequal = 1, 0, 0, 0, 0, 0
+    while stopped < kills:
+        folder = RUNS / f"version_{version}"
+        goes_on = (folder / "checkpoints" / "last.ckpt").is_file()
+        args = ["fit", "--ckpt_path=last"] if goes_on else fresh
+        status = stop(args, numbers[stopped % len(numbers)], draw.uniform(0, seconds))
+        if status is None:
+            runs, unequal = runs + 1, unequal + (told(folder) != straight)
+            version += 1
+            continue
+        stopped += 1
+        # Before the command is imported, Python's own answer to a signal counts.
+        broken += status not in (130, 143, *(-one for one in numbers)) or not readable(folder)
+        lost += epochs_lost(folder)
+        if folder.exists() and not (folder / "checkpoints" / "last.ckpt").is_file():
+            version += 1  # stopped before there was anything to go on with
+        elif (folder / "checkpoints" / "last.ckpt").is_file() and epochs(folder) == 6:
+            run("fit", "--ckpt_path=last", check=False)  # it had all its epochs, and says so
+            runs, unequal, version = runs + 1, unequal + (told(folder) != straight), version + 1
+    name = "SIGKILL" if numbers == [signal.SIGKILL] else "ctrl-C and SIGTERM"
+    more = f"one takes {seconds:.1f} s; {runs} runs ended, {runs - unequal} of them equal to the one left alone"
+    return [(f"{name} while training", stopped, broken + lost + unequal, more)]
+
+
+def told(folder: Path) -> tuple[str, str]:
+    """Return what a run comes to: its metrics, and a hash of its last weights."""
+    metrics = pd.read_csv(folder / "metrics.csv").drop(columns=TIMES).to_csv()
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values()))
+    return metrics, digest.hexdigest()
+
+
+def epochs(folder: Path) -> int:
+    """Return the whole epochs that a run's last checkpoint has had."""
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return len(state["callbacks"]["MetricsFile"]["rows"])
+
+
+def readable(folder: Path) -> bool:
+    """Tell whether all that has a file's own name in a run can be read to its end."""
+    try:
+        for path in folder.rglob("*"):
+            if path.suffix == ".ckpt":
+                torch.load(path, weights_only=True)
+            elif path.name in ("metrics.csv", "split.csv"):
+                rows = pd.read_csv(path)
+                assert not rows.empty and path.read_bytes().endswith(b"\n")  # noqa: PT018 - of one file
+            elif path.suffix == ".yaml":
+                assert {"data", "model", "trainer"} <= set(yaml.safe_load(path.read_text()))
+    except Exception as error:
+        print(f"{path}: {error!r}", flush=True)
+        return False
+    return True
+
+
+def epochs_lost(folder: Path) -> int:
+    """Return the whole epochs that metrics.csv tells and last.ckpt lacks, beyond the one that was being written."""
+    metrics, last = folder / "metrics.csv", folder / "checkpoints" / "last.ckpt"
+    return max(0, len(pd.read_csv(metrics)) - epochs(folder) - 1) if metrics.is_file() and last.is_file() else 0
+
+
+_FULL = """
+set -e
+mkdir -p disk
+mount -t tmpfs -o size={size} tmpfs disk
+{before}
+set +e
+{command} > told 2>&1
+echo $? > status
+ls -A disk > left
+{after}
+"""
+
+
+def full_disk() -> list[Row]:
+    """Pack, train and predict where there is no room."""
+    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        return [("a full disk: no user namespaces here", 0, 0, "not tried")]
+    command, rows = " ".join(COMMAND), []
+    last = (RUNS / "version_0" / "checkpoints" / "last.ckpt").absolute()
+    size = last.stat().st_size
+    more = "fit --ckpt_path=last --trainer.max_epochs=8 --trainer.default_root_dir=disk"
+    submit = f"predict --ckpt_path {last} --output disk --overwrite --model.tta=d4 {CPU}"
+    for name, room, before, tried, kept in (
+        ("packing", "2m", "true", "pack --data.root small --data.cache_dir disk", "find disk -name images.npy | wc -l"),
+        (
+            "checkpointing", f"{int(1.6 * size)}", f"cp -r lightning_logs disk; rm -r disk/{RUNS}/version_[1-9]*", more,
+            f"cmp disk/{RUNS}/version_0/checkpoints/last.ckpt {last} && echo 0",
+        ),
+        (
+            "writing a submission", "8k", "cp told_before/*.csv disk", submit,
+            "cmp disk/submission.csv told_before/submission.csv && echo 0",
+        ),
+    ):  # fmt: skip
+        if name == "writing a submission":
+            run("predict", "--ckpt_path", str(last), "--output", "told_before", CPU)
+        script = _FULL.format(size=room, before=before, command=f"{command} {tried}", after=f"({kept}) > kept 2>&1")
+        subprocess.run(["unshare", "-rm", "bash", "-c", script], check=True)
+        error = Path("told").read_text().splitlines()[-1]
+        good = Path("status").read_text().strip() == "2" and Path("kept").read_text().strip() == "0"
+        good = good and error.startswith("error: ") and ("left on device" in error or "free" in error)
+        rows.append((f"a disk that is full: {name}", 1, int(not good), error.removeprefix("error: ")))
+    return rows
+
+
+def in_one_process() -> list[Row]:
+    """Do the same again and again in one process, a fresh one each."""
+    rows = []
+    for name, count in (("openings of a store", 200), ("predictions", 50), ("epochs of a run", 20)):
+        done = subprocess.run(
+            [sys.executable, __file__, "--again", name, str(count)], check=True, capture_output=True, text=True
+        )
+        files, memory = json.loads(done.stdout.splitlines()[-1])
+        lost = files[0] != files[1] or memory[1] - memory[0] > 40
+        more = f"open files {files[0]}, then {files[1]}; memory {memory[0]:.0f} MB, then {memory[1]:.0f} MB"
+        rows.append((f"{name} in one process", count, int(lost), more))
+    return rows
+
+
+def again(name: str, count: int) -> None:
+    """Do something so many times; print open files and memory (MB) after a tenth of them and after all."""
+    import gc
+
+    import lightning as L
+
+    from pcam_lightning.cli import main
+
+    taken: list[tuple[int, float]] = []
+
+    def note() -> None:
+        gc.collect()
+        process = psutil.Process()
+        taken.append((process.num_fds(), process.memory_info().rss / 1e6))
+
+    class Note(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            if trainer.current_epoch + 1 in (count // 10, count):
+                note()
+
+    root, last = Path("small"), RUNS / "version_0" / "checkpoints" / "last.ckpt"
+    if name.startswith("epochs"):
+        from pcam_lightning.fit import FitCLI
+
+        opened = FitCLI._open_run
+
+        def open_run(self: Any) -> None:
+            opened(self)
+            self._add(Note())
+
+        FitCLI._open_run = open_run  # type: ignore[method-assign]
+        main(["fit", "--data.root", str(root), *FIT, f"--trainer.max_epochs={count}", "--trainer.logger=false"])
+    else:
+        for number in range(1, count + 1):
+            if name == "predictions":
+                main(
+                    ["predict", "--ckpt_path", str(last), "--output=again", CPU, "--trainer.enable_progress_bar=false"]
+                )
+            else:
+                open_store(read_train(root), root, "train").images.sum()
+            if number in (count // 10, count):
+                note()
+    print(json.dumps(list(zip(*taken, strict=True))))
+
+
+def main() -> None:
+    """Try it all and tell what was lost."""
+    if sys.argv[1:2] == ["--again"]:
+        again(sys.argv[2], int(sys.argv[3]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if any(args.work.iterdir()):
+        parser.error(f"{args.work} is not empty")
+    here, draw = Path.cwd(), random.Random(args.seed)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).absolute().parents[1]), os.environ.get("PYTHONPATH", "")]
+    )
+    os.chdir(args.work)
+    rows = packing(args.kills, draw)
+    shutil.rmtree("large")
+    rows += training(args.kills, draw, [signal.SIGINT, signal.SIGTERM])
+    rows += training(args.kills, draw, [signal.SIGKILL])
+    rows += full_disk()
+    rows += in_one_process()
+    os.chdir(here)
+    shutil.rmtree(args.work)
+    print(measure.machine())
+    print(measure.table(["tried", "times", "lost or broken", ""], [(a, str(n), str(b), c) for a, n, b, c in rows]))
+    measure.save(Path("faults.json"), {"machine": measure.machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

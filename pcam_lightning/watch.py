@@ -1,0 +1,96 @@
+"""Stops a run whose loss or weights are finite numbers no more, before a checkpoint of it is kept."""
+
+from itertools import islice
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch
+
+from pcam_lightning.datamodule import Batch, PCamDataModule
+from pcam_lightning.files import write_whole
+from pcam_lightning.messages import UserError
+from pcam_lightning.run import Run
+
+_WAYS_ON = (
+    "begin again with a lower --model.lr, or --trainer.gradient_clip_val 1; where 16-mixed overflows, bf16-mixed or "
+    "32-true as --trainer.precision may do"
+)
+
+
+class Diverged(UserError):
+    """A loss or a weight is no finite number."""
+
+
+class Watch(L.Callback):
+    """Looks at each step's loss without waiting for the device, and at all weights before they are validated or kept.
+
+    Raises:
+        Diverged: from its hooks. A training batch whose loss is no number is named, and its ids are in the run's
+            `diverged.csv`.
+    """
+
+    def __init__(self) -> None:
+        self.run: Run | None = None  # None: no file
+        self._validated = False
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start with no step that was bad."""
+        self._begun = trainer.global_step
+        # The first bad batch of the epoch, -1 for none: on the device, and as the host last heard of it.
+        self._bad = torch.full((), -1, device=pl_module.device)
+        self._heard = torch.full((), -1, pin_memory=pl_module.device.type == "cuda")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Note a loss that is no number; stop at one that was noted, in this step or a few before."""
+        bad = (self._bad < 0) & ~outputs["loss"].isfinite()
+        self._bad = torch.where(bad, batch_idx, self._bad)
+        self._heard.copy_(self._bad, non_blocking=True)
+        self._stop_at(trainer, int(self._heard))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop before weights are validated that are no numbers."""
+        if not trainer.sanity_checking:
+            self._look_at_all(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that val/loss is of this epoch."""
+        self._validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop before an epoch is kept whose weights, or what they say of the validation part, are no numbers."""
+        validated, self._validated = self._validated, False
+        if not validated:
+            self._look_at_all(trainer, pl_module)
+        elif not trainer.callback_metrics["val/loss"].isfinite():
+            self._stop(trainer, "the loss of the validation part is no finite number")
+
+    def _look_at_all(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop_at(trainer, int(self._bad))
+        state = {name: value for name, value in pl_module.state_dict().items() if value.is_floating_point()}
+        finite = torch.stack([value.isfinite().all() for value in state.values()]).tolist()
+        if odd := [name for name, each in zip(state, finite, strict=True) if not each]:
+            self._stop(trainer, f"{len(odd):,} of the network's tensors hold what is no finite number, {odd[0]} first")
+
+    def _stop_at(self, trainer: L.Trainer, batch_idx: int) -> None:
+        """Stop where a batch of this epoch had a loss that is no number; -1 for none."""
+        if batch_idx < 0:
+            return
+        step = self._begun + batch_idx // trainer.accumulate_grad_batches + 1
+        loader: Any = trainer.train_dataloader
+        data: PCamDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        assert data.store is not None
+        # Which patches they were follows from the epoch: no step has to remember them.
+        places = next(islice(loader.sampler, batch_idx, None))
+        ids = data.store.ids[loader.dataset.rows[places]]
+        told = f"the loss of step {step:,} is no finite number. Its {len(ids):,} patches: {', '.join(ids[:3])}"
+        if self.run is not None:
+            write_whole(self.run.diverged, pd.DataFrame({"id": ids}).to_csv(index=False, lineterminator="\n"))
+            told += f"{', ...' if len(ids) > 3 else ''}, all of them in {self.run.diverged}"
+        self._stop(trainer, told)
+
+    def _stop(self, trainer: L.Trainer, told: str) -> None:
+        kept = f" {self.run.last} is of the last whole epoch." if self.run is not None else ""
+        raise Diverged(f"epoch {trainer.current_epoch + 1} diverged: {told}.{kept} Ways on: {_WAYS_ON}.")
