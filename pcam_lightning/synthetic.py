@@ -72,7 +72,7 @@ def synthesize(
     Args:
         dest: the folder to make; one that is there must be empty.
         train: patches to draw for training, at least 1.
-        test: patches to draw for test, at least 0.
+        test: patches to draw for test; with 0 there is no test/, and none of its CSVs.
         slides: slides that they come from, at least 4; a quarter of them is kept for test.
         seed: of the draw, at least 0.
         slide_effect: how far slides differ in stain, brightness and sharpness; 0 makes all alike, 3 is the most.
@@ -95,7 +95,7 @@ def synthesize(
             raise UserError(f"{dest} is there already, and is no empty folder. Name a new one, or remove it.")
         with ExitStack() as stack:
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
-            for split in ("train", "test"):
+            for split in dict.fromkeys(splits):  # an empty test/ would be a folder to complain of
                 (temporary / split).mkdir(parents=True)
             # They end before the folder goes that they draw into.
             map_on_cores = stack.enter_context(workers(len(splits) // WORTH_A_PROCESS, chunksize=16))
@@ -110,12 +110,11 @@ def synthesize(
                 rows[row[0]] = (*row, split)
             table = pd.DataFrame(sorted(rows.values()), columns=["id", "label", "wsi", "split"])
             of_train, of_test = table[table["split"] == "train"], table[table["split"] == "test"]
-            for file, part in {
-                "train_labels.csv": of_train[["id", "label"]],
-                "patch_id_wsi_full.csv": of_train[["id", "wsi"]],
-                "answers.csv": of_test[["id", "label"]],
-                "sample_submission.csv": of_test[["id", "label"]].assign(label=0),
-            }.items():
+            files = {"train_labels.csv": of_train[["id", "label"]], "patch_id_wsi_full.csv": of_train[["id", "wsi"]]}
+            if test:
+                files["answers.csv"] = of_test[["id", "label"]]
+                files["sample_submission.csv"] = of_test[["id", "label"]].assign(label=0)
+            for file, part in files.items():
                 write_whole(temporary / file, part.to_csv(index=False, lineterminator="\n"))
             if folder.exists():
                 folder.rmdir()

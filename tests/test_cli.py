@@ -72,6 +72,8 @@ def test_synthesize_then_pack(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().err
     assert re.search(r"train: 12 patches, 12 distinct, in out/.pcam_cache/train-\w+/images.npy", told)
     assert re.search(r"test: 4 patches, 4 distinct", told)
+    assert main(["synthesize", "bare", "--train", "12", "--test", "0", "--slides", "4"]) == 0
+    assert main(["pack", "--data.root", "bare"]) == 0
     assert main(["pack", "--data.root", "out/test"]) == 0
     assert re.search(r"test: 4 patches, 4 distinct, in out/test/", capsys.readouterr().err)
 
