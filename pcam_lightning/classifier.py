@@ -11,14 +11,13 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.nn import functional
 from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
-from torchmetrics.utilities import dim_zero_cat
 
 from pcam_lightning.augment import Augmentation, augment
 from pcam_lightning.backbone import build_backbone, freeze, load_weights
 from pcam_lightning.datamodule import Batch
 from pcam_lightning.geometry import views
 from pcam_lightning.messages import UserError, say
+from pcam_lightning.metrics import build_metrics
 from pcam_lightning.optimizer import build_optimizer, build_schedule
 from pcam_lightning.preprocess import Preprocess
 
@@ -108,13 +107,9 @@ class PCamClassifier(L.LightningModule):
         self._whole = 0  # patches of the largest batch that was not for training
         if compile:
             self.net.compile(dynamic=False)  # in place: checkpoints keep the names of the plain network
-        metrics = MetricCollection(
-            {"auroc": AUROC(validate_args=False), "accuracy": BinaryAccuracy(validate_args=False)}
-        )
-        mean = MeanMetric(nan_strategy="disable")  # looking for NaN would wait for the device in every step
-        self.train_metrics, self.train_loss = metrics.clone(prefix="train/"), mean.clone()
-        self.val_metrics, self.val_loss = metrics.clone(prefix="val/"), mean.clone()
-        self.test_metrics, self.test_loss = metrics.clone(prefix="test/"), mean.clone()
+        self.train_metrics, self.train_loss = build_metrics("train")
+        self.val_metrics, self.val_loss = build_metrics("val")
+        self.test_metrics, self.test_loss = build_metrics("test")
 
     def load_start(self) -> None:
         """Load the weights that training starts from.
@@ -264,18 +259,6 @@ class PCamClassifier(L.LightningModule):
                 f"the checkpoint does not fit --model.backbone {self.hparams['backbone']}: {len(odd)} names or shapes "
                 f"differ, {odd[0]} for one; leave the option out, it comes with the checkpoint."
             )
-
-
-class AUROC(BinaryAUROC):
-    """Torchmetrics' AUROC, but NaN of patches of one class, where that says 0."""
-
-    def compute(self) -> torch.Tensor:  # type: ignore[override]  # as torchmetrics has it
-        """Return the AUROC of all patches, a scalar."""
-        label = dim_zero_cat(self.target)
-        score: torch.Tensor = (
-            super().compute() if label.min() < label.max() else torch.full((), torch.nan, device=label.device)
-        )
-        return score
 
 
 def mean_logit(logits: list[torch.Tensor]) -> torch.Tensor:
