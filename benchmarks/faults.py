@@ -83,7 +83,7 @@ def packing(kills: int, draw: random.Random) -> list[Row]:
     seconds = time.perf_counter() - begun
     killed = broken = 0
     while killed < kills:
-        shutil.rmtree(root / ".pcam_cache")
+        shutil.rmtree(root / ".pcam_cache", ignore_errors=True)  # one may be killed before it made it
         if stop(["pack", "--data.root", str(root)], signal.SIGKILL, draw.uniform(0, seconds)) is None:
             continue
         killed += 1
