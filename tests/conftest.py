@@ -1,5 +1,6 @@
 """A small drawn data folder, a run trained on it, and a clean place for every test."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -74,6 +75,16 @@ def small(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     args += ["--model.backbone=p4m_resnet16", f"--trainer.default_root_dir={place}"]
     assert main(args) == 0
     return place / "lightning_logs" / "base" / "version_0"
+
+
+def read_metrics(run: Path) -> pd.DataFrame:
+    """Return a run's metrics without those that no two runs share: they depend on the clock."""
+    return pd.read_csv(run / "metrics.csv").drop(columns=["train/patches_per_second", "train/waiting_for_data"])
+
+
+def with_callback(class_path: str, **init: object) -> str:
+    """Return the flag that adds a callback to a run."""
+    return f"--trainer.callbacks={json.dumps([{'class_path': class_path, 'init_args': init}])}"
 
 
 def stopping(callback: Callback, left: list[int]) -> type[PCamCLI]:

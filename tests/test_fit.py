@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import CONFIGS, FAST, LOGGED, MakeFolder
+from conftest import CONFIGS, FAST, LOGGED, MakeFolder, read_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pcam_lightning import __version__
@@ -23,10 +23,6 @@ from pcam_lightning.synthetic import synthesize
 
 BASE = str(CONFIGS / "base.yaml")
 RUNS = Path("lightning_logs") / "base"
-
-
-def _metrics(run: Path) -> pd.DataFrame:
-    return pd.read_csv(run / "metrics.csv").drop(columns=["train/patches_per_second", "train/waiting_for_data"])
 
 
 def test_a_run_is_a_folder_that_has_it_all(trained: Path, drawn: Path) -> None:
@@ -86,9 +82,9 @@ def test_end_of_fit_says_what_to_type_next(drawn: Path, capsys: pytest.CaptureFi
     assert (run / "checkpoints" / "last.ckpt").samefile(run / "checkpoints" / "best.ckpt")  # one epoch is both
 
 
-def test_same_seed_same_metrics(drawn: Path, trained: Path) -> None:
+def test_same_seed_sameread_metrics(drawn: Path, trained: Path) -> None:
     assert main(["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=2", *LOGGED]) == 0
-    pd.testing.assert_frame_equal(_metrics(RUNS / "version_0"), _metrics(trained), check_exact=True)
+    pd.testing.assert_frame_equal(read_metrics(RUNS / "version_0"), read_metrics(trained), check_exact=True)
 
 
 def test_a_compiler_that_is_not_there_is_found_out_before_a_folder_is_claimed(
@@ -140,10 +136,10 @@ def test_last_without_a_run_is_an_error(drawn: Path, capsys: pytest.CaptureFixtu
 
 def test_going_on_with_more_epochs_stays_in_the_run(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = yaml.safe_load((run_copy / "config.yaml").read_text())
-    before = _metrics(run_copy)
+    before = read_metrics(run_copy)
     # Nothing of the first command is given again: root, weights and batch size come from the run.
     assert main(["fit", "-c", BASE, "--ckpt_path", "last", "--trainer.max_epochs=3"]) == 0
-    after = _metrics(run_copy)
+    after = read_metrics(run_copy)
     assert list(after["epoch"]) == [1, 2, 3]
     pd.testing.assert_frame_equal(after.iloc[:2], before, check_exact=True)
     assert [path.name for path in run_copy.parent.iterdir()] == ["version_0"]
@@ -155,7 +151,7 @@ def test_going_on_with_more_epochs_stays_in_the_run(run_copy: Path, capsys: pyte
 @pytest.mark.parametrize("config", [["--config=" + BASE], ["-c" + BASE, "--config", BASE]])
 def test_resuming_finds_its_run_however_the_config_is_named(config: list[str], run_copy: Path) -> None:
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs=3", *config]) == 0
-    assert list(_metrics(run_copy)["epoch"]) == [1, 2, 3]
+    assert list(read_metrics(run_copy)["epoch"]) == [1, 2, 3]
 
 
 def test_resuming_refuses_another_split_and_a_finished_run(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +171,7 @@ def test_a_new_run_from_an_older_checkpoint_has_a_best_of_its_own(run_copy: Path
     args = ["fit", "-c", BASE, "--ckpt_path", "older.ckpt", "--data.root", str(drawn), "--trainer.max_epochs=3", *FAST]
     assert main(args) == 0
     assert (run_copy.parent / "version_1" / "checkpoints" / "best.ckpt").is_file()
-    assert list(_metrics(run_copy.parent / "version_1")["epoch"]) == [3]
+    assert list(read_metrics(run_copy.parent / "version_1")["epoch"]) == [3]
 
 
 # A process of its own that sends itself a signal in the middle of an epoch.
@@ -208,7 +204,7 @@ def test_stopped_and_resumed_is_never_stopped(
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == max(epoch - 1, 0)
     assert main(["fit", "-c", BASE, "--ckpt_path", "last"]) == 0
-    pd.testing.assert_frame_equal(_metrics(run), _metrics(trained), check_exact=True)
+    pd.testing.assert_frame_equal(read_metrics(run), read_metrics(trained), check_exact=True)
     for name in ("best", "last"):
         resumed, straight = (
             torch.load(place / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
@@ -222,7 +218,7 @@ def test_extended_run_goes_on_again_without_saying_its_length(run_copy: Path) ->
     command = [sys.executable, "-c", _STOPPED, str(int(signal.SIGTERM)), "3", *args]
     assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 143
     assert main(["fit", "-c", BASE, "--ckpt_path", "last"]) == 0
-    assert list(_metrics(run_copy)["epoch"]) == [1, 2, 3, 4]
+    assert list(read_metrics(run_copy)["epoch"]) == [1, 2, 3, 4]
 
 
 def _no_network(*args: object, **kwargs: object) -> None:
@@ -303,7 +299,7 @@ def test_a_number_of_steps_is_the_same_run_resumed(drawn: Path, monkeypatch: pyt
         patch.setattr(FitCLI, "before_fit", stopped)
         assert main(args) == 1
     assert main(["fit", "-c", BASE, "--ckpt_path=last"]) == 0
-    whole, resumed = (_metrics(RUNS / f"version_{number}") for number in (0, 1))
+    whole, resumed = (read_metrics(RUNS / f"version_{number}") for number in (0, 1))
     assert list(whole["step"]) == [4, 8, 10]
     pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
     assert main(["fit", "-c", BASE, "--ckpt_path=last"]) == 2

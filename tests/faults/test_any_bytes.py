@@ -85,7 +85,7 @@ TAIL = 400  # a TIFF's directory may stand there, and a PNG's lies in front
 def test_any_bytes_as_an_image(name: str) -> None:
     good, sizes = GOOD[name], set[int]()
     with tempfile.TemporaryDirectory() as folder, _memory(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, over damaged files
+        warnings.filterwarnings("ignore", module="PIL")  # over damaged files
         path = Path(folder) / "any.tif"
 
         @given(EDITS, EDITS, st.integers(0, len(good)), st.binary(max_size=100))

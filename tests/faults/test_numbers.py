@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CONFIGS, FAST, LOGGED, MakeFolder
+from conftest import CONFIGS, FAST, LOGGED, MakeFolder, with_callback
 from PIL import Image
 
 from pcam_lightning.cli import main
@@ -54,8 +54,7 @@ def _fit(root: Path, *more: str) -> list[str]:
 
 
 def _poisoned(value: str, batch: int | None) -> str:
-    init = {"value": value, "batch": batch}
-    return f"--trainer.callbacks={json.dumps([{'class_path': 'test_numbers.Poison', 'init_args': init}])}"
+    return with_callback("test_numbers.Poison", value=value, batch=batch)
 
 
 def _finite(path: Path) -> bool:

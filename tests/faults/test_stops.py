@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import json
 import re
 import shutil
 import signal
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CONFIGS, FAST, MakeFolder
+from conftest import CONFIGS, FAST, MakeFolder, read_metrics, with_callback
 from PIL import Image
 
 from pcam_lightning.cli import main
@@ -29,7 +28,6 @@ BASE = str(CONFIGS / "base.yaml")
 RUN = Path("lightning_logs") / "base" / "version_0"
 NETWORK = "--model.backbone=p4m_resnet16"
 CPU = "--trainer.accelerator=cpu"
-TIMES = ["train/patches_per_second", "train/waiting_for_data"]
 
 # A process that is killed at the n-th time that a file of a name is about to get it.
 _KILLED = """
@@ -70,10 +68,6 @@ def _fit(root: Path, *more: str) -> list[str]:
     return ["fit", "-c", BASE, "--data.root", str(root), "--trainer.max_epochs=3", *FAST, NETWORK, *more]
 
 
-def _metrics(run: Path) -> pd.DataFrame:
-    return pd.read_csv(run / "metrics.csv").drop(columns=TIMES)
-
-
 @pytest.fixture(scope="session")
 def straight(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run that nothing has disturbed."""
@@ -96,12 +90,12 @@ def test_killed_while_it_writes_it_goes_on_as_if_nothing_had_been(
         assert not last.exists()
         assert main(["fit", "-c", BASE, "--ckpt_path=last"]) == 2
         assert main(_fit(drawn)) == 0
-        assert _metrics(RUN.with_name("version_1")).equals(_metrics(straight))
+        assert read_metrics(RUN.with_name("version_1")).equals(read_metrics(straight))
         return
     state = torch.load(last, weights_only=True)
     assert len(state["callbacks"]["MetricsFile"]["rows"]) == epochs
     assert main(["fit", "-c", BASE, "--ckpt_path=last"]) == 0
-    pd.testing.assert_frame_equal(_metrics(RUN), _metrics(straight), check_exact=True)
+    pd.testing.assert_frame_equal(read_metrics(RUN), read_metrics(straight), check_exact=True)
     assert not list(RUN.rglob("*.tmp"))
 
 
@@ -122,7 +116,7 @@ def test_no_room_for_a_checkpoint(drawn: Path, straight: Path) -> None:
     assert "Traceback" not in done.stderr
     assert _hashes(RUN / "checkpoints") == before
     assert main(resume) == 0  # with room it goes on
-    assert list(_metrics(RUN)["epoch"]) == [1, 2, 3, 4]
+    assert list(read_metrics(RUN)["epoch"]) == [1, 2, 3, 4]
 
 
 def test_no_room_for_packed_images(kaggle: MakeFolder) -> None:
@@ -171,10 +165,8 @@ def test_a_data_folder_that_changes_while_training(
 ) -> None:
     root = tmp_path / "kaggle"
     shutil.copytree(drawn, root)
-    callback = {"class_path": "test_stops.Changes", "init_args": {"root": str(root), "how": how}}
-    changes = f"--trainer.callbacks={json.dumps([callback])}"
-    assert main(_fit(root, changes)) == 0
-    assert _metrics(RUN).equals(_metrics(straight))
+    assert main(_fit(root, with_callback("test_stops.Changes", root=str(root), how=how))) == 0
+    assert read_metrics(RUN).equals(read_metrics(straight))
     capsys.readouterr()
     assert main(["fit", "-c", BASE, "--ckpt_path=last", "--trainer.max_epochs=4", "--trainer.callbacks=[]"]) == 0
     told = capsys.readouterr().err
@@ -191,7 +183,10 @@ def test_two_at_once_on_one_folder(drawn: Path, straight: Path, tmp_path: Path) 
     for process in both:
         _, told = process.communicate(timeout=180)
         assert process.returncode == 0, told
-    assert [_metrics(RUN.with_name(f"version_{n}")).equals(_metrics(straight)) for n in range(2)] == [True, True]
+    assert [read_metrics(RUN.with_name(f"version_{n}")).equals(read_metrics(straight)) for n in range(2)] == [
+        True,
+        True,
+    ]
     assert len(list(root.glob(".pcam_cache/train-*"))) == 1
 
 
@@ -199,8 +194,8 @@ def test_a_checkpoint_of_the_middle_of_an_epoch_is_predicted_with_and_not_gone_o
     drawn: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     init = {"dirpath": "own", "every_n_train_steps": 2, "save_top_k": -1}
-    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": init}
-    assert main(_fit(drawn, f"--trainer.callbacks={json.dumps([callback])}", "--trainer.max_epochs=1")) == 0
+    saves = with_callback("lightning.pytorch.callbacks.ModelCheckpoint", **init)
+    assert main(_fit(drawn, saves, "--trainer.max_epochs=1")) == 0
     within = str(min(Path("own").iterdir()))
     assert main(["predict", "--ckpt_path", within, CPU]) == 0
     capsys.readouterr()
