@@ -20,7 +20,7 @@ from pcam_lightning.datamodule import SPLIT_OPTIONS
 from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError, say
 from pcam_lightning.parser import PCamCLI, Study
-from pcam_lightning.rehearsal import draw_rehearsal, rehearsal_folder
+from pcam_lightning.rehearsal import draw_rehearsal, is_rehearsal
 from pcam_lightning.run import Run
 from pcam_lightning.sweep import check, claim, fingerprint, open_data, read_record, write_record
 from pcam_lightning.watch import Diverged
@@ -52,12 +52,12 @@ def ablate(config: dict[str, Any], runs: Path, **options: Any) -> None:
         starts: dict[tuple[str, str, int], str] = {}  # the first row that has each
         for row, name in files.items():
             starts.setdefault(_try(Path(scratch), row, name, ablations, config), row)
-        if Path(config["data"]["root"]) == rehearsal_folder():
+        if is_rehearsal(config["data"]["root"]):
             draw_rehearsal()
         data = open_data(config["data"])
         data.setup("fit")
         for start, row in starts.items():
-            _try_weights(*start, f"{ablations}: row {row}", rehearses=data.root == rehearsal_folder())
+            _try_weights(*start, f"{ablations}: row {row}", rehearses=is_rehearsal(data.root))
     cells = [(row, config["seed_everything"] + number) for number in range(seeds) for row in rows]
     names = [f"{files[row]}/seed_{seed}" for row, seed in cells]
     with ExitStack() as stack:

@@ -97,7 +97,7 @@ class KeepCheckpoints(Checkpoint):
     def __init__(self) -> None:
         self.run: Run | None = None  # None: nothing is kept
         self.goes_on = False  # a resumed run has its last.ckpt already
-        self.way_on = "fit --ckpt_path last"
+        self.way_on = "the same command"  # what goes on with the run
         self.record: dict[str, Any] = {}  # what the checkpoint tells of its run
         self.best_score: float | None = None
         self.best_epoch: int | None = None
@@ -141,7 +141,7 @@ class KeepCheckpoints(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say how a stopped run goes on."""
         if self.run and isinstance(exception, KeyboardInterrupt | OSError):
-            say(f"\nstopped; {self.run.last} is of the last whole epoch, and {self.way_on} goes on from it.")
+            say(f"\nstopped; {self.run.last} is of the last whole epoch. What goes on from it: {self.way_on}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score so far."""

@@ -28,6 +28,9 @@ def main(args: list[str] | None = None) -> int:
             else:  # half a second of libraries that no stage needs
                 from pcam_lightning.tools import STUDIES, TOOLS
 
+                if not args:
+                    names = ", ".join((*STAGES, *STUDIES, *TOOLS))
+                    raise UserError(f"no command: one of {names}; --help says what each does.")
                 PCamCLI(args, TOOLS, STUDIES)
         except (UserError, ArgumentError, MisconfigurationException) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -14,7 +14,7 @@ from pcam_lightning.files import link_whole, write_whole
 from pcam_lightning.messages import UserError, say
 from pcam_lightning.parser import PCamCLI, Study
 from pcam_lightning.predictions import read_labelled, write_submission
-from pcam_lightning.rehearsal import draw_rehearsal, rehearsal_folder
+from pcam_lightning.rehearsal import draw_rehearsal, is_rehearsal
 from pcam_lightning.run import Run
 from pcam_lightning.scores import auroc
 from pcam_lightning.stages import PROG
@@ -39,7 +39,7 @@ def crossval(config: dict[str, Any], runs: Path, folds: int) -> None:
     """
     _check(config, folds)
     root, limits = Path(config["data"]["root"]), (config["trainer"]["max_epochs"], config["trainer"]["max_steps"])
-    if root == rehearsal_folder():
+    if is_rehearsal(root):
         draw_rehearsal()
     has_test = "test" in parts(root)
     data, test = _open(config["data"], folds, has_test=has_test)

@@ -12,6 +12,7 @@ from pcam_lightning import __version__
 from pcam_lightning.files import write_whole
 from pcam_lightning.judged import FEW, check_draws, clusters, find_judged_leak, read_judged
 from pcam_lightning.messages import UserError, say
+from pcam_lightning.rehearsal import NOTHING_REAL, is_rehearsal
 from pcam_lightning.report import render
 from pcam_lightning.scores import (
     TEMPERATURES,
@@ -63,6 +64,8 @@ def evaluate(
     report["chosen_by_these"] = judged.chosen_by_these
     leak = find_judged_leak(judged)
     report["leak"] = f"This score {leak.verb}: {leak.told}." if leak.told else ""
+    drawn = judged.split is not None and is_rehearsal(judged.split["root"])
+    report["drawn"] = f"Drawn tissue, of a rehearsal. {NOTHING_REAL}" if drawn else ""
     if target.is_dir():
         report["splits"] = siblings(target)
         if (target / "oof.csv").is_file():
@@ -77,7 +80,7 @@ def evaluate(
         f"AUROC {value['value']:.4f} ({bounds}, over {report['clusters']:,} {report['clustered_by']}), "
         f"n = {report['patches']:,}."
     )
-    for told in (*report["warnings"], report["leak"]):
+    for told in (report["drawn"], *report["warnings"], report["leak"]):
         if told:
             say(told)
     say(f"{folder / name}.html: open it in a browser.")

@@ -8,7 +8,7 @@ import torch
 
 from pcam_lightning.checkpoint import read_checkpoint
 from pcam_lightning.classifier import PCamClassifier
-from pcam_lightning.features import cam_layer, grad_cam, share_inside
+from pcam_lightning.features import cam_layer, grad_cam, share_inside, told_inside
 from pcam_lightning.files import write_whole
 from pcam_lightning.grids import heat_grid, told
 from pcam_lightning.judged import read_judged
@@ -73,10 +73,9 @@ def explain(
             shown = rows.iloc[chosen]
             images = data.store.images[data.store.rows(shown["id"])]
             heat = grad_cam(model, torch.from_numpy(images), layer)
-            shares = ["no heat" if np.isnan(share) else f"{share:.0%} inside" for share in share_inside(heat)]
             titles = [
                 f"{title}, {share}"
-                for title, share in zip(told(shown["id"], shown["logit"].to_numpy()), shares, strict=True)
+                for title, share in zip(told(shown["id"], shown["logit"].to_numpy()), told_inside(heat), strict=True)
             ]
             path = run / f"explain_{name}.png"
             write_whole(path, as_png(heat_grid(images, heat, titles)))
@@ -99,4 +98,7 @@ def _measure(run: Path, store: Store, model: PCamClassifier, rows: pd.DataFrame,
         if len(share) > 1:
             spread = f"mean {share.mean():.1%}, sd {share.std(ddof=1):.1%}, n = {len(share):,}"
             say(f"{name}: heat in the centre 32 x 32: {spread}; {1 / 9:.1%} if it were everywhere the same.")
-    say(f"{path}: {len(rows):,} patches.")
+    say("More than that: it judges the square that the label is about. Less: it judges what surrounds the square.")
+    say(
+        f"{path}: {len(rows):,} patches; {int(np.isnan(inside).sum()):,} have no heat: nothing there speaks for tumour."
+    )

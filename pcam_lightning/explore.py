@@ -1,6 +1,7 @@
 """explore: a data folder -> explore.html, its pictures, and a list of odd patches."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pcam_lightning.messages import UserError, say
 from pcam_lightning.page import lay_out
 from pcam_lightning.parser import Study
 from pcam_lightning.quality import KINDS, find_odd
-from pcam_lightning.rehearsal import draw_rehearsal, load_start, rehearsal_folder
+from pcam_lightning.rehearsal import draw_rehearsal, is_rehearsal, load_start
 from pcam_lightning.stages import PROG, load_classifier
 from pcam_lightning.style import CLASSES, as_address, as_png
 from pcam_lightning.sweep import open_data
@@ -54,7 +55,9 @@ def explore(config: dict[str, Any], runs: Path, **options: Any) -> None:
     """
     output: Path = options["output"]
     _check(output)
-    if Path(config["data"]["root"]) == rehearsal_folder():
+    root = str(config["data"]["root"])
+    rehearses = is_rehearsal(root)
+    if rehearses:
         draw_rehearsal()
     model, network = _load_network(config)
     data = open_data(config["data"])
@@ -80,7 +83,7 @@ def explore(config: dict[str, Any], runs: Path, **options: Any) -> None:
     counts = {kind: int((odd["kind"] == kind).sum()) for kind in KINDS}
     page = lay_out(
         "explore.html",
-        root=config["data"]["root"],
+        root=root,
         version=__version__,
         parts={part: int(count) for part, count in looked.patches["part"].value_counts(sort=False).items()},
         main=f"Some of {next(iter(looked.stores))}",
@@ -92,7 +95,8 @@ def explore(config: dict[str, Any], runs: Path, **options: Any) -> None:
         network=network,
         points=min(options["points"], len(looked.rows)),
         pictures={name: as_address(png) for name, png in pictures.items()},
-        fit=f"{PROG} fit -c configs/base.yaml --data.root {config['data']['root']}",
+        drawn=rehearses,
+        fit=f"{PROG} fit -c configs/base.yaml" + ("" if rehearses else f" --data.root {shlex.quote(root)}"),
     )
     output.mkdir(parents=True, exist_ok=True)
     for name in _NAMES - set(pictures):  # of an earlier page
@@ -123,7 +127,7 @@ def _load_network(config: dict[str, Any]) -> tuple[PCamClassifier, str]:
         path = Path(config["ckpt_path"])
         return load_classifier(path, read_checkpoint(path), "none"), str(path)
     model = PCamClassifier(**config["model"])
-    load_start(model, rehearses=Path(config["data"]["root"]) == rehearsal_folder())
+    load_start(model, rehearses=is_rehearsal(config["data"]["root"]))
     start = "random" if model.started_from == "none" else model.started_from
     return model, f"{model.hparams['backbone']}, {start} weights"
 

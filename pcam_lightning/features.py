@@ -146,6 +146,11 @@ def _as_map(net: nn.Module, output: torch.Tensor, layer: str) -> torch.Tensor:
     return output
 
 
+def told_inside(heat: np.ndarray) -> list[str]:
+    """Return what `share_inside` comes to in words, for each patch's picture."""
+    return ["no heat" if np.isnan(share) else f"{share:.0%} inside" for share in share_inside(heat)]
+
+
 def share_inside(heat: np.ndarray) -> np.ndarray:
     """Return the share of the heat (N, 96, 96) in the centre 32 x 32, (N,); NaN where there is no heat.
 

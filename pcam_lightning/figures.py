@@ -160,10 +160,13 @@ def learning_curves(runs: Mapping[str, pd.DataFrame]) -> Figure:
 @styled
 def class_balance(counts: Mapping[str, int]) -> Figure:
     """Draw the number of patches of each group, such as normal, tumour and unlabelled ones."""
-    total = sum(counts.values())
-    figure, axes = new_axes(f"Patches by class, n = {total:,}", "", "patches")
+    total, labelled = sum(counts.values()), sum(counts.get(name, 0) for name in CLASSES)
+    of = "" if labelled in (0, total) else "; shares are of the labelled ones"
+    figure, axes = new_axes(f"Patches by class, n = {total:,}{of}", "", "patches")
     bars = axes.bar(list(counts), list(counts.values()), width=0.6, color=[CLASSES.get(name, GREY) for name in counts])
-    axes.bar_label(bars, [f"{count:,}\n{count / total:.1%}" for count in counts.values()], padding=2)
+    shares = [f"{count / labelled:.1%}" if name in CLASSES else "" for name, count in counts.items()]
+    labels = [f"{count:,}\n{share}".strip() for count, share in zip(counts.values(), shares, strict=True)]
+    axes.bar_label(bars, labels, padding=2)
     axes.margins(y=0.18)
     axes.grid(visible=False, axis="x")
     return figure
@@ -179,14 +182,21 @@ def pixel_histograms(images: Array, group: Array) -> Figure:
     """
     figure, panels = new_panels(1, 3)
     for channel, (name, axes) in enumerate(zip(("Red", "Green", "Blue"), panels, strict=True)):
-        new_axes(f"{name}, n = {len(images):,} patches", "pixel value, 0 to 255", "share of pixels, %", axes)
-        highest = 0.0
+        new_axes(f"{name}, n = {len(images):,} patches", "", "share of pixels, %", axes)
+        highest, ends = 0.0, {}
         for one in np.unique(group):
             pixels = images[group == one][..., channel]
             share = 100 * np.bincount(pixels.ravel(), minlength=256) / pixels.size
             axes.step(np.arange(256), share, color=CLASSES.get(one, GREY), linewidth=1, label=one)
             highest = max(highest, share[1:255].max())
+            ends[one] = share[[0, 255]]
         axes.set_ylim(0, 1.15 * highest or 1)  # pixels at an end of the scale would flatten the rest
+        above = [
+            f"at {value} {', '.join(f'{one} {share[place]:.0f} %' for one, share in ends.items())}"
+            for place, value in enumerate((0, 255))
+            if max(share[place] for share in ends.values()) > axes.get_ylim()[1]
+        ]
+        axes.set_xlabel("; ".join(["pixel value, 0 to 255", *above]))
         axes.legend()
     return figure
 
@@ -215,7 +225,7 @@ def slide_sizes(slide: Array, label: Array) -> Figure:
     below = np.zeros(len(counts))
     for value, (name, colour) in enumerate(CLASSES.items()):
         axes.bar(
-            np.arange(len(counts)),
+            np.arange(1, len(counts) + 1),
             counts[value],
             bottom=below,
             width=1,

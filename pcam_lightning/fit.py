@@ -1,5 +1,7 @@
 """fit: checks in order, a folder for the run, what is said and kept."""
 
+import shlex
+from argparse import ArgumentParser
 from typing import Any
 
 import torch
@@ -120,11 +122,11 @@ class FitCLI(StagesCLI):
                 page = TensorBoard(self.run, purge)
                 self.trainer.loggers = [page, *self.trainer.loggers]
                 self._add(LearningRateMonitor("step"))
-            say(f"run: {self.run.folder}")
+            say(f"run: {self.run.folder}{self._how_far()}")
         if chosen.trainer.logger is not False:  # in every process: what they say of their patches is gathered
             self._add(Pictures(page, data))
-        if self.place is not None:
-            self.keep.way_on = "the same command"
+        if self.place is None:
+            self.keep.way_on = _resume(self.args)
         self.keep.run = self.metrics_file.run = self.watch.run = self.run
         self.keep.goes_on = self.metrics_file.goes_on = self.resumed is not None
         self.keep.record = {
@@ -144,6 +146,15 @@ class FitCLI(StagesCLI):
             **{name: plain["trainer"][name] for name in ("max_epochs", "precision")},
             "seed_everything": plain["seed_everything"],
         }
+
+    def _how_far(self) -> str:
+        """Tell where a resumed run goes on, and where it ends: the command need not have said so."""
+        if self.resumed is None or self.checkpoint is None:
+            return ""
+        epochs, steps = self.trainer.max_epochs or -1, self.trainer.max_steps
+        end = f" of {epochs}" if epochs > 0 else ""
+        end += f", to step {steps:,} at most" if steps > 0 else ""
+        return f" goes on with epoch {epochs_done(self.checkpoint) + 1}{end}"
 
     def _recorded(self, plain: dict[str, Any]) -> dict[str, Any]:
         """Return the options of the run: of a resumed one those that it began with, but for its length."""
@@ -169,3 +180,12 @@ class FitCLI(StagesCLI):
         if self.keep.best_epoch is not None:
             say(f"report:     {PROG} evaluate {self.run.folder}")
         say(f"submission: {PROG} predict --ckpt_path {best}")
+        if self.rehearsal:
+            say("This was a rehearsal on drawn tissue; with data in data/, or --data.root DIR, fit trains on them.")
+
+
+def _resume(args: list[str]) -> str:
+    """Return the command that goes on with the run which a command of fit has started."""
+    flags = ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--ckpt_path")
+    return f"{PROG} {shlex.join([*flags.parse_known_args(args)[1], '--ckpt_path', 'last'])}"

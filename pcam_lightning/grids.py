@@ -33,6 +33,8 @@ def patch_grid(images: Array, titles: list[str], columns: int = 8) -> Figure:
         squares.append(Rectangle((left + 31.5, top + 31.5), 32, 32))
         axes.text(left + 47.5, top - 2, title, fontsize=7, ha="center", va="bottom")
     axes.imshow(canvas, interpolation="nearest")
+    if len(images) == 0:
+        axes.text(canvas.shape[1] / 2, canvas.shape[0] / 2, "none", fontsize=9, ha="center", va="center")
     for colour, width in (("black", 1.6), ("#F0E442", 0.8)):
         axes.add_collection(PatchCollection(squares, facecolor="none", edgecolor=colour, linewidth=width))
     return figure
@@ -46,13 +48,12 @@ def told(ids: "pd.Series[str]", logit: Array) -> list[str]:
 def wrong_grids(
     ids: "pd.Series[str]", label: Array, logit: Array, store: Store, most: int = 16
 ) -> dict[str, tuple[int, Figure]]:
-    """Draw the patches that are most wrong at 0.5: of each kind of mistake that there is, how many, and the picture."""
+    """Draw the patches that are most wrong at 0.5: of each kind of mistake, how many, and the picture."""
     found = {}
     for kind, places in most_wrong(label, logit).items():
-        if len(places):
-            first = ids.iloc[places[:most]]
-            images = store.images[store.rows(first)]
-            found[kind] = len(places), patch_grid(images, told(first, logit[places[:most]]))
+        first = ids.iloc[places[:most]]
+        images = store.images[store.rows(first)]
+        found[kind] = len(places), patch_grid(images, told(first, logit[places[:most]]))
     return found
 
 

@@ -29,7 +29,7 @@ class TensorBoard(TensorBoardLogger):
 
 
 class MetricsFile(L.Callback):
-    """Writes metrics.csv, a row an epoch, whole each time; logs patches/s, and the options with the score at the end.
+    """Writes metrics.csv, a row an epoch, whole each time; logs patches/s, and once the options beside the score.
 
     The rows travel with the checkpoint: a resumed run's file has no gap and no epoch twice.
     """
@@ -40,7 +40,7 @@ class MetricsFile(L.Callback):
         self.options: dict[str, Any] = {}  # shown with the score in TensorBoard
         self.rows: list[dict[str, float]] = []
         self._patches, self._waited, self._begun, self._ended, self._paused = 0, 0.0, 0.0, 0.0, 0.0
-        self._validated = False
+        self._validated = self._listed = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -86,16 +86,19 @@ class MetricsFile(L.Callback):
             if self._validated or not name.startswith("val/"):
                 row[name] = float(value)
         self.rows.append(row)
+        if self._validated and not self._listed:
+            self._list(trainer)
         self._validated = False
         if self.run and trainer.is_global_zero:
             write_whole(self.run.metrics, pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n"))
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the options with the best score, for TensorBoard's page of hyper-parameters."""
-        scores = [row["val/best_auroc"] for row in self.rows if "val/best_auroc" in row]
+    def _list(self, trainer: L.Trainer) -> None:
+        """Log the options, for TensorBoard's page of hyper-parameters, which shows the latest score beside them."""
+        score = trainer.callback_metrics.get("val/best_auroc")
         for logger in trainer.loggers:
-            if scores and isinstance(logger, TensorBoard):
-                logger.log_hyperparams(self.options, {"val/best_auroc": scores[-1]}, step=trainer.global_step)
+            if score is not None and isinstance(logger, TensorBoard):
+                logger.log_hyperparams(self.options, {"val/best_auroc": float(score)}, step=trainer.global_step)
+                self._listed = True  # from the first score on, so that a run that is stopped is on the page too
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far."""

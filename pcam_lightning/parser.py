@@ -1,6 +1,7 @@
 """The parser: what the command line takes, and where a run's configuration is found from its checkpoint."""
 
 import json
+import re
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Mapping
@@ -155,10 +156,14 @@ class PCamCLI(FitCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; where a checkpoint is named, parse again with its run's configuration put in its place."""
         assert isinstance(args, list)
+        self.args = args
         args, configs = _configs_first(args)
         for path in configs:
             _check_config(Path(path))
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise UserError(f"{error}{self._options_like(str(error), args)}") from None
         stage = self.config.subcommand
         if stage in self.tools:
             return
@@ -192,6 +197,19 @@ class PCamCLI(FitCLI):
         elif chosen.ckpt_path is not None:
             self.checkpoint = read_checkpoint(Path(chosen.ckpt_path))
 
+    def _options_like(self, told: str, args: list[str]) -> str:
+        """Return what to add to a complaint about an option that there is none of: those of its kind."""
+        stage = self._subcommand_parsers.get(args[0]) if args else None
+        unknown = re.search(r"unrecognized arguments: (--[\w.]+)", told)
+        if stage is None or unknown is None:
+            return ""
+        kind = unknown[1].rpartition(".")[0]
+        options = {one for action in stage._actions for one in action.option_strings if one.startswith("--")}
+        options = {one.removesuffix("+") for one in options}
+        like = sorted(one.rpartition(".")[2] for one in options if one.rpartition(".")[0] == kind)
+        known = f"{kind} has {', '.join(like)}" if kind and like else f"its options are explained by {args[0]} --help"
+        return f"; {known}."
+
     def _parse_with(self, config: dict[str, Any], args: list[str], position: int, origin: Path) -> None:
         args = [*args[:position], f"--config={json.dumps(config)}", *args[position:]]
         try:
@@ -210,6 +228,11 @@ class PCamCLI(FitCLI):
     def _is_stage(self) -> bool:
         return self.subcommand in STAGES
 
+    @property
+    def _trains(self) -> bool:
+        study = self.studies.get(self.subcommand or "")
+        return super()._trains or (study is not None and study.trains)
+
     def _set_seed(self) -> None:
         if not self._is_stage:
             return
@@ -225,8 +248,7 @@ class PCamCLI(FitCLI):
 
     def instantiate_classes(self) -> None:
         """Build data module, model and trainer; of a study that trains, to find out whether their options are right."""
-        study = self.studies.get(self.subcommand or "")
-        if self._is_stage or (study and study.trains):
+        if self._is_stage or self._trains:
             super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -14,23 +14,34 @@ from pcam_lightning.synthetic import synthesize
 
 BATCH = 64  # 2,000 drawn patches make 25 steps an epoch with it, and 4 with the recipe's 512
 
+NOTHING_REAL = "Its scores say nothing about real patches."
+
 
 def rehearsal_folder() -> Path:
     """Return the folder of the drawn tissue, where `predict` finds it again; it may not be there yet."""
     return (cache_folder() / f"rehearsal-{__version__}").absolute()
 
 
-def rehearse(data: Namespace, name: str) -> None:
+def is_rehearsal(root: Path | str) -> bool:
+    """Tell whether a data folder is that of the drawn tissue."""
+    return Path(root) == rehearsal_folder()
+
+
+def rehearse(data: Namespace, name: str, *, looks: bool) -> None:
     """Point the options of the data at drawn tissue, and say so.
 
     Args:
         data: options of `PCamDataModule`; `root` and `batch_size` may change.
         name: of the config that is rehearsed.
+        looks: whether the command only looks at the data.
     """
     data.root = rehearsal_folder()
+    if looks:
+        say(f"NO DATA: no folder data/ here and no --data.root, so this is drawn tissue, in {data.root}.")
+        return
     say(
         f"NO DATA: no folder data/ here and no --data.root, so this is a rehearsal of {name}.yaml on drawn tissue in "
-        f"{data.root}. Its scores say nothing about real patches."
+        f"{data.root}. {NOTHING_REAL}"
     )
     if data.batch_size > BATCH:
         say(f"Rehearsal: batch size {BATCH} instead of {data.batch_size}, for enough steps.")

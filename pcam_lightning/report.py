@@ -52,4 +52,5 @@ def _wrong(rows: pd.DataFrame, data: PCamDataModule | None) -> dict[str, str]:
     return {
         f"{kind}: {min(count, WRONG)} of {count:,}": as_address(as_png(figure))
         for kind, (count, figure) in grids.wrong_grids(rows["id"], label, logit, data.store, WRONG).items()
+        if count
     }

@@ -22,7 +22,7 @@ from pcam_lightning.machine import precision_here
 from pcam_lightning.messages import UserError, say, warn
 from pcam_lightning.official import is_official
 from pcam_lightning.predictions import Collector, write_labelled, write_submission
-from pcam_lightning.rehearsal import draw_rehearsal, rehearsal_folder, rehearse
+from pcam_lightning.rehearsal import NOTHING_REAL, draw_rehearsal, is_rehearsal, rehearse
 from pcam_lightning.run import Run, run_of
 from pcam_lightning.split import split_digest
 from pcam_lightning.table import SLIDES_FILES, find_slides
@@ -40,6 +40,7 @@ class StagesCLI(LightningCLI):
     place: Run | None = None  # where the run is to be, if not in a folder of its own claiming
     run: Run | None = None
     said: Namespace | None = None  # with several networks: what the user said, without what run and defaults add
+    args: list[str]  # as the user wrote them
     name = "default"  # of the run's folder: the stem of the last -c
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -50,6 +51,11 @@ class StagesCLI(LightningCLI):
     def _fits(self) -> bool:
         """Whether the command is fit, or takes its options."""
         return self.subcommand not in ("validate", "test", "predict")
+
+    @property
+    def _trains(self) -> bool:
+        """Whether the command trains, once or several times."""
+        return self.subcommand == "fit"
 
     def _runs(self, chosen: Namespace) -> Path:
         return Path(chosen.trainer.default_root_dir or ".") / "lightning_logs" / self.name
@@ -67,13 +73,17 @@ class StagesCLI(LightningCLI):
         chosen = self.config[self.subcommand]
         if chosen.data.root is None and self.checkpoint is not None:  # a null in the user's -c names no other folder
             chosen.data.root = Path(self.checkpoint["pcam"]["data"]["root"])
+        untold = self.place is None
         if chosen.data.root is None and not Path("data").is_dir():
-            rehearse(chosen.data, self.name)
+            rehearse(chosen.data, self.name, looks=not self._trains)
+            untold = False
         chosen.data.root = chosen.data.root or Path("data")
         for name in ("root", "cache_dir", "split_file", "slides"):  # the run is to find them again from another folder
             if isinstance(chosen.data[name], Path):
                 chosen.data[name] = chosen.data[name].absolute()
-        self.rehearsal = chosen.data.root == rehearsal_folder()
+        self.rehearsal = is_rehearsal(chosen.data.root)
+        if self.rehearsal and untold:
+            say(f"DRAWN TISSUE: {chosen.data.root} is a rehearsal's. {NOTHING_REAL}")
         self._follow_slides(chosen.data)
         new = self.resumed is None and self.place is None
         if self._fits and new and (chosen.data.folds is not None or "folds" in chosen):
@@ -94,7 +104,7 @@ class StagesCLI(LightningCLI):
         if data.slides is not None or data.split_file is not None or is_official(data.root):
             return
         # The rehearsal's may not be drawn yet.
-        found = data.root / SLIDES_FILES[0] if data.root == rehearsal_folder() else find_slides(data.root)
+        found = data.root / SLIDES_FILES[0] if is_rehearsal(data.root) else find_slides(data.root)
         if found is not None:
             data.slides = found
             say(f"folds are of whole slides, by {found}.")

@@ -11,7 +11,7 @@ from torch.nn import functional
 from pcam_lightning.backbone import NAMES
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.cli import main
-from pcam_lightning.features import _as_map, cam_layer, features, grad_cam, share_inside
+from pcam_lightning.features import _as_map, cam_layer, features, grad_cam, share_inside, told_inside
 
 
 def _image(count: int = 3) -> torch.Tensor:
@@ -72,6 +72,7 @@ def test_share_of_the_heat_inside() -> None:
     heat[0] = 0.5
     heat[1, 40:50, 33:63] = 1
     np.testing.assert_allclose(share_inside(heat), [1 / 9, 1, np.nan], rtol=1e-5)
+    assert told_inside(heat) == ["11% inside", "100% inside", "no heat"]
 
 
 def test_the_most_wrong_patches_and_the_share_of_a_sample(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,6 +88,7 @@ def test_the_most_wrong_patches_and_the_share_of_a_sample(run_copy: Path, capsys
     assert "Grad-CAM of" in told
     assert "layer3" in told
     assert "11.1% if it were everywhere the same" in told
+    assert f"{int(rows['inside'].isna().sum()):,} have no heat" in told
 
 
 def test_chosen_patches(run_copy: Path) -> None:

@@ -82,6 +82,10 @@ def test_without_data_the_rehearsal_is_looked_at(drawn: Path, capsys: pytest.Cap
     assert main(["explore", "-c", str(CONFIGS / "base.yaml"), *FEW]) == 0
     told = capsys.readouterr().err
     assert "NO DATA" in told
+    assert "batch size" not in told  # of a training that is not asked for
+    page = Path("explore/explore.html").read_text()
+    assert "Drawn tissue" in page
+    assert "fit -c configs/base.yaml</code>" in page  # a rehearsal again, told as one
     assert "resnet18, random weights" in told  # ImageNet's cannot be fetched
 
 

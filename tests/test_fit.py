@@ -1,6 +1,7 @@
 """fit: what a run leaves behind, and that a run stopped and resumed is the run never stopped."""
 
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,11 @@ def test_a_run_is_a_folder_that_has_it_all(trained: Path, drawn: Path) -> None:
         assert metrics[[f"train/{name}", f"val/{name}"]].notna().all().all()
 
 
+def _hparams(run: Path) -> dict[str, bytes]:
+    found: dict[str, bytes] = EventAccumulator(str(run)).Reload().PluginTagToContent("hparams")
+    return found
+
+
 def test_tensorboard_has_curves_rate_speed_and_options(trained: Path) -> None:
     events = EventAccumulator(str(trained)).Reload()
     names = set(events.Tags()["scalars"])
@@ -50,9 +56,7 @@ def test_tensorboard_has_curves_rate_speed_and_options(trained: Path) -> None:
     assert all(0 < event.value < 1 for event in events.Scalars("train/waiting_for_data"))
     best = pd.read_csv(trained / "metrics.csv")["val/auroc"].max()
     assert events.Scalars("val/best_auroc")[-1].value == pytest.approx(best)
-    hparams = events.PluginTagToContent("hparams")
-    assert "_hparams_/session_start_info" in hparams
-    assert b"batch_size" in hparams["_hparams_/session_start_info"]
+    assert b"batch_size" in _hparams(trained)["_hparams_/session_start_info"]
 
 
 def test_a_checkpoint_says_where_it_comes_from(trained: Path, drawn: Path) -> None:
@@ -193,7 +197,7 @@ sys.exit(main(sys.argv[3:]))
     ("number", "status", "epoch"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 0)]
 )
 def test_stopped_and_resumed_is_never_stopped(
-    number: signal.Signals, status: int, epoch: int, drawn: Path, trained: Path
+    number: signal.Signals, status: int, epoch: int, drawn: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=2", *LOGGED]
     command = [sys.executable, "-c", _STOPPED, str(int(number)), str(epoch), *args]
@@ -203,7 +207,14 @@ def test_stopped_and_resumed_is_never_stopped(
     run = RUNS / "version_0"
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == max(epoch - 1, 0)
-    assert main(["fit", "-c", BASE, "--ckpt_path", "last"]) == 0
+    tags = EventAccumulator(str(run)).Reload().Tags()
+    assert ("val/best_auroc" in tags["scalars"]) == (epoch > 0)
+    if epoch:  # on the page of options and scores, stopped or not
+        assert b"batch_size" in _hparams(run)["_hparams_/session_start_info"]
+    way_on = re.search(r"What goes on from it: python -m pcam_lightning (fit .*)", done.stderr)
+    assert way_on
+    assert main(shlex.split(way_on.group(1))) == 0
+    assert f"run: {run} goes on with epoch {epoch + 1} of 2\n" in capsys.readouterr().err
     pd.testing.assert_frame_equal(read_metrics(run), read_metrics(trained), check_exact=True)
     for name in ("best", "last"):
         resumed, straight = (
@@ -236,12 +247,17 @@ def test_rehearsal_without_data(
     told = capsys.readouterr().err
     assert told.count("NO DATA") == 1
     assert "batch size 64 instead of 512" in told
+    assert "This was a rehearsal on drawn tissue" in told
     assert re.search(r"warning: ImageNet weights .* cannot be fetched .* In this rehearsal alone", told)
     run = RUNS / "version_0"
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["batch_size"] == 64
     predict = ["predict", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
     assert main(predict) == 0
     assert len(pd.read_csv(run / "submission.csv")) == 20
+    assert capsys.readouterr().err.count("DRAWN TISSUE: ") == 1
+    assert main(["evaluate", str(run)]) == 0
+    assert "Drawn tissue, of a rehearsal. Its scores say nothing about real patches." in capsys.readouterr().err
+    assert "Drawn tissue" in (run / "report.html").read_text()
     # Where the cache was emptied meanwhile, tissue is drawn again.
     shutil.rmtree(folder)
     assert main([*predict, "--overwrite"]) == 0

@@ -13,9 +13,9 @@ def test_validating_within_an_epoch_is_no_waiting_for_data(monkeypatch: pytest.M
     clock, logged = [0.0], dict[str, float]()
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     trainer: Any = SimpleNamespace(
-        world_size=1, sanity_checking=False, current_epoch=0, global_step=4, callback_metrics={}, is_global_zero=True
+        world_size=1, sanity_checking=False, current_epoch=0, global_step=4, is_global_zero=True, loggers=[]
     )
-    trainer.callback_metrics["val/auroc"] = torch.tensor(0.5)
+    trainer.callback_metrics = {"val/auroc": torch.tensor(0.5)}
     module: Any = SimpleNamespace(log=logged.__setitem__)
     metrics = MetricsFile()
 

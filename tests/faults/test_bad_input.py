@@ -420,9 +420,10 @@ TOOLS = {
     "pack nothing": Case(None, ("pack", "--data.root", "nowhere"), r"nowhere"),
 }
 FLAGS = {
-    "nothing": Case(None, (), r"subcommand"),
+    "nothing": Case(None, (), r"no command: one of fit, .*explore, .*; --help says what each does"),
     "unknown command": Case(None, ("fly",), r"fly"),
-    "unknown flag": Case(None, ("fit", "--data.rot", "x"), r"rot"),
+    "unknown flag": Case(None, ("fit", "--data.rot", "x"), r"--data.rot x; --data has .*root,.*split_seed"),
+    "unknown flag of none": Case(None, ("fit", "--rot=x"), r"--rot=x; its options are explained by fit --help"),
     "word for a number": Case(None, ("fit", "--data.batch_size", "many"), r"batch_size"),
     "unknown accelerator": Case(None, ("fit", "--trainer.accelerator", "abacus"), r"abacus"),
     "no such machine": Case(None, ("fit", "--trainer.accelerator", "tpu"), r"error: --trainer: "),

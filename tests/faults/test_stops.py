@@ -112,7 +112,8 @@ def test_no_room_for_a_checkpoint(drawn: Path, straight: Path) -> None:
     last, error = done.stderr.splitlines()[-2:]
     assert error.startswith("error: ")
     assert error.endswith(".ckpt: File too large")
-    assert "is of the last whole epoch, and fit --ckpt_path last goes on from it" in last
+    command = f"python -m pcam_lightning fit -c {BASE} --trainer.max_epochs=4 --ckpt_path last"
+    assert last.endswith(f"is of the last whole epoch. What goes on from it: {command}")
     assert "Traceback" not in done.stderr
     assert _hashes(RUN / "checkpoints") == before
     assert main(resume) == 0  # with room it goes on
