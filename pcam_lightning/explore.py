@@ -29,6 +29,7 @@ from pcam_lightning.sweep import open_data
 _GRID = 25  # patches of a picture, five by five
 _ODD = 16  # patches shown of each kind
 _SAMPLE = 4000  # patches of the histograms of pixels: 37 million pixels
+_WIDE = 36  # letters of a figure's title
 _MEASURED = 512  # patches that stains or statistics are measured on, as fit does
 
 
@@ -180,7 +181,8 @@ def _draw_features(looked: Look, model: PCamClassifier, points: int, network: st
     say(f"t-SNE of {len(rows):,} patches' features: {network}.")
     found = features(model, torch.from_numpy(looked.images(rows)))
     places = spread_out(found)
-    title = f"t-SNE of features by {{}}\n{network}"
+    name = network if len(network) <= _WIDE else f"...{network[-_WIDE:]}"  # of a checkpoint the path's end
+    title = f"t-SNE of features by {{}}\n{name}"
     drawn = {"tsne_class": figures.embedding(places, rows["group"].to_numpy(), title.format("class"))}
     if "slide" in rows:
         drawn["tsne_slide"] = figures.embedding(places, rows["slide"].to_numpy(), title.format("slide"))
@@ -190,7 +192,7 @@ def _draw_features(looked: Look, model: PCamClassifier, points: int, network: st
 EXPLORE = Study(
     explore,
     {
-        "output": {"type": Path, "default": Path("explore"), "help": "Folder to write into."},
+        "output": {"type": Path, "default": Path("explore"), "help": "Folder to write into; it replaces a page there."},
         "augmented": {"type": PositiveInt, "default": 10, "help": "Augmented patches shown, beside what they were."},
         "points": {"type": PositiveInt, "default": 2000, "help": "Patches that t-SNE takes."},
     },

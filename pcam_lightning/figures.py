@@ -161,7 +161,7 @@ def learning_curves(runs: Mapping[str, pd.DataFrame]) -> Figure:
 def class_balance(counts: Mapping[str, int]) -> Figure:
     """Draw the number of patches of each group, such as normal, tumour and unlabelled ones."""
     total, labelled = sum(counts.values()), sum(counts.get(name, 0) for name in CLASSES)
-    of = "" if labelled in (0, total) else "; shares are of the labelled ones"
+    of = "" if labelled in (0, total) else "\nshares are of the labelled ones"
     figure, axes = new_axes(f"Patches by class, n = {total:,}{of}", "", "patches")
     bars = axes.bar(list(counts), list(counts.values()), width=0.6, color=[CLASSES.get(name, GREY) for name in counts])
     shares = [f"{count / labelled:.1%}" if name in CLASSES else "" for name, count in counts.items()]

@@ -1,5 +1,6 @@
 """The parser: what the command line takes, and where a run's configuration is found from its checkpoint."""
 
+import gc
 import json
 import re
 import sys
@@ -248,6 +249,8 @@ class PCamCLI(FitCLI):
 
     def instantiate_classes(self) -> None:
         """Build data module, model and trainer; of a study that trains, to find out whether their options are right."""
+        # Network, optimizer and trainer of an earlier command in this process hold each other.
+        gc.collect()
         if self._is_stage or self._trains:
             super().instantiate_classes()
 

@@ -1,5 +1,6 @@
 """A small drawn data folder, a run trained on it, and a clean place for every test."""
 
+import gc
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores; they would
     os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start too: sums depend on the threads
 settings.register_profile("unhurried", deadline=None)  # the first call may import half a library
 settings.load_profile("unhurried")
+gc.freeze()  # as python -m does: each command looks for garbage once, in a second of libraries otherwise
 CONFIGS = Path(__file__).parents[1] / "configs"
 FAST = (
     "--model.weights=none",

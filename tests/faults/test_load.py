@@ -1,12 +1,14 @@
 """Again and again in one process: memory and open files stay as they are. `benchmarks/faults.py` does it longer."""
 
 import gc
+import shutil
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.cli import main
 from pcam_lightning.store import open_store
 from pcam_lightning.table import read_train
@@ -33,6 +35,19 @@ def test_stores_that_are_opened_are_closed(drawn: Path) -> None:
     after = _taken()
     assert after[0] == files
     assert after[1] - memory < SLACK
+
+
+def test_the_network_of_an_earlier_command_is_given_up(small: Path, tmp_path: Path) -> None:
+    shutil.copy(small / "checkpoints" / "best.ckpt", tmp_path)
+    command = ["validate", "--ckpt_path", str(tmp_path / "best.ckpt"), "--trainer.accelerator=cpu"]
+    gc.collect()
+    gc.disable()  # which may look for it only after many commands
+    try:
+        for _ in range(3):
+            assert main(command) == 0
+        assert sum(type(one) is PCamClassifier for one in gc.get_objects()) == 1
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("stage", ["predict", "validate"])
