@@ -141,6 +141,10 @@ def training(kills: int, draw: random.Random, numbers: list[signal.Signals]) -> 
             version += 1  # stopped before there was anything to go on with
         elif folder.exists() and epochs(folder) == EPOCHS:  # between its last checkpoint and its end
             runs, unequal, version = runs + 1, unequal + (told(folder) != straight), version + 1
+    folder = RUNS / f"version_{version}"
+    if (folder / "checkpoints" / "last.ckpt").is_file():  # the last one goes on to its end
+        run("fit", "--ckpt_path=last")
+        runs, unequal = runs + 1, unequal + (told(folder) != straight)
     name = "SIGKILL" if numbers == [signal.SIGKILL] else "ctrl-C and SIGTERM"
     more = f"one takes {seconds:.1f} s; {runs} runs ended, {runs - unequal} of them equal to the one left alone"
     return [(f"{name} while training", stopped, broken + lost + unequal, more)]
