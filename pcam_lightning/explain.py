@@ -98,7 +98,7 @@ def _measure(run: Path, store: Store, model: PCamClassifier, rows: pd.DataFrame,
         if len(share) > 1:
             spread = f"mean {share.mean():.1%}, sd {share.std(ddof=1):.1%}, n = {len(share):,}"
             say(f"{name}: heat in the centre 32 x 32: {spread}; {1 / 9:.1%} if it were everywhere the same.")
-    say("More than that: it judges the square that the label is about. Less: it judges what surrounds the square.")
+    say("More than that: it looks at the square that the label is about. Less: at what surrounds it.")
     say(
         f"{path}: {len(rows):,} patches; {int(np.isnan(inside).sum()):,} have no heat: nothing there speaks for tumour."
     )
