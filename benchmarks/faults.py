@@ -75,7 +75,7 @@ def stop(args: list[str], number: signal.Signals, after: float) -> int | None:
             process.wait(timeout=after)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
-            return process.wait()
+            return process.wait() or None  # 0: it ended just then
     if process.returncode:
         raise SystemExit(f"{' '.join(args)} ended with {process.returncode}")
     return None

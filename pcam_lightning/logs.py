@@ -41,6 +41,7 @@ class MetricsFile(L.Callback):
         self.rows: list[dict[str, float]] = []
         self._patches, self._waited, self._begun, self._ended, self._paused = 0, 0.0, 0.0, 0.0, 0.0
         self._validated = self._listed = False
+        self._rate = math.nan  # the highest of the parameter groups, in the latest step
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -50,8 +51,10 @@ class MetricsFile(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count the time since the last step: what its end and the next batch took."""
+        """Count the time since the last step: what its end and the next batch took. Note the learning rate."""
         self._waited += time.perf_counter() - self._ended
+        # Not as it was logged last, perhaps epochs ago and by a run that has been stopped since.
+        self._rate = max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -81,10 +84,10 @@ class MetricsFile(L.Callback):
             scores.append(float(trainer.callback_metrics["val/auroc"]))
             if known := [score for score in scores if math.isfinite(score)]:  # of patches of one class there is none
                 pl_module.log("val/best_auroc", max(known))
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name[:8] != "train/lr"}
+        values["train/lr"] = self._rate
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
-        for name, value in sorted(trainer.callback_metrics.items()):
-            if self._validated or not name.startswith("val/"):
-                row[name] = float(value)
+        row |= {name: values[name] for name in sorted(values) if self._validated or not name.startswith("val/")}
         self.rows.append(row)
         if self._validated and not self._listed:
             self._list(trainer)

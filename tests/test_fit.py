@@ -91,6 +91,12 @@ def test_same_seed_sameread_metrics(drawn: Path, trained: Path) -> None:
     pd.testing.assert_frame_equal(read_metrics(RUNS / "version_0"), read_metrics(trained), check_exact=True)
 
 
+def test_metrics_do_not_depend_on_how_often_steps_are_logged(drawn: Path, trained: Path) -> None:
+    args = ["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=2", *LOGGED]
+    assert main([*args, "--trainer.log_every_n_steps=6"]) == 0  # steps, of which the second epoch alone has the sixth
+    pd.testing.assert_frame_equal(read_metrics(RUNS / "version_0"), read_metrics(trained), check_exact=True)
+
+
 def test_a_compiler_that_is_not_there_is_found_out_before_a_folder_is_claimed(
     drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

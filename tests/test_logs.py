@@ -15,6 +15,7 @@ def test_validating_within_an_epoch_is_no_waiting_for_data(monkeypatch: pytest.M
     trainer: Any = SimpleNamespace(
         world_size=1, sanity_checking=False, current_epoch=0, global_step=4, is_global_zero=True, loggers=[]
     )
+    trainer.optimizers = [SimpleNamespace(param_groups=[{"lr": 0.1}])]
     trainer.callback_metrics = {"val/auroc": torch.tensor(0.5)}
     module: Any = SimpleNamespace(log=logged.__setitem__)
     metrics = MetricsFile()
