@@ -84,7 +84,8 @@ class MetricsFile(L.Callback):
             scores.append(float(trainer.callback_metrics["val/auroc"]))
             if known := [score for score in scores if math.isfinite(score)]:  # of patches of one class there is none
                 pl_module.log("val/best_auroc", max(known))
-        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name[:8] != "train/lr"}
+        logged = trainer.callback_metrics.items()
+        values = {name: float(value) for name, value in logged if not name.startswith("train/lr")}
         values["train/lr"] = self._rate
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         row |= {name: values[name] for name in sorted(values) if self._validated or not name.startswith("val/")}
