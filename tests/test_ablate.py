@@ -39,7 +39,7 @@ def test_a_table_of_paired_differences_and_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(module, "PCamCLI", stopping(Stop(), [2]))  # in the third run
         assert main(_args(drawn)) == 1
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "What goes on from it: the same command" in capsys.readouterr().err
     assert main(_args(drawn)) == 0
     told = capsys.readouterr().err
     assert "seed 42" not in told
