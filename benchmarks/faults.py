@@ -123,14 +123,15 @@ def training(kills: int, draw: random.Random, numbers: list[signal.Signals]) -> 
     run(*fresh)
     seconds = time.perf_counter() - begun
     straight = told(RUNS / "version_0")
-    version, stopped, broken, lost, runs, unequal = 1, 0, 0, 0, 0, 0
+    version, stopped, broken, lost = 1, 0, 0, 0
+    equal: list[bool] = []  # of each run that ended, whether it is as the one left alone
     while stopped < kills:
         folder = RUNS / f"version_{version}"
         goes_on = (folder / "checkpoints" / "last.ckpt").is_file()
         args = ["fit", "--ckpt_path=last"] if goes_on else fresh
         status = stop(args, numbers[stopped % len(numbers)], draw.uniform(0, seconds))
         if status is None:
-            runs, unequal = runs + 1, unequal + (told(folder) != straight)
+            equal.append(told(folder) == straight)
             version += 1
             continue
         stopped += 1
@@ -140,14 +141,15 @@ def training(kills: int, draw: random.Random, numbers: list[signal.Signals]) -> 
         if folder.exists() and not (folder / "checkpoints" / "last.ckpt").is_file():
             version += 1  # stopped before there was anything to go on with
         elif folder.exists() and epochs(folder) == EPOCHS:  # between its last checkpoint and its end
-            runs, unequal, version = runs + 1, unequal + (told(folder) != straight), version + 1
+            equal.append(told(folder) == straight)
+            version += 1
     folder = RUNS / f"version_{version}"
     if (folder / "checkpoints" / "last.ckpt").is_file():  # the last one goes on to its end
         run("fit", "--ckpt_path=last")
-        runs, unequal = runs + 1, unequal + (told(folder) != straight)
+        equal.append(told(folder) == straight)
     name = "SIGKILL" if numbers == [signal.SIGKILL] else "ctrl-C and SIGTERM"
-    more = f"one takes {seconds:.1f} s; {runs} runs ended, {runs - unequal} of them equal to the one left alone"
-    return [(f"{name} while training", stopped, broken + lost + unequal, more)]
+    more = f"one takes {seconds:.1f} s; {len(equal)} runs ended, {sum(equal)} of them equal to the one left alone"
+    return [(f"{name} while training", stopped, broken + lost + equal.count(False), more)]
 
 
 def told(folder: Path) -> tuple[str, str]:

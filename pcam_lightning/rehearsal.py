@@ -13,7 +13,6 @@ from pcam_lightning.messages import say, warn
 from pcam_lightning.synthetic import synthesize
 
 BATCH = 64  # 2,000 drawn patches make 25 steps an epoch with it, and 4 with the recipe's 512
-
 NOTHING_REAL = "Its scores say nothing about real patches."
 
 

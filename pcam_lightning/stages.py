@@ -73,16 +73,15 @@ class StagesCLI(LightningCLI):
         chosen = self.config[self.subcommand]
         if chosen.data.root is None and self.checkpoint is not None:  # a null in the user's -c names no other folder
             chosen.data.root = Path(self.checkpoint["pcam"]["data"]["root"])
-        untold = self.place is None
-        if chosen.data.root is None and not Path("data").is_dir():
+        no_data = chosen.data.root is None and not Path("data").is_dir()
+        if no_data:
             rehearse(chosen.data, self.name, looks=not self._trains)
-            untold = False
         chosen.data.root = chosen.data.root or Path("data")
         for name in ("root", "cache_dir", "split_file", "slides"):  # the run is to find them again from another folder
             if isinstance(chosen.data[name], Path):
                 chosen.data[name] = chosen.data[name].absolute()
         self.rehearsal = is_rehearsal(chosen.data.root)
-        if self.rehearsal and untold:
+        if self.rehearsal and not no_data and self.place is None:
             say(f"DRAWN TISSUE: {chosen.data.root} is a rehearsal's. {NOTHING_REAL}")
         self._follow_slides(chosen.data)
         new = self.resumed is None and self.place is None

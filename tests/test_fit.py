@@ -86,7 +86,7 @@ def test_end_of_fit_says_what_to_type_next(drawn: Path, capsys: pytest.CaptureFi
     assert (run / "checkpoints" / "last.ckpt").samefile(run / "checkpoints" / "best.ckpt")  # one epoch is both
 
 
-def test_same_seed_sameread_metrics(drawn: Path, trained: Path) -> None:
+def test_same_seed_same_metrics(drawn: Path, trained: Path) -> None:
     assert main(["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=2", *LOGGED]) == 0
     pd.testing.assert_frame_equal(read_metrics(RUNS / "version_0"), read_metrics(trained), check_exact=True)
 
