@@ -44,6 +44,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, damaged, or not one of ours; a pickle that would run code is not read.
     """
+    if (best := path / "checkpoints" / "best.ckpt").is_file():
+        raise UserError(f"{path}: the folder of a run, and no checkpoint; {best} is its best one.")
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; runs keep theirs in lightning_logs/NAME/version_N/checkpoints/.")
     try:
@@ -141,7 +143,8 @@ class KeepCheckpoints(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say how a stopped run goes on."""
         if self.run and isinstance(exception, KeyboardInterrupt | OSError):
-            say(f"\nstopped; {self.run.last} is of the last whole epoch. What goes on from it: {self.way_on}")
+            of = "the last whole epoch" if trainer.current_epoch else "the start"
+            say(f"\nstopped; {self.run.last} is of {of}. What goes on from it: {self.way_on}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score so far."""

@@ -99,6 +99,10 @@ def _measure(run: Path, store: Store, model: PCamClassifier, rows: pd.DataFrame,
             spread = f"mean {share.mean():.1%}, sd {share.std(ddof=1):.1%}, n = {len(share):,}"
             say(f"{name}: heat in the centre 32 x 32: {spread}; {1 / 9:.1%} if it were everywhere the same.")
     say("More than that: it looks at the square that the label is about. Less: at what surrounds it.")
+    blank, called = np.isnan(inside), (rows["logit"] > 0).to_numpy()
     say(
-        f"{path}: {len(rows):,} patches; {int(np.isnan(inside).sum()):,} have no heat: nothing there speaks for tumour."
+        f"{path}: {len(rows):,} patches; {int(blank.sum()):,} have no heat in {layer}, among them "
+        f"{int((blank & called).sum()):,} of the {int(called.sum()):,} that are called tumour."
     )
+    if (blank & called).sum() > called.sum() / 10:
+        say("Of those this layer does not tell why: what is made of it further up does. --layer names another one.")

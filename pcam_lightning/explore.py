@@ -25,6 +25,7 @@ from pcam_lightning.rehearsal import draw_rehearsal, is_rehearsal, load_start
 from pcam_lightning.stages import PROG, load_classifier
 from pcam_lightning.style import CLASSES, as_address, as_png
 from pcam_lightning.sweep import open_data
+from pcam_lightning.synthetic import is_drawn
 
 _GRID = 25  # patches of a picture, five by five
 _ODD = 16  # patches shown of each kind
@@ -96,7 +97,7 @@ def explore(config: dict[str, Any], runs: Path, **options: Any) -> None:
         network=network,
         points=min(options["points"], len(looked.rows)),
         pictures={name: as_address(png) for name, png in pictures.items()},
-        drawn=rehearses,
+        drawn=is_drawn(root),
         fit=f"{PROG} fit -c configs/base.yaml" + ("" if rehearses else f" --data.root {shlex.quote(root)}"),
     )
     output.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ class FitCLI(StagesCLI):
             say(f"val/auroc {will}: {leak.told}. {way_on}")
         say(
             f"network: {chosen.model.backbone} from {'random' if model.started_from == 'none' else model.started_from} "
-            f"weights, {chosen.trainer.precision} on {self.trainer.strategy.root_device}."
+            f"weights, {chosen.trainer.precision or '32-true'} on {self.trainer.strategy.root_device}."
         )
         if not chosen.trainer.fast_dev_run:
             self._open_run()
@@ -141,6 +141,7 @@ class FitCLI(StagesCLI):
         }
         self.metrics_file.options = {
             **plain["model"],
+            "weights": self.model.started_from,  # in a rehearsal perhaps not those that were asked for
             "augment": {name: value for name, value in plain["model"]["augment"].items() if value},
             **{name: plain["data"][name] for name in ("batch_size", "val_fraction", "split_seed")},
             **{name: plain["trainer"][name] for name in ("max_epochs", "precision")},

@@ -7,6 +7,7 @@ import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,10 @@ _EXAMPLES = {
     "test": "test --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
     "predict": "predict --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
 }
+_CKPT_PATH = {
+    "fit": "`last` goes on with the newest run of the config; a file goes on from that checkpoint in a new run.",
+    "others": "The checkpoint, such as lightning_logs/base/version_0/checkpoints/best.ckpt.",
+}
 
 
 class PCamCLI(FitCLI):
@@ -105,6 +110,7 @@ class PCamCLI(FitCLI):
             stage = self._prepare_subcommand_parser(
                 Trainer, name, usage=usage, description=description, exit_on_error=False
             )
+            stage._option_string_actions["--ckpt_path"].help = _CKPT_PATH["fit" if name == "fit" else "others"]
             if name == "predict":
                 stage.add_argument(
                     "--overwrite", action="store_true", help="Replace a submission that is there already."
@@ -124,6 +130,8 @@ class PCamCLI(FitCLI):
             several = self._prepare_subcommand_parser(
                 Trainer, "fit", usage=usage, description=description, exit_on_error=False
             )
+            if not study.trains:
+                several._option_string_actions["--ckpt_path"].help = _CKPT_PATH["others"]
             for option, how in study.options.items():
                 several.add_argument(f"--{option}", **how)
             several.set_defaults(study.defaults)
@@ -209,6 +217,8 @@ class PCamCLI(FitCLI):
         options = {one.removesuffix("+") for one in options}
         like = sorted(one.rpartition(".")[2] for one in options if one.rpartition(".")[0] == kind)
         known = f"{kind} has {', '.join(like)}" if kind and like else f"its options are explained by {args[0]} --help"
+        if not kind and (near := get_close_matches(unknown[1], options, 1)):
+            known = f"{near[0]} is one that there is"
         return f"; {known}."
 
     def _parse_with(self, config: dict[str, Any], args: list[str], position: int, origin: Path) -> None:

@@ -136,7 +136,9 @@ def write_submission(path: Path, ids: "pd.Series[str]", logit: "pd.Series[float]
     content = submission.to_csv(index=False, lineterminator="\n")
     same = path.exists() and path.read_bytes() == content.encode()
     if path.exists() and not same and not overwrite:
-        raise UserError(f"{path}: there already, with other predictions; --overwrite replaces it.")
+        raise UserError(
+            f"{path}: there already, with other predictions; --overwrite replaces it, --output DIR leaves it."
+        )
     # The submission comes last: where it is, the other one is.
     logits = pd.DataFrame({"id": ids.to_numpy(), "logit": logit.loc[ids].to_numpy(dtype=np.float32)})
     write_whole(path.with_name("predictions.csv"), logits.to_csv(index=False, lineterminator="\n"))

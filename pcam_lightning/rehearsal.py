@@ -31,7 +31,7 @@ def rehearse(data: Namespace, name: str, *, looks: bool) -> None:
 
     Args:
         data: options of `PCamDataModule`; `root` and `batch_size` may change.
-        name: of the config that is rehearsed.
+        name: of what is rehearsed.
         looks: whether the command only looks at the data.
     """
     data.root = rehearsal_folder()
@@ -39,7 +39,7 @@ def rehearse(data: Namespace, name: str, *, looks: bool) -> None:
         say(f"NO DATA: no folder data/ here and no --data.root, so this is drawn tissue, in {data.root}.")
         return
     say(
-        f"NO DATA: no folder data/ here and no --data.root, so this is a rehearsal of {name}.yaml on drawn tissue in "
+        f"NO DATA: no folder data/ here and no --data.root, so this is a rehearsal of {name} on drawn tissue in "
         f"{data.root}. {NOTHING_REAL}"
     )
     if data.batch_size > BATCH:

@@ -15,7 +15,12 @@ WRONG = 16  # patches shown of each kind of mistake
 
 
 def render(
-    rows: pd.DataFrame, data: PCamDataModule | None, report: dict[str, Any], calibrated: np.ndarray, chosen: np.ndarray
+    rows: pd.DataFrame,
+    data: PCamDataModule | None,
+    report: dict[str, Any],
+    calibrated: np.ndarray,
+    chosen: np.ndarray,
+    ways_on: dict[str, str],
 ) -> str:
     """Lay out a report as one page that needs no network; what comes from files is escaped.
 
@@ -25,6 +30,7 @@ def render(
         report: the numbers.
         calibrated: logits after temperature scaling, shape (N,).
         chosen: decisions at the chosen threshold, bool, shape (N,).
+        ways_on: commands to go on with, by what they do.
     """
     label, logit = rows["label"].to_numpy(dtype=np.int64), rows["logit"].to_numpy()
     operation = operate(label, chosen)
@@ -41,6 +47,7 @@ def render(
         report=report,
         figures={name: as_svg(figure) for name, figure in pictures.items()},
         wrong=_wrong(rows, data),
+        ways_on=ways_on,
     )
 
 

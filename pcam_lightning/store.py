@@ -196,7 +196,7 @@ def _write_images(target: Path, table: pd.DataFrame, root: Path, part: str) -> l
             raise UserError(f"{root}: damaged: {'; '.join(refused)}. Download it again.")
         raise UserError(
             f"{root}: {len(refused):,} of {len(table):,} image files cannot be used: {'; '.join(refused)}. "
-            "Unzip the download again, or take them out of the CSV."
+            "Unzip the download again, cut patches of your own to size, or take them out of the CSV."
         )
     with target.open("rb+") as file:
         os.fsync(file.fileno())

@@ -13,11 +13,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from pcam_lightning.files import write_whole
-from pcam_lightning.messages import UserError
+from pcam_lightning.messages import UserError, say
 from pcam_lightning.tissue import BROWNER, RUIFROK, Slide, draw_patch
 from pcam_lightning.workers import workers
 
 WORTH_A_PROCESS = 100  # patches; fewer are drawn sooner than a worker process starts
+_MARK = "DRAWN.txt"
 
 
 def _slides(count: int, seed: int, slide_effect: float) -> dict[tuple[str, int], list[Slide]]:
@@ -61,12 +62,18 @@ def _write_patch(
     return patch_id, label, slide.name
 
 
+def is_drawn(root: Path | str) -> bool:
+    """Tell whether a data folder holds what `synthesize` drew."""
+    return (Path(root) / _MARK).is_file()
+
+
 def synthesize(
     dest: Path, train: int = 2000, test: int = 500, slides: int = 24, seed: int = 0, slide_effect: float = 1.0
 ) -> None:
     """Draw believable lymph-node tissue into a folder in Kaggle's layout, so that the project runs without its data.
 
-    Beside Kaggle's files it holds `answers.csv`, the labels of test, and `patch_id_wsi_full.csv`, the slides of train.
+    Beside Kaggle's files it holds `answers.csv`, the labels of test, `patch_id_wsi_full.csv`, the slides of train, and
+    `DRAWN.txt`, by which what is made of it is told from what is made of real patches.
     Two of five patches are positive. Test comes from other slides than train. The same arguments draw the same patches.
 
     Args:
@@ -116,8 +123,10 @@ def synthesize(
                 files["sample_submission.csv"] = of_test[["id", "label"]].assign(label=0)
             for file, part in files.items():
                 write_whole(temporary / file, part.to_csv(index=False, lineterminator="\n"))
+            write_whole(temporary / _MARK, "Tissue, slides and labels were drawn by pcam_lightning: none is real.\n")
             if folder.exists():
                 folder.rmdir()
             temporary.rename(folder)
     except OSError as error:
         raise UserError(f"{dest} cannot be written: {error.strerror or error}. Name another folder.") from error
+    say(f"{dest}: {train:,} drawn patches to train on" + (f", {test:,} in test/." if test else "."))

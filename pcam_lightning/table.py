@@ -130,6 +130,7 @@ def _find_images(root: Path, part: str) -> dict[str, str]:
     if not (root / part).is_dir():
         raise UserError(f"{root / part}: no such folder; {_HOW_TO_GET}.")
     found: dict[str, str] = {}
+    jpegs = 0
     folders = ["" if part == "." else part + "/"]  # below root, each with a slash at its end
     while folders:
         folder = folders.pop()
@@ -144,8 +145,11 @@ def _find_images(root: Path, part: str) -> dict[str, str]:
                     found[stem] = _preferred(root, other, path)
             elif entry.is_dir():
                 folders.append(folder + entry.name + "/")
+            else:
+                jpegs += suffix.lower() in (".jpg", ".jpeg")
     if not found:
-        raise UserError(f"{root / part}: no .tif or .png file in it or below; {_HOW_TO_GET}.")
+        way_on = f"of {jpegs:,} .jpg files PNGs of 96 x 96 pixels have to be made" if jpegs else _HOW_TO_GET
+        raise UserError(f"{root / part}: no .tif or .png file in it or below; {way_on}.")
     return found
 
 

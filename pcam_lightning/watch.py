@@ -92,5 +92,6 @@ class Watch(L.Callback):
         self._stop(trainer, told)
 
     def _stop(self, trainer: L.Trainer, told: str) -> None:
-        kept = f" {self.run.last} is of the last whole epoch." if self.run is not None else ""
+        of = "the last whole epoch" if trainer.current_epoch else "the start"
+        kept = f" {self.run.last} is of {of}." if self.run is not None else ""
         raise Diverged(f"epoch {trainer.current_epoch + 1} diverged: {told}.{kept} Ways on: {_WAYS_ON}.")

@@ -60,7 +60,10 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert told.startswith("usage: python -m pcam_lightning")
     if command in (["fit"], ["predict"]):
         assert told.splitlines()[0].endswith("[options]")
-        assert "share of each class held out for validation" in " ".join(told.split())
+        words = " ".join(told.split())
+        assert "share of each class held out for validation" in words
+        assert ("goes on with the newest run" if command == ["fit"] else "version_0/checkpoints/best.ckpt. (") in words
+        assert '"hpc"' not in words  # Lightning takes more places for checkpoints than a run of ours has
     if not command:
         assert all(name in told for name in ("fit", "validate", "test", "predict", "synthesize", "pack"))
 
@@ -70,6 +73,7 @@ def test_synthesize_then_pack(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(pd.read_csv("out/train_labels.csv")) == 12
     assert main(["pack", "--data.root", "out", "--data.verify=true"]) == 0
     told = capsys.readouterr().err
+    assert "out: 12 drawn patches to train on, 4 in test/." in told
     assert re.search(r"train: 12 patches, 12 distinct, in out/.pcam_cache/train-\w+/images.npy", told)
     assert re.search(r"test: 4 patches, 4 distinct", told)
     assert main(["synthesize", "bare", "--train", "12", "--test", "0", "--slides", "4"]) == 0

@@ -217,6 +217,7 @@ def test_stopped_and_resumed_is_never_stopped(
     assert ("val/best_auroc" in tags["scalars"]) == (epoch > 0)
     if epoch:  # on the page of options and scores, stopped or not
         assert b"batch_size" in _hparams(run)["_hparams_/session_start_info"]
+    assert f"last.ckpt is of the {'last whole epoch' if epoch else 'start'}. " in done.stderr
     way_on = re.search(r"What goes on from it: python -m pcam_lightning (fit .*)", done.stderr)
     assert way_on
     assert main(shlex.split(way_on.group(1))) == 0
@@ -257,12 +258,15 @@ def test_rehearsal_without_data(
     assert re.search(r"warning: ImageNet weights .* cannot be fetched .* In this rehearsal alone", told)
     run = RUNS / "version_0"
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["batch_size"] == 64
+    assert b"imagenet" not in _hparams(run)["_hparams_/session_start_info"]  # it began with random weights
     predict = ["predict", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
     assert main(predict) == 0
     assert len(pd.read_csv(run / "submission.csv")) == 20
-    assert capsys.readouterr().err.count("DRAWN TISSUE: ") == 1
+    told = capsys.readouterr().err
+    assert told.count("DRAWN TISSUE: ") == 1
+    assert "Drawn tissue: nothing to submit." in told
     assert main(["evaluate", str(run)]) == 0
-    assert "Drawn tissue, of a rehearsal. Its scores say nothing about real patches." in capsys.readouterr().err
+    assert "Drawn tissue. Its scores say nothing about real patches." in capsys.readouterr().err
     assert "Drawn tissue" in (run / "report.html").read_text()
     # Where the cache was emptied meanwhile, tissue is drawn again.
     shutil.rmtree(folder)

@@ -117,6 +117,21 @@ def test_a_run_that_cannot_be_written(
     assert re.search(r"error: .*version_0: cannot be written.*copy the checkpoint", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--ckpt_path=RUN"], r"version_0: the folder of a run, and no checkpoint; .*best\.ckpt is its best one"),
+        (["--ckpt_path=RUN/checkpoints/best.ckpt", "--output=mine.csv"], r"mine\.csv: takes a folder; submission\.csv"),
+    ],
+)
+def test_folders_and_files_are_not_taken_for_each_other(
+    flags: list[str], told: str, run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", *(flag.replace("RUN", str(run_copy)) for flag in flags), CPU]) == 2
+    assert re.search(f"error: .*{told}", capsys.readouterr().err)
+    assert not Path("mine.csv").exists()
+
+
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 def test_no_checkpoint_no_prediction(stage: str, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([stage, "--data.root", str(drawn), *FAST]) == 2

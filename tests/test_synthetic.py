@@ -101,6 +101,7 @@ def test_smallest_folders(tmp_path: Path) -> None:
         "train",
         "train_labels.csv",
         "patch_id_wsi_full.csv",
+        "DRAWN.txt",
     }
     for name in ("train_labels.csv", "answers.csv"):
         assert sorted(pd.read_csv(tmp_path / "empty" / name)["label"]) == [0, 1]
