@@ -44,8 +44,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, damaged, or not one of ours; a pickle that would run code is not read.
     """
-    if (best := path / "checkpoints" / "best.ckpt").is_file():
-        raise UserError(f"{path}: the folder of a run, and no checkpoint; {best} is its best one.")
+    if found := next((one for one in (Run(path).best, Run(path).last) if one.is_file()), None):
+        raise UserError(f"{path}: the folder of a run, and no checkpoint; {found} is one.")
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; runs keep theirs in lightning_logs/NAME/version_N/checkpoints/.")
     try:
@@ -142,7 +142,7 @@ class KeepCheckpoints(Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say how a stopped run goes on."""
-        if self.run and isinstance(exception, KeyboardInterrupt | OSError):
+        if self.run and isinstance(exception, KeyboardInterrupt | OSError) and self.run.last.is_file():
             of = "the last whole epoch" if trainer.current_epoch else "the start"
             say(f"\nstopped; {self.run.last} is of {of}. What goes on from it: {self.way_on}")
 

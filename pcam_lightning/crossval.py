@@ -13,8 +13,8 @@ from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.files import link_whole, write_whole
 from pcam_lightning.messages import UserError, say
 from pcam_lightning.parser import PCamCLI, Study
-from pcam_lightning.predictions import read_labelled, write_submission
-from pcam_lightning.rehearsal import draw_rehearsal, is_rehearsal
+from pcam_lightning.predictions import read_labelled, say_where_it_goes, write_submission
+from pcam_lightning.rehearsal import draw_rehearsal, is_drawn, is_rehearsal
 from pcam_lightning.run import Run
 from pcam_lightning.scores import auroc
 from pcam_lightning.stages import PROG
@@ -67,12 +67,15 @@ def crossval(config: dict[str, Any], runs: Path, folds: int) -> None:
             # of their own: whoever validates a fold's run with another checkpoint has no say in what comes out here.
             ran = ["--ckpt_path", str(run.last), f"--trainer.accelerator={config['trainer']['accelerator']}"]
             if not _oof(folder, fold).is_file():
-                PCamCLI(["validate", *ran])
+                PCamCLI(["validate", *ran], run=run)
                 link_whole(run.predictions("val"), _oof(folder, fold))
             if has_test and not _predictions(folder, fold).is_file():
-                PCamCLI(["predict", "--overwrite", *ran])
+                PCamCLI(["predict", "--overwrite", *ran], run=run)
                 link_whole(run.submission.with_name("predictions.csv"), _predictions(folder, fold))
         _sum_up(folder, record, set(data.table["id"]), folds, has_test=has_test)
+        if has_test:
+            submission = folder / "submission.csv"
+            say_where_it_goes(submission, len(pd.read_csv(submission)), drawn=is_drawn(root))
 
 
 def _check(config: dict[str, Any], folds: int) -> None:

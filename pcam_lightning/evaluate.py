@@ -13,7 +13,7 @@ from pcam_lightning import __version__
 from pcam_lightning.files import write_whole
 from pcam_lightning.judged import FEW, check_draws, clusters, find_judged_leak, read_judged
 from pcam_lightning.messages import UserError, say
-from pcam_lightning.rehearsal import NOTHING_REAL
+from pcam_lightning.rehearsal import NOTHING_REAL, is_drawn
 from pcam_lightning.report import render
 from pcam_lightning.run import Run
 from pcam_lightning.scores import (
@@ -35,7 +35,6 @@ from pcam_lightning.scores import (
 from pcam_lightning.siblings import siblings
 from pcam_lightning.split import split_groups
 from pcam_lightning.stages import PROG
-from pcam_lightning.synthetic import is_drawn
 
 PARTS = 5  # of slides or patches, for what is fitted on all but one of them
 _RATES = (0.90, 0.95, 0.99)
@@ -68,7 +67,7 @@ def evaluate(
     report["chosen_by_these"] = judged.chosen_by_these
     leak = find_judged_leak(judged)
     report["leak"] = f"This score {leak.verb}: {leak.told}." if leak.told else ""
-    drawn = judged.split is not None and is_drawn(judged.split["root"])
+    drawn = judged.split is not None and is_drawn(root or judged.split["root"])
     report["drawn"] = f"Drawn tissue. {NOTHING_REAL}" if drawn else ""
     if target.is_dir():
         report["splits"] = siblings(target)
@@ -76,10 +75,12 @@ def evaluate(
             report["folds"] = _folds(rows)
     ways_on = {}
     if judged.made_by is not None:
-        quoted = shlex.quote(str(target))
-        checkpoint = shlex.quote(str(Run(target).best if judged.chosen_by_these else Run(target).last))
-        ways_on["shows where in its most wrong patches the network finds tumour"] = f"{PROG} explain {quoted}"
-        ways_on["writes its submission"] = f"{PROG} predict --ckpt_path {checkpoint}"
+        checkpoint = Run(target).best if judged.chosen_by_these else Run(target).last
+        explain, predict = ["explain", str(target)], ["predict", "--ckpt_path", str(checkpoint)]
+        if root is not None:
+            explain, predict = [*explain, "--root", str(root)], [*predict, "--data.root", str(root)]
+        ways_on["shows where in its most wrong patches the network finds tumour"] = f"{PROG} {shlex.join(explain)}"
+        ways_on["writes a submission for test/"] = f"{PROG} {shlex.join(predict)}"
     page = render(rows, judged.data, report, calibrated, chosen, ways_on)
     folder, name = judged.report.parent, judged.report.name
     write_whole(folder / f"{name}.json", json.dumps(report, indent=2) + "\n")

@@ -21,11 +21,10 @@ from pcam_lightning.messages import UserError, say
 from pcam_lightning.page import lay_out
 from pcam_lightning.parser import Study
 from pcam_lightning.quality import KINDS, find_odd
-from pcam_lightning.rehearsal import draw_rehearsal, is_rehearsal, load_start
+from pcam_lightning.rehearsal import draw_rehearsal, is_drawn, is_rehearsal, load_start
 from pcam_lightning.stages import PROG, load_classifier
 from pcam_lightning.style import CLASSES, as_address, as_png
 from pcam_lightning.sweep import open_data
-from pcam_lightning.synthetic import is_drawn
 
 _GRID = 25  # patches of a picture, five by five
 _ODD = 16  # patches shown of each kind

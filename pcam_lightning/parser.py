@@ -59,8 +59,10 @@ _EXAMPLES = {
     "test": "test --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
     "predict": "predict --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
 }
+_NO_VALUES = ("--help", "--config", "--data", "--model", "--trainer")  # nothing that a mistyped option may have meant
 _CKPT_PATH = {
     "fit": "`last` goes on with the newest run of the config; a file goes on from that checkpoint in a new run.",
+    "sweep": "Not taken: the same command goes on where it was.",
     "others": "The checkpoint, such as lightning_logs/base/version_0/checkpoints/best.ckpt.",
 }
 
@@ -130,8 +132,8 @@ class PCamCLI(FitCLI):
             several = self._prepare_subcommand_parser(
                 Trainer, "fit", usage=usage, description=description, exit_on_error=False
             )
-            if not study.trains:
-                several._option_string_actions["--ckpt_path"].help = _CKPT_PATH["others"]
+            kind = "sweep" if study.trains else "others"
+            several._option_string_actions["--ckpt_path"].help = _CKPT_PATH[kind]
             for option, how in study.options.items():
                 several.add_argument(f"--{option}", **how)
             several.set_defaults(study.defaults)
@@ -217,8 +219,9 @@ class PCamCLI(FitCLI):
         options = {one.removesuffix("+") for one in options}
         like = sorted(one.rpartition(".")[2] for one in options if one.rpartition(".")[0] == kind)
         known = f"{kind} has {', '.join(like)}" if kind and like else f"its options are explained by {args[0]} --help"
-        if not kind and (near := get_close_matches(unknown[1], options, 1)):
-            known = f"{near[0]} is one that there is"
+        leaves = {one.removeprefix("--").rpartition(".")[2]: one for one in options if one not in _NO_VALUES}
+        if not kind and (near := get_close_matches(unknown[1].removeprefix("--"), leaves, 1)):
+            known = f"{leaves[near[0]]} is one that there is"
         return f"; {known}."
 
     def _parse_with(self, config: dict[str, Any], args: list[str], position: int, origin: Path) -> None:

@@ -1,5 +1,6 @@
 """Logits of all processes -> one row an id, joined by id: what validate, test and predict leave behind."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError, say, warn
 from pcam_lightning.table import read_labels
+
+_KAGGLES = 57_458  # patches to predict
 
 
 class Collector(L.Callback):
@@ -147,6 +150,21 @@ def write_submission(path: Path, ids: "pd.Series[str]", logit: "pd.Series[float]
     else:
         write_whole(path, content)
         say(f"{path}: {len(submission):,} predictions, mean {submission['label'].mean():.3f}.")
+
+
+def say_where_it_goes(path: Path, patches: int, *, drawn: bool) -> None:
+    """Say how a submission is sent, where it is one for Kaggle.
+
+    Args:
+        path: of the submission.
+        patches: how many it is of.
+        drawn: whether they are drawn tissue.
+    """
+    if drawn:
+        say("Drawn tissue: nothing to submit. With data in data/, or --data.root DIR, fit trains on them.")
+    elif patches == _KAGGLES:
+        file = shlex.quote(str(path))
+        say(f"kaggle competitions submit -c histopathologic-cancer-detection -f {file} -m MESSAGE sends it.")
 
 
 def make_submission(ids: "pd.Series[str]", prob: "pd.Series[float]") -> pd.DataFrame:

@@ -10,7 +10,7 @@ from pcam_lightning.backbone import WeightsUnavailable
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.files import cache_folder
 from pcam_lightning.messages import say, warn
-from pcam_lightning.synthetic import synthesize
+from pcam_lightning.synthetic import MARK, synthesize
 
 BATCH = 64  # 2,000 drawn patches make 25 steps an epoch with it, and 4 with the recipe's 512
 NOTHING_REAL = "Its scores say nothing about real patches."
@@ -22,8 +22,13 @@ def rehearsal_folder() -> Path:
 
 
 def is_rehearsal(root: Path | str) -> bool:
-    """Tell whether a data folder is that of the drawn tissue."""
+    """Tell whether a data folder is the rehearsal's own."""
     return Path(root) == rehearsal_folder()
+
+
+def is_drawn(root: Path | str) -> bool:
+    """Tell whether a data folder holds drawn tissue: the rehearsal's, or what `synthesize` drew."""
+    return is_rehearsal(root) or (Path(root) / MARK).is_file()
 
 
 def rehearse(data: Namespace, name: str, *, looks: bool) -> None:

@@ -34,7 +34,7 @@ class Run:
 
     @property
     def last(self) -> Path:
-        """The checkpoint of the last whole epoch."""
+        """The checkpoint of the last whole epoch, or of the start."""
         return self.folder / "checkpoints" / "last.ckpt"
 
     def predictions(self, part: str) -> Path:

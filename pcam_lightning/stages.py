@@ -21,17 +21,15 @@ from pcam_lightning.logs import MetricsFile
 from pcam_lightning.machine import precision_here
 from pcam_lightning.messages import UserError, say, warn
 from pcam_lightning.official import is_official
-from pcam_lightning.predictions import Collector, write_labelled, write_submission
-from pcam_lightning.rehearsal import NOTHING_REAL, draw_rehearsal, is_rehearsal, rehearse
+from pcam_lightning.predictions import Collector, say_where_it_goes, write_labelled, write_submission
+from pcam_lightning.rehearsal import NOTHING_REAL, draw_rehearsal, is_drawn, is_rehearsal, rehearse
 from pcam_lightning.run import Run, run_of
 from pcam_lightning.split import split_digest
-from pcam_lightning.synthetic import is_drawn
 from pcam_lightning.table import SLIDES_FILES, find_slides
 from pcam_lightning.trainer import build_trainer
 from pcam_lightning.watch import Watch
 
 PROG = "python -m pcam_lightning"
-_KAGGLES_TEST = 57_458  # patches
 
 
 class StagesCLI(LightningCLI):
@@ -77,13 +75,14 @@ class StagesCLI(LightningCLI):
             chosen.data.root = Path(self.checkpoint["pcam"]["data"]["root"])
         no_data = chosen.data.root is None and not Path("data").is_dir()
         if no_data:
-            rehearse(chosen.data, "fit" if self.name == StagesCLI.name else f"{self.name}.yaml", looks=not self._trains)
+            what = f"{self.name}.yaml" if self.name != StagesCLI.name else str(self.subcommand)
+            rehearse(chosen.data, what, looks=not self._trains)
         chosen.data.root = chosen.data.root or Path("data")
         for name in ("root", "cache_dir", "split_file", "slides"):  # the run is to find them again from another folder
             if isinstance(chosen.data[name], Path):
                 chosen.data[name] = chosen.data[name].absolute()
         self.rehearsal = is_rehearsal(chosen.data.root)
-        if (self.rehearsal or is_drawn(chosen.data.root)) and not no_data and self.place is None:
+        if is_drawn(chosen.data.root) and not no_data and self.place is None:
             say(f"DRAWN TISSUE: {chosen.data.root}. {NOTHING_REAL}")
         self._follow_slides(chosen.data)
         new = self.resumed is None and self.place is None
@@ -193,10 +192,8 @@ class StagesCLI(LightningCLI):
 
         def write(logit: "pd.Series[float]") -> None:
             write_submission(path, data.test_table["id"], logit / temperature, overwrite=chosen.overwrite)
-            if is_drawn(data.root):
-                say("Drawn tissue: nothing to submit. With data in data/, or --data.root DIR, fit trains on them.")
-            elif len(logit) == _KAGGLES_TEST:
-                say(f"kaggle competitions submit -c histopathologic-cancer-detection -f {path} -m MESSAGE sends it.")
+            if self.place is None:
+                say_where_it_goes(path, len(logit), drawn=is_drawn(data.root))
 
         self._add(Collector(write))
         say(f"data: {self.datamodule.root}; checkpoint: {', '.join(map(str, (chosen.ckpt_path, *chosen.also)))}")
@@ -251,7 +248,7 @@ class StagesCLI(LightningCLI):
         if self.subcommand == "predict":
             self._check_ensemble(chosen)
             if chosen.output is not None:
-                if chosen.output.suffix == ".csv":
+                if chosen.output.suffix.lower() == ".csv":
                     raise UserError(f"--output {chosen.output}: takes a folder; {run.submission.name} is put into it.")
                 chosen.output.mkdir(parents=True, exist_ok=True)
                 if not os.access(chosen.output, os.W_OK):

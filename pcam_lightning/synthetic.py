@@ -18,7 +18,7 @@ from pcam_lightning.tissue import BROWNER, RUIFROK, Slide, draw_patch
 from pcam_lightning.workers import workers
 
 WORTH_A_PROCESS = 100  # patches; fewer are drawn sooner than a worker process starts
-_MARK = "DRAWN.txt"
+MARK = "DRAWN.txt"
 
 
 def _slides(count: int, seed: int, slide_effect: float) -> dict[tuple[str, int], list[Slide]]:
@@ -60,11 +60,6 @@ def _write_patch(
     patch_id = hashlib.sha1(patch.tobytes()).hexdigest()
     Image.fromarray(patch).save(folder / split / f"{patch_id}.tif")
     return patch_id, label, slide.name
-
-
-def is_drawn(root: Path | str) -> bool:
-    """Tell whether a data folder holds what `synthesize` drew."""
-    return (Path(root) / _MARK).is_file()
 
 
 def synthesize(
@@ -123,7 +118,7 @@ def synthesize(
                 files["sample_submission.csv"] = of_test[["id", "label"]].assign(label=0)
             for file, part in files.items():
                 write_whole(temporary / file, part.to_csv(index=False, lineterminator="\n"))
-            write_whole(temporary / _MARK, "Tissue, slides and labels were drawn by pcam_lightning: none is real.\n")
+            write_whole(temporary / MARK, "Tissue, slides and labels were drawn by pcam_lightning: none is real.\n")
             if folder.exists():
                 folder.rmdir()
             temporary.rename(folder)

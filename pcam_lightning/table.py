@@ -148,7 +148,7 @@ def _find_images(root: Path, part: str) -> dict[str, str]:
             else:
                 jpegs += suffix.lower() in (".jpg", ".jpeg")
     if not found:
-        way_on = f"of {jpegs:,} .jpg files PNGs of 96 x 96 pixels have to be made" if jpegs else _HOW_TO_GET
+        way_on = f"{jpegs:,} .jpg: convert to PNG, 96 x 96 pixels" if jpegs else _HOW_TO_GET
         raise UserError(f"{root / part}: no .tif or .png file in it or below; {way_on}.")
     return found
 

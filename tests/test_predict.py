@@ -120,7 +120,7 @@ def test_a_run_that_cannot_be_written(
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--ckpt_path=RUN"], r"version_0: the folder of a run, and no checkpoint; .*best\.ckpt is its best one"),
+        (["--ckpt_path=RUN"], r"version_0: the folder of a run, and no checkpoint; .*best\.ckpt is one"),
         (["--ckpt_path=RUN/checkpoints/best.ckpt", "--output=mine.csv"], r"mine\.csv: takes a folder; submission\.csv"),
     ],
 )

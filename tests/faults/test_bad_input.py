@@ -219,7 +219,7 @@ FOLDERS = {
     "JPEGs alone": Case(
         _all(_remove("kaggle/train/*"), _write("kaggle/train/a.jpg", "")),
         FIT,
-        r"train: no .tif or .png file in it or below; of 1 .jpg files PNGs",
+        r"train: no .tif or .png file in it or below; 1 .jpg: convert to PNG",
     ),
     "two files of one id": Case(_two_files_of_one_id, FIT, r"train000.tif and .*train000.tif have the same id; remove"),
     "no test": Case(_remove("kaggle/test"), PREDICT, r"kaggle/test: no such folder"),
@@ -429,6 +429,8 @@ FLAGS = {
     "unknown command": Case(None, ("fly",), r"fly"),
     "unknown flag": Case(None, ("fit", "--data.rot", "x"), r"--data.rot x; --data has .*root,.*split_seed"),
     "unknown flag of none": Case(None, ("fit", "--dunno=x"), r"--dunno=x; its options are explained by fit --help"),
+    "flag without its kind": Case(None, ("fit", "--lr=1"), r"--lr=1; --model.lr is one that there is"),
+    "another without its kind": Case(None, ("fit", "--tta=d4"), r"--tta=d4; --model.tta is one that there is"),
     "mistyped flag": Case(None, ("fit", "--rot=x"), r"--rot=x; --data.root is one that there is"),
     "word for a number": Case(None, ("fit", "--data.batch_size", "many"), r"batch_size"),
     "unknown accelerator": Case(None, ("fit", "--trainer.accelerator", "abacus"), r"abacus"),
