@@ -267,7 +267,9 @@ def test_rehearsal_without_data(
     assert "Drawn tissue: nothing to submit." in told
     assert main(["evaluate", str(run)]) == 0
     assert "Drawn tissue. Its scores say nothing about real patches." in capsys.readouterr().err
-    assert "Drawn tissue" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "Drawn tissue" in page
+    assert f"explain {run}</code>" in page
     # Where the cache was emptied meanwhile, tissue is drawn again.
     shutil.rmtree(folder)
     assert main([*predict, "--overwrite"]) == 0
