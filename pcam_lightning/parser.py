@@ -2,12 +2,10 @@
 
 import gc
 import json
-import re
 import sys
-from argparse import ArgumentError, ArgumentParser
+from argparse import ArgumentError
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from pcam_lightning.checkpoint import read_checkpoint, run_config
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.fit import FitCLI
+from pcam_lightning.flags import check_config, configs_first, options_like
 from pcam_lightning.messages import UserError
 from pcam_lightning.run import Run, newest_run
 from pcam_lightning.stages import PROG
@@ -46,7 +45,6 @@ class Study:
 Tools = Mapping[str, Callable[..., None]]
 Studies = Mapping[str, Study]
 
-_MOST = 100_000  # values in a config
 STAGES = {
     "fit": "Train, and keep the best and the last epoch's checkpoint in a run folder of its own.",
     "validate": "Score a run's checkpoint on the validation part of its split.",
@@ -59,7 +57,6 @@ _EXAMPLES = {
     "test": "test --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
     "predict": "predict --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
 }
-_NO_VALUES = ("--help", "--config", "--data", "--model", "--trainer")  # nothing that a mistyped option may have meant
 _CKPT_PATH = {
     "fit": "`last` goes on with the newest run of the config; a file goes on from that checkpoint in a new run.",
     "sweep": "Not taken: the same command goes on where it was.",
@@ -168,13 +165,14 @@ class PCamCLI(FitCLI):
         """Parse; where a checkpoint is named, parse again with its run's configuration put in its place."""
         assert isinstance(args, list)
         self.args = args
-        args, configs = _configs_first(args)
+        args, configs = configs_first(args)
         for path in configs:
-            _check_config(Path(path))
+            check_config(Path(path))
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise UserError(f"{error}{self._options_like(str(error), args)}") from None
+            stage = self._subcommand_parsers.get(args[0]) if args else None
+            raise UserError(f"{error}{options_like(str(error), stage, args[0]) if stage else ''}") from None
         stage = self.config.subcommand
         if stage in self.tools:
             return
@@ -207,22 +205,6 @@ class PCamCLI(FitCLI):
             self.config[stage].ckpt_path = str(self.resumed.last)
         elif chosen.ckpt_path is not None:
             self.checkpoint = read_checkpoint(Path(chosen.ckpt_path))
-
-    def _options_like(self, told: str, args: list[str]) -> str:
-        """Return what to add to a complaint about an option that there is none of: those of its kind."""
-        stage = self._subcommand_parsers.get(args[0]) if args else None
-        unknown = re.search(r"unrecognized arguments: (--[\w.]+)", told)
-        if stage is None or unknown is None:
-            return ""
-        kind = unknown[1].rpartition(".")[0]
-        options = {one for action in stage._actions for one in action.option_strings if one.startswith("--")}
-        options = {one.removesuffix("+") for one in options}
-        like = sorted(one.rpartition(".")[2] for one in options if one.rpartition(".")[0] == kind)
-        known = f"{kind} has {', '.join(like)}" if kind and like else f"its options are explained by {args[0]} --help"
-        leaves = {one.removeprefix("--").rpartition(".")[2]: one for one in options if one not in _NO_VALUES}
-        if not kind and (near := get_close_matches(unknown[1].removeprefix("--"), leaves, 1)):
-            known = f"{leaves[near[0]]} is one that there is"
-        return f"; {known}."
 
     def _parse_with(self, config: dict[str, Any], args: list[str], position: int, origin: Path) -> None:
         args = [*args[:position], f"--config={json.dumps(config)}", *args[position:]]
@@ -279,35 +261,3 @@ class PCamCLI(FitCLI):
             study.function(plain, self._runs(chosen), **own)
         else:
             self.tools[subcommand](**(chosen.data if subcommand == "pack" else chosen).as_dict())
-
-
-def _configs_first(args: list[str]) -> tuple[list[str], list[str]]:
-    """Put each -c right behind the command, as --config=PATH, and return the paths too.
-
-    A config replaces what stands before it; behind the command it leaves the last word to flags, wherever they stand.
-    """
-    flags = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    flags.add_argument("-c", "--config", action="append", default=[])
-    found, rest = flags.parse_known_args(args)
-    paths: list[str] = found.config
-    return [*rest[:1], *(f"--config={path}" for path in paths), *rest[1:]], paths
-
-
-def _check_config(path: Path) -> None:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: no config to read ({error.strerror}); those of the project are in configs/."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML file: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no options; configs/base.yaml shows how they are written.")
-    todo, count = [content], 0
-    while todo and count <= _MOST:  # an anchor may stand within what it names, or double it again and again
-        value = todo.pop()
-        todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-        count += 1
-    if todo:
-        raise UserError(f"{path}: more than {_MOST:,} values; does an anchor (&) in it refer to itself?")
