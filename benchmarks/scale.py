@@ -182,8 +182,8 @@ def time_loader(root: Path) -> tuple[list[float], list[float]]:
         begun = time.perf_counter()
         data.setup("fit")
         setups.append(time.perf_counter() - begun)
-    assert data.store is not None
-    read_through([data.store.path])
+    assert data.train_store is not None
+    read_through([data.train_store.path])
     loader: Any = data.train_dataloader()
     for epoch in range(3):
         loader.sampler.set_epoch(epoch)

@@ -1,8 +1,10 @@
 """Augmentation of a whole batch on its device, a draw per patch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any
 
 import torch
 
@@ -17,7 +19,7 @@ from pcam_lightning.geometry import (
     flip_and_turn,
     move,
 )
-from pcam_lightning.messages import UserError
+from pcam_lightning.messages import UserError, check_number
 
 
 @dataclass
@@ -61,6 +63,25 @@ class Augmentation:
     cutmix: float = 0.0
     mixup: float = 0.0
 
+    @classmethod
+    def of(cls, options: "Augmentation | Mapping[str, Any]") -> "Augmentation":
+        """Return the options, given as such or as a mapping, checked.
+
+        Raises:
+            UserError: they are neither, or an option is unknown or out of its range.
+        """
+        if isinstance(options, Mapping):
+            names = [field.name for field in fields(cls)]
+            if unknown := sorted(map(str, set(options) - set(names))):
+                raise UserError(f"--model.augment: no option {unknown[0]}; it has {', '.join(names)}.")
+            options = cls(**options)
+        elif not isinstance(options, cls):
+            raise UserError(
+                f"--model.augment {options!r}: should be an Augmentation or a mapping of its options; {{}} flips alone."
+            )
+        options.check()
+        return options
+
     def check(self) -> None:
         """Refuse what makes no sense.
 
@@ -71,6 +92,8 @@ class Augmentation:
         most |= {"cutmix": 1, "shift": 32, "zoom": 1, "noise": 1}
         for field in fields(self):
             value, highest = getattr(self, field.name), most.get(field.name, math.inf)
+            if not isinstance(value, Real):
+                check_number(f"--model.augment.{field.name}", value)
             if not (math.isfinite(value) and 0 <= value <= highest):
                 bounds = "a number from 0 up" if highest == math.inf else f"from 0 to {highest}"
                 raise UserError(f"--model.augment.{field.name} {value}: should be {bounds}.")

@@ -17,6 +17,7 @@ from pcam_lightning.messages import UserError, say
 from pcam_lightning.tensors import read_tensors
 
 P4M = "p4m_resnet16"  # ours
+P4M_SIDE = 16  # what its four halvings divide the side of an image by
 # Torchvision's and it, by the name of the layer that gives way to the head.
 NAMES = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50"), "fc"),
@@ -70,6 +71,14 @@ def build_backbone(name: str, side: int = 96) -> nn.Module:
     if name.startswith(_TIMM):
         network, place = _build_timm(name, side)
     elif name == P4M:
+        # Each halving of an odd side would drop one border of two, another one of a turned patch.
+        if side % P4M_SIDE:
+            nearest = min(range(2 * P4M_SIDE, 513, P4M_SIDE), key=lambda other: abs(other - side))
+            raise UserError(
+                f"--model.backbone {P4M}: gives turned and mirrored patches the same logit for sides that "
+                f"{P4M_SIDE} divides, and {side} pixels is none; the nearest is {nearest} (--model.crop, or "
+                "--model.size where that is set)."
+            )
         network, place = EquivariantResNet(2, (4, 8, 16, 32), (1, 2, 2, 2)), NAMES[name]
     elif name in NAMES:
         network, place = models.get_model(name, weights=None), NAMES[name]
@@ -154,7 +163,7 @@ def load_weights(network: nn.Module, name: str, weights: str, side: int = 96) ->
     if weights == "imagenet":
         state, origin = _imagenet(name, side), "ImageNet weights"
     else:
-        state, origin = _read_state(Path(weights)), weights
+        state, origin = _read_state(Path(weights).expanduser()), weights
     own, head = network.state_dict(), f"{head_of(network)}."
     if (places := state.get("pos_embed")) is not None and "pos_embed" in own and places.shape != own["pos_embed"].shape:
         state = {**state, "pos_embed": _resample(places, network)}

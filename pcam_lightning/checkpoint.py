@@ -16,6 +16,7 @@ from pcam_lightning.messages import UserError, say
 from pcam_lightning.run import Run
 from pcam_lightning.tensors import read_tensors
 
+_LAUNCHERS = ".temp.ckpt"  # by which Lightning's spawn and fork launchers hand weights to the process that called fit
 FORMAT = 1  # of what a checkpoint tells of its run; one of a higher number is refused
 
 
@@ -34,7 +35,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
         write_whole(Path(path), buffer.getvalue())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint of this project, see `read_checkpoint`."""
+        """Read a checkpoint of this project, see `read_checkpoint`, or the weights that started processes leave."""
+        if Path(path).name == _LAUNCHERS:
+            state: dict[str, Any] = read_tensors(Path(path))
+            return state
         return read_checkpoint(Path(path))
 
 
@@ -103,7 +107,7 @@ class KeepCheckpoints(Checkpoint):
         self.record: dict[str, Any] = {}  # what the checkpoint tells of its run
         self.best_score: float | None = None
         self.best_epoch: int | None = None
-        self._validated = False
+        self._validated: int | None = None  # the step whose weights val/auroc is of
         self._whole = False  # whether what is being saved is a whole epoch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -119,18 +123,18 @@ class KeepCheckpoints(Checkpoint):
         self._whole = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that val/auroc is of this epoch."""
-        self._validated = not trainer.sanity_checking
+        """Note which weights val/auroc is of."""
+        self._validated = None if trainer.sanity_checking else trainer.global_step
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the epoch; the earlier one of two equal scores is the better one."""
         if self.run is None:
             return
         improved = False
-        score = float(trainer.callback_metrics["val/auroc"]) if self._validated else math.nan
+        validated = self._validated == trainer.global_step
+        score = float(trainer.callback_metrics["val/auroc"]) if validated else math.nan
         if math.isfinite(score) and (self.best_score is None or score > self.best_score):
             improved, self.best_score, self.best_epoch = True, score, trainer.current_epoch
-        self._validated = False
         # The best one first: a run that is killed in between repeats the epoch, and finds it best again.
         self._save(trainer, self.run.best if improved else self.run.last)
         if improved and trainer.is_global_zero:

@@ -1,8 +1,9 @@
 """PCamClassifier: one step for all stages; BCE, AUROC, AdamW, cosine."""
 
 import math
-from collections.abc import Mapping
+import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -14,12 +15,16 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from pcam_lightning.augment import Augmentation, augment
 from pcam_lightning.backbone import build_backbone, freeze, load_weights
-from pcam_lightning.datamodule import Batch
+from pcam_lightning.datamodule import Batch, PCamDataModule
 from pcam_lightning.geometry import views
-from pcam_lightning.messages import UserError, say
+from pcam_lightning.messages import UserError, check_number, say
 from pcam_lightning.metrics import build_metrics
 from pcam_lightning.optimizer import build_optimizer, build_schedule
+from pcam_lightning.overlap import TrainingPatches
 from pcam_lightning.preprocess import Preprocess
+from pcam_lightning.tensors import read_tensors
+
+MEASURED = 512  # training patches that stains or pixel statistics are measured on
 
 
 class PCamClassifier(L.LightningModule):
@@ -74,6 +79,17 @@ class PCamClassifier(L.LightningModule):
         compile: bool = False,  # noqa: A002 - what torch calls it
     ) -> None:
         super().__init__()
+        for name, value in {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "warmup_epochs": warmup_epochs,
+            "label_smoothing": label_smoothing,
+            "layer_decay": layer_decay,
+        }.items():
+            check_number(f"--model.{name}", value)
+        for name, count in {"freeze_epochs": freeze_epochs, "crop": crop, "size": size}.items():
+            check_number(f"--model.{name}", count, whole=True)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"--model.label_smoothing {label_smoothing}: should be at least 0 and less than 1.")
         if not 0 < layer_decay <= 1:
@@ -84,22 +100,14 @@ class PCamClassifier(L.LightningModule):
             raise UserError(f"--model.size {size}: should be from 32 to 512 pixels.")
         if schedule == "one_cycle" and warmup_epochs:
             raise UserError("--model.schedule one_cycle: rises by itself; leave --model.warmup_epochs out, or 0.")
-        for name, value in (
-            ("lr", lr),
-            ("weight_decay", weight_decay),
-            ("momentum", momentum),
-            ("warmup_epochs", warmup_epochs),
-            ("freeze_epochs", freeze_epochs),
-        ):
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"--model.{name} {value}: should be a number from 0 up.")
-        self.augmentation = Augmentation(**augment) if isinstance(augment, Mapping) else augment
-        self.augmentation.check()
+        self.augmentation = Augmentation.of(augment)
         # A checkpoint carries its weights; where they once started from is no parameter for loading it.
         self.save_hyperparameters(ignore=["weights", "augment"], logger=False)
         self.hparams["augment"] = asdict(self.augmentation)  # a checkpoint holds plain values only
-        self.weights = weights
+        self.weights = os.fspath(weights)
         self.started_from = "none"  # what was loaded in truth; travels with the checkpoint
+        self.trained = TrainingPatches()  # what trained its weights so far
+        self._starts = True  # whether the weights it starts from are still to be loaded
         self.preprocess = Preprocess(stain, crop, size, normalize)
         self.net = build_backbone(backbone, self.preprocess.side).to(memory_format=torch.channels_last)
         self.others: list[PCamClassifier] = []  # of an ensemble, in predict; of no weight in this one's checkpoint
@@ -112,13 +120,17 @@ class PCamClassifier(L.LightningModule):
         self.test_metrics, self.test_loss = build_metrics("test")
 
     def load_start(self) -> None:
-        """Load the weights that training starts from.
+        """Load the weights that training starts from; `fit` calls it where neither it nor a checkpoint has been loaded.
 
         Raises:
             UserError: see `backbone.load_weights`.
         """
         load_weights(self.net, self.hparams["backbone"], self.weights, self.preprocess.side)
         self.started_from = self.weights
+        if self.weights not in ("imagenet", "none"):
+            path = Path(self.weights).expanduser()
+            self.trained = TrainingPatches.of_checkpoint(path, read_tensors(path))
+        self._starts = False
 
     @property
     def freezes(self) -> bool:
@@ -142,13 +154,17 @@ class PCamClassifier(L.LightningModule):
         ways = views(unit) if self.hparams["tta"] == "d4" else [unit]
         return mean_logit([self(way) for way in ways])
 
+    def augmented(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the network sees of training patches, float (B, 3, side, side), and their labels (B,)."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # pixels keep all their grey levels
+            unit, target = augment(batch["image"], batch["label"], self.augmentation, self.preprocess.stain)
+            return self.preprocess.finish(unit), target
+
     def _step(self, batch: Batch, stage: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss, and the logits (B,)."""
         label = target = batch["label"]
         if stage == "train":
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # pixels keep all their grey levels
-                unit, target = augment(batch["image"], label, self.augmentation, self.preprocess.stain)
-                unit = self.preprocess.finish(unit)
+            unit, target = self.augmented(batch)
             logit = self(unit)
             smoothing = self.hparams["label_smoothing"]
             target = target * (1 - smoothing) + smoothing / 2
@@ -158,7 +174,7 @@ class PCamClassifier(L.LightningModule):
         mean: MeanMetric = getattr(self, f"{stage}_loss")
         metrics: MetricCollection = getattr(self, f"{stage}_metrics")
         mean.update(losses.detach())
-        metrics.update(logit.detach().sigmoid(), label.int())
+        metrics.update(logit.detach(), label.int())
         # Logged as objects: an epoch's AUROC is computed from all its patches, not averaged over batches.
         self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, prog_bar=True)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=stage == "val")
@@ -169,15 +185,15 @@ class PCamClassifier(L.LightningModule):
         return self._step(batch, "train")[0]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
-        """Update the validation metrics; return `row` int64 (B,) and `logit` float32 (B,)."""
+        """Update the validation metrics; return `row` int64 (B,) of `PCamDataModule.ids` and `logit` float32 (B,)."""
         return {"row": batch["row"], "logit": self._step(batch, "val")[1]}
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
-        """Update the test metrics; return `row` int64 (B,) and `logit` float32 (B,)."""
+        """Update the test metrics; return `row` int64 (B,) of `PCamDataModule.ids` and `logit` float32 (B,)."""
         return {"row": batch["row"], "logit": self._step(batch, "test")[1]}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
-        """Return `row` int64 (B,) and `logit` float32 (B,), with others the mean of all."""
+        """Return `row` int64 (B,) of `PCamDataModule.ids` and `logit` float32 (B,), with others the mean of all."""
         logits = [network._judge(batch["image"]) for network in (self, *self.others)]
         return {"row": batch["row"], "logit": mean_logit(logits)}
 
@@ -187,18 +203,35 @@ class PCamClassifier(L.LightningModule):
             other.to(self.device).eval()
 
     def on_fit_start(self) -> None:
-        """Note the seed, before any step draws from it.
+        """Load the weights that training starts from, measure what preprocessing needs, and note the seed.
+
+        A checkpoint that is resumed has brought weights and measurements already.
 
         Raises:
-            UserError: something was to be measured on the training part, and was not.
+            UserError: the weights cannot be loaded, or nothing can be measured.
         """
         self._seed = torch.initial_seed()
+        if self._starts:
+            self.load_start()
+        data = getattr(self.trainer, "datamodule", None)
         if self.preprocess.measures and not self.preprocess.measured:
-            raise UserError(
-                "--model.stain, --model.normalize own: call preprocess.measure() with training patches first."
-            )
+            if not isinstance(data, PCamDataModule):
+                raise UserError(
+                    "--model.stain, --model.normalize own: are measured on training patches of a PCamDataModule; pass "
+                    "one as datamodule, or call preprocess.measure() first."
+                )
+            self.preprocess.measure(data.sample(MEASURED))
+        if isinstance(data, PCamDataModule) and data.table is not None and data.val_mask is not None:
+            self.trained |= TrainingPatches.of(data.table[~data.val_mask])
         if self.hparams["freeze_epochs"] and not self.freezes:
             say("--model.freeze_epochs is skipped: the network starts from random weights, all of it learns at once.")
+
+    def on_train_start(self) -> None:
+        """Set the rate of the first step: a resumed optimizer has that of its run, which may have been shorter."""
+        optimizer: Any = self.trainer.optimizers[0]
+        schedule: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * factor(schedule.last_epoch)
 
     def on_train_epoch_start(self) -> None:
         """Freeze the body, or let it learn."""
@@ -228,8 +261,9 @@ class PCamClassifier(L.LightningModule):
         return self.trainer.strategy.root_device.type in ("cpu", "cuda") and not clips
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which weights training started from."""
+        """Record which weights training started from, and which patches have trained them."""
         checkpoint["started_from"] = self.started_from
+        checkpoint["trained"] = self.trained.record()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over which weights training started from; refuse another network's before they are loaded.
@@ -250,6 +284,11 @@ class PCamClassifier(L.LightningModule):
         for state in checkpoint.get("optimizer_states", []) if self._trainer else []:
             for group in state["param_groups"]:
                 group["fused"] = self._fuses()
+        self._starts = False
+        self.trained = TrainingPatches.of_record(checkpoint.get("trained"))
+        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
+        if self._trainer and progress and isinstance(data := getattr(self.trainer, "datamodule", None), PCamDataModule):
+            data.start_epoch = progress["current"]["processed"]
         own, state = self.state_dict(), checkpoint["state_dict"]
         odd = sorted(set(own) ^ set(state)) + [
             key for key in own if key in state and own[key].shape != state[key].shape

@@ -40,6 +40,8 @@ def compare(first: Path, second: Path, slides: Path | None = None, draws: int = 
     for target, judged, logit in zip((first, second), read, (a, b), strict=True):
         best = " (best.ckpt, chosen by these patches)" if judged.chosen_by_these else ""
         say(f"{target}{best}: AUROC {auroc(label, logit):.4f}")
+        if judged.overlap:
+            say(f"{target}: {judged.overlap:,} of these patches trained its network, so that its AUROC is optimistic.")
     say(f"n = {len(label):,} patches")
     difference, p = delong(label, a, b)
     _tell("difference, patches taken for independent (DeLong)", difference, f", p = {p:.2g}")

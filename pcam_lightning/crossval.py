@@ -100,8 +100,8 @@ def _open(options: dict[str, Any], folds: int, *, has_test: bool) -> tuple[PCamD
     data, test = open_data(options, folds=folds, fold=0), ""
     if has_test:
         data.setup("predict")
-        assert data.store is not None
-        test = data.store.fingerprint
+        assert data.test_store is not None
+        test = data.test_store.fingerprint
     data.setup("fit")
     return data, test
 

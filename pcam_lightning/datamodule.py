@@ -1,5 +1,6 @@
 """PCamDataModule: table + store + split -> four loaders of uint8 batches."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -10,7 +11,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pcam_lightning.messages import UserError
+from pcam_lightning.messages import UserError, check_number
 from pcam_lightning.split import hold_out, join_groups, read_split
 from pcam_lightning.store import Store, open_store
 from pcam_lightning.table import read_test, read_train
@@ -22,7 +23,8 @@ SPLIT_OPTIONS = ("val_fraction", "split_seed", "split_file", "slides", "unknown_
 class Batch(TypedDict):
     """What every loader yields.
 
-    `image` uint8 (B, 96, 96, 3), `row` int64 (B,) of the store, and where labels are known `label` float32 (B,).
+    `image` uint8 (B, 96, 96, 3), `row` int64 (B,) of `PCamDataModule.ids`, and where labels are known `label` float32
+    (B,).
     """
 
     image: torch.Tensor
@@ -37,34 +39,34 @@ class Patches(Dataset[Batch]):
         store: the packed images. They stay mapped even where another process packs anew meanwhile and takes them away.
         rows: row of the store for each patch, shape (N,).
         labels: label of each patch, shape (N,); None where unknown.
+        first_row: row of the store's first id in `PCamDataModule.ids`.
     """
 
-    def __init__(self, store: Store, rows: np.ndarray, labels: np.ndarray | None) -> None:
-        self.path = store.path
+    def __init__(self, store: Store, rows: np.ndarray, labels: np.ndarray | None, first_row: int) -> None:
+        self.store = store
         self.rows = rows
         self.labels = labels
-        self._images: np.ndarray | None = store.images
+        self.first_row = first_row
 
     def __len__(self) -> int:
         """Return the number of patches."""
         return len(self.rows)
 
     def __getitem__(self, batch: np.ndarray) -> Batch:
-        """Gather the patches at the given places, int64 (B,), in one sweep over the memory map."""
-        if self._images is None:
-            self._images = np.load(self.path, mmap_mode="r")
+        """Gather the patches at the given indices, int64 (B,), in one sweep over the memory map."""
         rows = self.rows[batch]
         gathered: Batch = {  # type: ignore[typeddict-item]
-            "image": torch.from_numpy(np.take(self._images, rows, axis=0)),
-            "row": torch.from_numpy(rows),
+            "image": torch.from_numpy(np.take(self.store.images, rows, axis=0)),
+            "row": torch.from_numpy(rows + self.first_row),
         }
         if self.labels is not None:
             gathered["label"] = torch.from_numpy(self.labels[batch])
         return gathered
 
-    def __getstate__(self) -> dict[str, object]:
-        """Leave the map behind: a spawned worker opens the file again instead of being sent gigabytes."""
-        return {**self.__dict__, "_images": None}
+    def ids(self, batch: np.ndarray) -> np.ndarray:
+        """Return the ids of the patches at the given indices, text, shape (B,)."""
+        ids: np.ndarray = self.store.ids[self.rows[batch]]
+        return ids
 
 
 class BatchSampler(Sampler[np.ndarray]):
@@ -77,12 +79,15 @@ class BatchSampler(Sampler[np.ndarray]):
         rank: of this process.
         world_size: number of processes. With a shuffle, all get the same number of whole batches, for which a few
             patches stand twice; without, each patch is seen by exactly one, and the last batch may be smaller.
+        epoch: the first one that is drawn. Loader workers prefetch its batches before `set_epoch` is called.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int | None, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int | None, rank: int = 0, world_size: int = 1, epoch: int = 0
+    ) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+        self.epoch = epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's order; Lightning calls this before each."""
@@ -132,63 +137,72 @@ class PCamDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        root: Path | None = None,
+        root: Path | str | None = None,
         batch_size: int = 512,
         val_fraction: float = 0.2,
         split_seed: int = 42,
-        slides: Path | None = None,
+        slides: Path | str | None = None,
         unknown_slides: Literal["error", "group"] = "error",
         folds: int | None = None,
         fold: int = 0,
-        split_file: Path | None = None,
-        cache_dir: Path | None = None,
+        split_file: Path | str | None = None,
+        cache_dir: Path | str | None = None,
         verify: bool = False,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"--data.batch_size {batch_size}: should be at least 1.")
-        for name, value in (("num_workers", num_workers), ("split_seed", split_seed)):
-            if value < 0:
-                raise UserError(f"--data.{name} {value}: should be at least 0.")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("split_seed", split_seed, 0),
+            ("folds", folds, 2),
+            ("fold", fold, 0),
+        ):
+            check_number(f"--data.{name}", value, least, whole=True)
+        check_number("--data.val_fraction", val_fraction)
         if not 0 <= val_fraction < 1:
             raise UserError(f"--data.val_fraction {val_fraction}: should be at least 0 and less than 1, such as 0.2.")
         if split_file is not None and folds is not None:
             raise UserError(f"--data.split_file {split_file}: is a split already; leave --data.folds out.")
-        if folds is not None and folds < 2:
-            raise UserError(f"--data.folds {folds}: should be at least 2, such as 5.")
         if not 0 <= fold < (folds or 1):
             reason = f"should be from 0 to {folds - 1}." if folds else "goes with --data.folds, such as 5."
             raise UserError(f"--data.fold {fold}: {reason}")
-        self.root = root or Path("data")
+        self.root = _path(root) or Path("data")
         self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.split_seed = split_seed
-        self.slides = slides
+        self.slides = _path(slides)
         self.unknown_slides = unknown_slides
         self.folds = folds
         self.fold = fold
-        self.split_file = split_file
-        self.cache_dir = cache_dir
+        self.split_file = _path(split_file)
+        self.cache_dir = _path(cache_dir)
         self.verify = verify
         self.num_workers = num_workers
         self.table: pd.DataFrame | None = None  # of the labelled part, with `pixel_sha1`
         self.val_mask: np.ndarray | None = None  # over the table's rows
-        self.test_table: pd.DataFrame | None = None  # of test/, in the order of the submission
-        self.store: Store | None = None  # of the part that the current stage reads; a batch's `row` is one of its
+        self.test_table: pd.DataFrame | None = None  # of test/, in the order of the submission, too
+        self.train_store: Store | None = None  # packed images of the labeled part
+        self.test_store: Store | None = None  # packed images of test/
+        self.ids = np.empty(0, dtype="U1")  # of all parts that were set up; a batch's `row` indexes it
+        self.start_epoch = 0  # of a resumed fit, set when its checkpoint is loaded
         self._train: Patches | None = None
         self._val: Patches | None = None
         self._test: Patches | None = None
         self._seed = 0
 
-    def setup(self, stage: str) -> None:
+    def setup(self, stage: str | None = None) -> None:
         """Read, pack and split what a stage needs; a second call for the same stage does nothing.
 
         Every process of several calls this; the store sees to it that one packs and the others wait.
 
+        Args:
+            stage: fit, validate, test or predict; fit by default.
+
         Raises:
             UserError: see `table`, `store` and `split`.
         """
+        stage = stage or "fit"
         if stage in ("fit", "validate") and self.table is None:
             self._setup_train()
         if stage in ("test", "predict") and (
@@ -214,25 +228,36 @@ class PCamDataModule(L.LightningDataModule):
                 group = join_groups(table["slide"].to_numpy(), group)
             mask = hold_out(table, group, self.val_fraction, self.split_seed, self.folds, self.fold)
         labels = table["label"].to_numpy(dtype=np.float32)
-        self._train = Patches(store, rows[~mask], labels[~mask])
-        self._val = Patches(store, rows[mask], labels[mask])
-        self.table, self.val_mask, self.store = table, mask, store
+        first = self._add_ids(store)
+        self._train = Patches(store, rows[~mask], labels[~mask], first)
+        self._val = Patches(store, rows[mask], labels[mask], first)
+        self.table, self.val_mask, self.train_store = table, mask, store
 
     def _setup_test(self, *, answers: bool) -> None:
         table = read_test(self.root, answers=answers)
         store = open_store(table, self.root, "test", self.cache_dir, self.verify)
         labels = table["label"].to_numpy(dtype=np.float32) if answers else None
-        self._test = Patches(store, store.rows(table["id"]), labels)
-        self.test_table, self.store = table, store
+        rows = store.rows(table["id"])
+        table["pixel_sha1"] = store.pixel_sha1[rows]
+        self._test = Patches(store, rows, labels, self._add_ids(store))
+        self.test_table, self.test_store = table, store
+
+    def _add_ids(self, store: Store) -> int:
+        """Append a store's ids; return the row of the first of them in `ids`."""
+        first = len(self.ids)
+        self.ids = np.concatenate([self.ids, store.ids])
+        return first
 
     def sample(self, count: int) -> torch.Tensor:
         """Return up to so many patches of the training part, drawn by the split's seed, uint8 (N, 96, 96, 3)."""
-        assert self._train is not None, "call setup() first"
+        if self._train is None:
+            raise UserError('PCamDataModule: call setup("fit") before sample().')
         chosen = np.random.default_rng(self.split_seed).permutation(len(self._train))[:count]
         return self._train[np.sort(chosen)]["image"]
 
-    def _loader(self, patches: Patches | None, *, shuffle: bool = False) -> DataLoader[Batch]:
-        assert patches is not None, "call setup() first"
+    def _loader(self, patches: Patches | None, stage: str, *, shuffle: bool = False) -> DataLoader[Batch]:
+        if patches is None:
+            raise UserError(f'PCamDataModule: call setup("{stage}") before its data loader.')
         trainer = self.trainer
         if trainer and len(patches) < trainer.world_size:
             raise UserError(
@@ -246,6 +271,7 @@ class PCamDataModule(L.LightningDataModule):
                 self._seed if shuffle else None,
                 trainer.global_rank if trainer else 0,
                 trainer.world_size if trainer else 1,
+                max(self.start_epoch, trainer.current_epoch) if trainer and shuffle else 0,
             ),
             batch_size=None,  # an item is a batch already
             num_workers=self.num_workers,
@@ -255,16 +281,21 @@ class PCamDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return shuffled batches of the training part; the order follows from the seed and the epoch."""
-        return self._loader(self._train, shuffle=True)
+        return self._loader(self._train, "fit", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Return the validation part in the table's order; an empty list where nothing is held out."""
-        return self._loader(self._val) if self._val else []
+        return [] if self._val is not None and not len(self._val) else self._loader(self._val, "validate")
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the patches of test/ with their answers, in the order of the submission."""
-        return self._loader(self._test)
+        return self._loader(self._test, "test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return the patches of test/, in the order of the submission."""
-        return self._loader(self._test)
+        return self._loader(self._test, "predict")
+
+
+def _path(value: str | os.PathLike[str] | None) -> Path | None:
+    """Return a path given as text or not, `~` expanded."""
+    return None if value is None else Path(value).expanduser()

@@ -70,13 +70,15 @@ class GroupBatchNorm(nn.Module):
 
     Args:
         features: of eight channels each.
+        momentum: weight of a new batch in the running statistics, as in `torch.nn.BatchNorm2d`.
     """
 
     running_mean: torch.Tensor
     running_var: torch.Tensor
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, momentum: float = 0.1) -> None:
         super().__init__()
+        self.momentum = momentum
         self.weight, self.bias = nn.Parameter(torch.ones(features)), nn.Parameter(torch.zeros(features))
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.ones(features))
@@ -85,7 +87,7 @@ class GroupBatchNorm(nn.Module):
         """Normalise (B, 8 features, H, W)."""
         mean, var = self.running_mean.repeat(ORDER), self.running_var.repeat(ORDER)
         weight, bias = self.weight.repeat(ORDER), self.bias.repeat(ORDER)
-        normed = functional.batch_norm(image, mean, var, weight, bias, self.training)
+        normed = functional.batch_norm(image, mean, var, weight, bias, self.training, self.momentum)
         if self.training:
             self.running_mean.copy_(mean.view(ORDER, -1).mean(dim=0))
             self.running_var.copy_(var.view(ORDER, -1).mean(dim=0))

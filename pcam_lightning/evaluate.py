@@ -65,6 +65,12 @@ def evaluate(
     report, calibrated, chosen = _judge(rows, draws, seed)
     report |= {"target": str(target), "version": __version__, "seed": seed, "made_by": judged.made_by}
     report["chosen_by_these"] = judged.chosen_by_these
+    report["training_overlap"] = judged.overlap
+    if judged.overlap:
+        report["warnings"].insert(
+            0, f"{judged.overlap:,} of these {len(rows):,} patches trained the network: all numbers are optimistic."
+        )
+        report["temperature"] = None  # what it was fitted on says nothing about patches that are new
     leak = find_judged_leak(judged)
     report["leak"] = f"This score {leak.verb}: {leak.told}." if leak.told else ""
     drawn = judged.split is not None and is_drawn(root or judged.split["root"])

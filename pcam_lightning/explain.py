@@ -56,7 +56,7 @@ def explain(
             raise UserError(f"--ids: {unknown[0]}: not in the validation part; {Run(run).split} lists it.")
     judged = read_judged(run, None, None, root)
     rows, data = judged.rows, judged.data
-    if judged.made_by is None or data is None or data.store is None:
+    if judged.made_by is None or data is None or data.train_store is None:
         raise UserError(f"{run}: of a cross-validation, name one of its folds: {run / 'fold_0'}.")
     checkpoint = Run(run).best if judged.chosen_by_these else Run(run).last
     model = load_classifier(checkpoint, read_checkpoint(checkpoint), None)
@@ -71,7 +71,7 @@ def explain(
     for name, chosen in places.items():
         if len(chosen):
             shown = rows.iloc[chosen]
-            images = data.store.images[data.store.rows(shown["id"])]
+            images = data.train_store.images[data.train_store.rows(shown["id"])]
             heat = grad_cam(model, torch.from_numpy(images), layer)
             titles = [
                 f"{title}, {share}"
@@ -80,7 +80,7 @@ def explain(
             path = run / f"explain_{name}.png"
             write_whole(path, as_png(heat_grid(images, heat, titles)))
             say(f"{path}: {len(shown):,} patches.")
-    _measure(run, data.store, model, rows.iloc[_drawn(len(rows), sample, seed)], layer)
+    _measure(run, data.train_store, model, rows.iloc[_drawn(len(rows), sample, seed)], layer)
 
 
 def _drawn(count: int, sample: int, seed: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from pcam_lightning import __version__, figures, grids
 from pcam_lightning.augment import Augmentation
 from pcam_lightning.checkpoint import read_checkpoint
-from pcam_lightning.classifier import PCamClassifier
+from pcam_lightning.classifier import MEASURED, PCamClassifier
 from pcam_lightning.features import features, spread_out
 from pcam_lightning.files import write_whole
 from pcam_lightning.look import Look, augmented, look
@@ -30,7 +30,6 @@ _GRID = 25  # patches of a picture, five by five
 _ODD = 16  # patches shown of each kind
 _SAMPLE = 4000  # patches of the histograms of pixels: 37 million pixels
 _WIDE = 36  # letters of a figure's title
-_MEASURED = 512  # patches that stains or statistics are measured on, as fit does
 
 
 def _slug(kind: str) -> str:
@@ -64,7 +63,7 @@ def explore(config: dict[str, Any], runs: Path, **options: Any) -> None:
     data = open_data(config["data"])
     looked = look(data.root, data.slides, data.unknown_slides, data.cache_dir, data.split_seed)
     if model.preprocess.measures and not model.preprocess.measured:
-        model.preprocess.measure(torch.from_numpy(looked.images(looked.draw(_MEASURED))))
+        model.preprocess.measure(torch.from_numpy(looked.images(looked.draw(MEASURED))))
     odd = find_odd(looked.patches)
     how = Augmentation(**config["model"]["augment"])
     shown = looked.draw(options["augmented"])

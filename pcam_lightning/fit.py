@@ -2,21 +2,27 @@
 
 import shlex
 from argparse import ArgumentParser
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.strategies import DDPStrategy
 
 from pcam_lightning import __version__
-from pcam_lightning.checkpoint import FORMAT, epochs_done, has_ended
+from pcam_lightning.checkpoint import FORMAT, epochs_done
+from pcam_lightning.classifier import MEASURED
 from pcam_lightning.files import write_whole
 from pcam_lightning.logs import TensorBoard
 from pcam_lightning.messages import UserError, say, warn
+from pcam_lightning.overlap import TrainingPatches
 from pcam_lightning.pictures import Pictures
 from pcam_lightning.rehearsal import load_start
-from pcam_lightning.run import claim_run
+from pcam_lightning.resume import check_checkpoint, check_recipe, check_steps, check_validation, steps_per_epoch
+from pcam_lightning.run import claim_run, run_of
 from pcam_lightning.split import describe, find_leak, split_digest, write_split
 from pcam_lightning.stages import PROG, StagesCLI
 from pcam_lightning.table import find_slides
@@ -34,10 +40,10 @@ class FitCLI(StagesCLI):
         if self.checkpoint is None:
             load_start(model, rehearses=self.rehearsal)
             if model.preprocess.measures:
-                model.preprocess.measure(data.sample(512))
+                model.preprocess.measure(data.sample(MEASURED))
         else:
             model.started_from = self.checkpoint["started_from"]
-            self._check_that_it_goes_on(self.checkpoint)
+            self._check_resumed(self.checkpoint)
         if chosen.model.compile:  # a machine without a compiler is found out before a folder is claimed
             torch.compile(torch.neg)(torch.zeros(2, device=self.trainer.strategy.root_device))
         if model.freezes and isinstance(self.trainer.strategy, DDPStrategy):
@@ -46,6 +52,8 @@ class FitCLI(StagesCLI):
         train, val = int((~data.val_mask).sum()), int(data.val_mask.sum())
         if train == 0:
             raise UserError(f"{data.split_file}: all patches are in the validation part, none is left to train on.")
+        check_validation(self.trainer, data)
+        self._report_held_out()
         sides = (describe(data.table, ~data.val_mask), describe(data.table, data.val_mask))
         own = (
             ", PCam's own parts"
@@ -72,37 +80,46 @@ class FitCLI(StagesCLI):
         if not chosen.trainer.fast_dev_run:
             self._open_run()
 
-    def _check_that_it_goes_on(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on where there is nothing to do, or where the resumed run's validation part has changed."""
+    def _report_held_out(self) -> None:
+        """Count the validation patches that trained the weights before, and those with a copy in the training part."""
         data, chosen = self.datamodule, self.config[self.subcommand]
-        if not checkpoint["pcam"].get("whole", True):
-            raise UserError(
-                f"{chosen.ckpt_path}: a callback of the user's own saved it within an epoch, and fit goes on from "
-                "whole ones, as a run's last.ckpt and best.ckpt are; --model.weights takes its weights for a new run."
+        held_out = data.table[data.val_mask]
+        if copies := TrainingPatches.of(data.table[~data.val_mask]).count(held_out):
+            warn(
+                f"val/auroc will be optimistic: {copies:,} of {len(held_out):,} validation patches have an exact copy "
+                "in the training part."
             )
-        if has_ended(checkpoint, self.trainer.max_epochs, self.trainer.max_steps):
-            raise UserError(
-                f"--ckpt_path: has had {epochs_done(checkpoint)} epochs already; a higher --trainer.max_epochs goes on "
-                f"(or max_steps, of which it has had {checkpoint['global_step']:,})."
-            )
-        # With max_steps Lightning takes a run that resumes at an epoch's end for one within it, and ends it twice.
-        self.trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
-        recorded = checkpoint["hyper_parameters"]
-        for name in ("optimizer", "lr", "layer_decay", "weight_decay", "momentum"):
-            if recorded.get(name) != (own := self.model.hparams[name]):
-                raise UserError(
-                    f"--model.{name} {own}: the optimizer goes on as it was; say --model.{name} {recorded.get(name)}, "
-                    "or start a new run from the weights alone: --model.weights CKPT, and no --ckpt_path."
-                )
-        if self.resumed is None:
+        if self.resumed is not None:
             return
-        if split_digest(data.table, data.val_mask) != checkpoint["pcam"]["split"]["sha256"]:
-            raise UserError(
-                f"{self.resumed.folder}: the patches or their split are others than this run's, and patches that have "
-                "trained it would validate it. Leave --data options out, or start a new run."
+        path = Path(chosen.ckpt_path or chosen.model.weights).expanduser()
+        before = self.model.trained
+        if self.checkpoint is not None:
+            before = TrainingPatches.of_checkpoint(path, self.checkpoint)
+        if overlap := before.count(held_out):
+            split = run_of(path).split
+            advice = f" --data.split_file {split} holds out the patches that its run did." if split.is_file() else ""
+            warn(
+                f"val/auroc will be optimistic: {overlap:,} of {len(held_out):,} validation patches trained the "
+                f"weights that this run starts from, {path}.{advice}"
             )
-        if data.store.fingerprint != checkpoint["pcam"]["data"]["fingerprint"]:
-            warn(f"{data.root}: the image files have changed since this run began; their ids are the same.")
+
+    def _check_resumed(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what cannot be resumed: an ended run, other steps, and within a run another recipe or split."""
+        data, chosen = self.datamodule, self.config[self.subcommand]
+        path = Path(chosen.ckpt_path)
+        check_checkpoint(path, checkpoint, self.model.hparams, self.trainer)
+        # With max_steps Lightning takes a run that resumes at an epoch's end for one within it, and ends it twice.
+        self.trainer.fit_loop._iteration_based_training = _no_iterations  # type: ignore[method-assign]
+        if self.resumed is not None:
+            check_recipe(checkpoint["pcam"]["config"], self._plain())
+            if split_digest(data.table, data.val_mask) != checkpoint["pcam"]["split"]["sha256"]:
+                raise UserError(
+                    f"{self.resumed.folder}: the patches or their split differ from this run's, and patches that "
+                    "trained it would validate it. Leave --data options out, or start a new run."
+                )
+            if data.train_store.fingerprint != checkpoint["pcam"]["data"]["fingerprint"]:
+                warn(f"{data.root}: the image files have changed since this run began; their ids are the same.")
+        check_steps(path, checkpoint, steps_per_epoch(self.trainer, data))
 
     def _open_run(self) -> None:
         data, chosen = self.datamodule, self.config[self.subcommand]
@@ -114,7 +131,7 @@ class FitCLI(StagesCLI):
             for left_over in self.run.folder.rglob(".*.tmp"):  # of a run that was killed while it saved
                 left_over.unlink()
             self.run.diverged.unlink(missing_ok=True)  # of one that is tried again
-            write_whole(self.run.config, yaml.safe_dump(self._recorded(plain), sort_keys=False))
+            write_whole(self.run.config, yaml.safe_dump(plain, sort_keys=False))
             if self.resumed is None:
                 write_split(self.run.split, data.table, data.val_mask)
             if chosen.trainer.logger is not False:
@@ -133,7 +150,8 @@ class FitCLI(StagesCLI):
             "version": __version__,
             "format": FORMAT,
             "config": plain,
-            "data": {"root": str(data.root), "fingerprint": data.store.fingerprint, "patches": len(data.table)},
+            "steps_per_epoch": steps_per_epoch(self.trainer, data),
+            "data": {"root": str(data.root), "fingerprint": data.train_store.fingerprint, "patches": len(data.table)},
             "split": {
                 "val": int(data.val_mask.sum()),
                 "sha256": split_digest(data.table, data.val_mask),
@@ -157,32 +175,31 @@ class FitCLI(StagesCLI):
         end += f", to step {steps:,} at most" if steps > 0 else ""
         return f" goes on with epoch {epochs_done(self.checkpoint) + 1}{end}"
 
-    def _recorded(self, plain: dict[str, Any]) -> dict[str, Any]:
-        """Return the options of the run: of a resumed one those that it began with, but for its length."""
-        if self.resumed is None:
-            return plain
-        config: dict[str, Any] = yaml.safe_load(self.resumed.config.read_text(encoding="utf-8"))
-        for name in ("max_epochs", "max_steps"):
-            config["trainer"][name] = plain["trainer"][name]
-        return config
-
     def after_fit(self) -> None:
         """Say where the run is, how good it got, and what to type next."""
         if self.run is None or self.place is not None:  # whoever chose the place says the rest
             return
-        best, epochs = self.run.last, self.trainer.current_epoch
-        say(f"\nrun: {self.run.folder}, {epochs} epochs.")
-        if self.keep.best_epoch is not None:
+        # As its file has them: processes that the trainer started leave nothing of their own here.
+        metrics = pd.read_csv(self.run.metrics)
+        scores = metrics.get("val/auroc", pd.Series(dtype=float))
+        say(f"\nrun: {self.run.folder}, {int(metrics['epoch'].iloc[-1])} epochs.")
+        if scores.notna().any():
             best = self.run.best
-            say(f"best: epoch {self.keep.best_epoch + 1}, val/auroc {self.keep.best_score:.4f}.")
+            epoch = int(metrics["epoch"].iloc[int(np.nanargmax(scores))])
+            say(f"best: epoch {epoch}, val/auroc {scores.max():.4f}.")
         else:
+            best = self.run.last
             say("no val/auroc to choose an epoch by: last.ckpt counts.")
         say(f"curves:     tensorboard --logdir {self.run.folder.parent.parent}")
-        if self.keep.best_epoch is not None:
+        if scores.notna().any():
             say(f"report:     {PROG} evaluate {self.run.folder}")
         say(f"submission: {PROG} predict --ckpt_path {best}")
         if self.rehearsal:
             say("This was a rehearsal on drawn tissue; with data in data/, or --data.root DIR, fit trains on them.")
+
+
+def _no_iterations() -> bool:
+    return False
 
 
 def _resume(args: list[str]) -> str:

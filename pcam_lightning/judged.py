@@ -10,6 +10,7 @@ import yaml
 from pcam_lightning.checkpoint import read_checkpoint
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.messages import UserError, say
+from pcam_lightning.overlap import TrainingPatches
 from pcam_lightning.parser import PCamCLI
 from pcam_lightning.predictions import read_labelled
 from pcam_lightning.run import Run, run_of
@@ -28,6 +29,7 @@ class Judged(NamedTuple):
     made_by: dict[str, Any] | None = None  # checkpoint of a single run: `step` of training, `tta`
     split: dict[str, Any] | None = None  # options that the folds, or validation part, were drawn by
     chosen_by_these: bool = False  # the checkpoint is the epoch that was best on these very patches
+    overlap: int | None = None  # of these patches, how many trained the network by id or pixels; None: not known
     slides: "pd.Series[str] | None" = None  # by id, where the user names a file of them
 
 
@@ -51,7 +53,7 @@ def read_judged(
         options = yaml.safe_load(Run(target).config.read_text(encoding="utf-8"))["data"]
         data = _data(options, root, Run(target / "fold_0").split) if pictures else None
         rows = read_labelled(target / "oof.csv", labels)
-        judged = Judged(rows, report, data, split=options)
+        judged = Judged(rows, report, data, split=options, overlap=_count_overlap(target, rows, data))
     elif target.is_dir():
         run = Run(target)
         checkpoint = run.best if run.best.is_file() else run.last
@@ -68,7 +70,9 @@ def read_judged(
         assert validated.checkpoint is not None
         rows = read_labelled(run_of(checkpoint).predictions("val"), labels)
         split = validated.checkpoint["pcam"]["config"]["data"]
-        judged = Judged(rows, report, validated.datamodule, validated.made_by, split, checkpoint == run.best)
+        judged = Judged(
+            rows, report, validated.datamodule, validated.made_by, split, checkpoint == run.best, validated.overlap
+        )
     else:
         # Its own name: a run's report holds the temperature for predict, which no test label may have a say in.
         judged = Judged(read_labelled(target, labels), target.with_name(f"{target.stem}_report"))
@@ -79,6 +83,22 @@ def read_judged(
         if unknown := int(judged.rows["slide"].isna().sum()):
             raise UserError(f"{slides}: {unknown:,} of {len(judged.rows):,} patches have no slide there; complete it.")
     return judged
+
+
+def _count_overlap(crossval: Path, rows: pd.DataFrame, data: PCamDataModule | None) -> int | None:
+    """Count the out-of-fold patches that trained the network of their own fold; None where that is not known."""
+    if data is None or data.table is None:
+        return None
+    overlap, table = 0, data.table.set_index("id", drop=False)
+    for fold, of_fold in rows.groupby("fold"):
+        path = Run(crossval / f"fold_{fold}").last
+        if not path.is_file():
+            return None
+        trained = TrainingPatches.of_checkpoint(path, read_checkpoint(path))
+        if not trained.known or not of_fold["id"].isin(table.index).all():
+            return None
+        overlap += trained.count(table.loc[of_fold["id"]])
+    return overlap
 
 
 def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataModule | None:

@@ -76,13 +76,13 @@ def look(
     for part in parts(root):
         data = PCamDataModule(root, val_fraction=0, slides=slides, unknown_slides=unknown_slides, cache_dir=cache_dir)
         data.setup({"train": "fit", "test": "predict"}[part])
-        table = data.table if part == "train" else data.test_table
+        table, store = (data.table, data.train_store) if part == "train" else (data.test_table, data.test_store)
         assert table is not None
-        assert data.store is not None
+        assert store is not None
         known = table[[name for name in ("id", "label", "slide") if name in table]]
         group = np.array(list(CLASSES))[known["label"]] if "label" in known else "unlabelled"
-        tables.append(known.assign(part=part, group=group).merge(measure(data.store), on="id"))
-        stores[part] = data.store
+        tables.append(known.assign(part=part, group=group).merge(measure(store), on="id"))
+        stores[part] = store
     patches = pd.concat(tables, ignore_index=True)
     rows = patches[patches["part"] == next(iter(stores))].dropna(axis="columns", how="all")
     return Look(stores, patches, rows, np.random.default_rng(seed))

@@ -1,6 +1,9 @@
 """What the project says to its user: a line, a warning, and the one error that a user can mend."""
 
+import math
 import sys
+from numbers import Integral, Real
+from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -22,3 +25,24 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """Print one line on stderr, marked as a warning."""
     say(f"warning: {text}")
+
+
+def check_number(option: str, value: Any, least: float = 0, *, whole: bool = False) -> None:
+    """Refuse what is no number, not finite, or too small; None is left alone.
+
+    Args:
+        option: how the user knows it, such as --model.lr.
+        value: what was given.
+        least: the lowest value that is allowed.
+        whole: whether it must be an integer.
+
+    Raises:
+        UserError: it is refused.
+    """
+    if value is None:
+        return
+    kind = "an integer" if whole else "a number"
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        raise UserError(f"{option} {value!r}: should be {kind}, not {type(value).__name__}.")
+    if not (math.isfinite(value) and float(value) >= least):
+        raise UserError(f"{option} {value}: should be {kind} from {least} up.")

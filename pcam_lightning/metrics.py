@@ -7,7 +7,16 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class AUROC(BinaryAUROC):
-    """Torchmetrics' AUROC, but NaN of patches of one class, where that says 0."""
+    """Torchmetrics' AUROC of logits as they are, and NaN of patches of one class, where that says 0.
+
+    Torchmetrics applies the sigmoid to logits first, in their own precision: in float32 all above 17 become 1.0, and
+    ties cost AUROC.
+    """
+
+    def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
+        """Keep a batch: logits (B,) of any precision, and labels (B,), 0 or 1."""
+        self.preds.append(preds)
+        self.target.append(target)
 
     def compute(self) -> torch.Tensor:  # type: ignore[override]  # as torchmetrics has it
         """Return the AUROC of all patches, a scalar."""
@@ -18,11 +27,22 @@ class AUROC(BinaryAUROC):
         return score
 
 
+class Accuracy(BinaryAccuracy):
+    """Torchmetrics' accuracy at a probability of 0.5, of logits.
+
+    Torchmetrics takes a batch whose logits all lie in [0, 1] for probabilities.
+    """
+
+    def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
+        """Count a batch: logits (B,) of any precision, and labels (B,), 0 or 1."""
+        super().update((preds > 0).int(), target)
+
+
 def build_metrics(stage: str) -> tuple[MetricCollection, MeanMetric]:
-    """Return a stage's metrics, named `stage/name`, and the mean of its loss.
+    """Return a stage's metrics of logits and labels, named `stage/name`, and the mean of its loss.
 
     None of them looks at what it is given before the epoch ends: that would wait for the device in every step.
     """
-    auroc, accuracy = AUROC(validate_args=False), BinaryAccuracy(validate_args=False)
+    auroc, accuracy = AUROC(validate_args=False), Accuracy(validate_args=False)
     metrics = MetricCollection({"auroc": auroc, "accuracy": accuracy}, prefix=f"{stage}/")
     return metrics, MeanMetric(nan_strategy="disable")

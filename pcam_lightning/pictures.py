@@ -39,7 +39,7 @@ class Pictures(Collector):
         self._step = trainer.global_step
 
     def _judge(self, logit: "pd.Series[float]") -> None:
-        store = self._data.store
+        store = self._data.train_store
         assert store is not None
         label = self._labels.loc[logit.index].to_numpy()
         if len(set(label)) < 2 or not np.isfinite(logit).all():  # nothing to draw a curve of
@@ -56,12 +56,10 @@ class Pictures(Collector):
         if trainer.global_step or batch_idx or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, PCamClassifier)
-        store = self._data.store
-        assert store is not None
         with torch.no_grad(), torch.random.fork_rng(), torch.autocast(pl_module.device.type, enabled=False):
             pl_module.on_train_batch_start(batch, batch_idx)  # the step's own draws
             unit, _ = augment(batch["image"], batch["label"], pl_module.augmentation, pl_module.preprocess.stain)
-        ids = [patch_id[:12] for patch_id in store.ids[batch["row"][:FIRST].cpu().numpy()]]
+        ids = [patch_id[:12] for patch_id in self._data.ids[batch["row"][:FIRST].cpu().numpy()]]
         images = batch["image"][:FIRST].cpu().numpy()
         self._show("train/first batch", grids.augmented_grid(images, unit[:FIRST], ids))
 

@@ -48,10 +48,9 @@ class Collector(L.Callback):
             torch.distributed.all_gather_object(parts, (row, logit))
         if trainer.is_global_zero:
             data: PCamDataModule = trainer.datamodule  # type: ignore[attr-defined]
-            assert data.store is not None
             row = np.concatenate([part[0] for part in parts])
             logit = np.concatenate([part[1] for part in parts])
-            self._write(pd.Series(logit, index=data.store.ids[row]))
+            self._write(pd.Series(logit, index=data.ids[row]))
 
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _keep  # type: ignore[assignment]
     on_validation_end = on_test_end = on_predict_end = _hand_on
@@ -122,7 +121,9 @@ def read_labelled(file: Path, labels: Path | None = None) -> pd.DataFrame:
     return rows
 
 
-def write_submission(path: Path, ids: "pd.Series[str]", logit: "pd.Series[float]", *, overwrite: bool) -> None:
+def write_submission(
+    path: Path, ids: "pd.Series[str]", logit: "pd.Series[float]", *, overwrite: bool, temperature: float = 1.0
+) -> None:
     """Write submission.csv, what Kaggle takes, and predictions.csv (id,logit) beside it.
 
     Args:
@@ -130,11 +131,14 @@ def write_submission(path: Path, ids: "pd.Series[str]", logit: "pd.Series[float]
         ids: in the order of the submission, each once.
         logit: float32, by id.
         overwrite: whether a submission that is there and differs may be replaced.
+        temperature: what logits are divided by.
 
     Raises:
         UserError: another submission is there already; see `make_submission` too.
     """
-    prob = pd.Series(expit(logit.to_numpy(dtype=np.float32)), index=logit.index)
+    logit = logit / temperature
+    # In float32 all logits above 17 become 1.0, and ties cost AUROC.
+    prob = pd.Series(expit(logit.to_numpy(dtype=np.float64)), index=logit.index)
     submission = make_submission(ids, prob)
     content = submission.to_csv(index=False, lineterminator="\n")
     same = path.exists() and path.read_bytes() == content.encode()
@@ -172,7 +176,7 @@ def make_submission(ids: "pd.Series[str]", prob: "pd.Series[float]") -> pd.DataF
 
     Args:
         ids: in the order of the submission, each once.
-        prob: probability of tumour, float32, by id.
+        prob: probability of tumor, float64, by id.
 
     Returns:
         Columns `id` and `label`, as Kaggle takes them.
@@ -186,7 +190,7 @@ def make_submission(ids: "pd.Series[str]", prob: "pd.Series[float]") -> pd.DataF
             f"{len(prob):,} predictions for {len(ids):,} ids: a submission needs one each; leave "
             "--trainer.limit_predict_batches and --trainer.fast_dev_run out."
         )
-    label = prob.loc[ids].to_numpy(dtype=np.float32)
+    label = prob.loc[ids].to_numpy(dtype=np.float64)
     if odd := int((~np.isfinite(label)).sum()):
         raise UserError(f"{odd:,} of {len(label):,} predictions are not finite: the checkpoint is of no use.")
     if label.min() < 0 or label.max() > 1:

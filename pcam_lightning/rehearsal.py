@@ -75,3 +75,5 @@ def load_start(model: PCamClassifier, *, rehearses: bool) -> None:
         if not rehearses:
             raise
         warn(f"{error} In this rehearsal alone the network starts from random weights instead.")
+        model.weights = "none"
+        model.load_start()

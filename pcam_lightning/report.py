@@ -53,11 +53,11 @@ def render(
 
 def _wrong(rows: pd.DataFrame, data: PCamDataModule | None) -> dict[str, str]:
     """Draw the patches that are most wrong, of each kind, where their pixels are at hand."""
-    if data is None or data.store is None:
+    if data is None or data.train_store is None:
         return {}
     label, logit = rows["label"].to_numpy(), rows["logit"].to_numpy()
     return {
         f"{kind}: {min(count, WRONG)} of {count:,}": as_address(as_png(figure))
-        for kind, (count, figure) in grids.wrong_grids(rows["id"], label, logit, data.store, WRONG).items()
+        for kind, (count, figure) in grids.wrong_grids(rows["id"], label, logit, data.train_store, WRONG).items()
         if count
     }

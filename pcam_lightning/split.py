@@ -210,9 +210,6 @@ def read_split(path: Path, table: pd.DataFrame) -> np.ndarray:
             f"{len(extra):,} of its ids are not among the patches. Use that run's data folder, or no --data.split_file."
         )
     mask = (table["id"].map(part) == "val").to_numpy()
-    sides = pd.Series(mask).groupby(table["pixel_sha1"].to_numpy()).nunique()
-    if straddling := int((sides > 1).sum()):
-        warn(f"{path}: {straddling:,} groups of exact duplicates stand on both sides of this split.")
     if mask.any() and table.loc[mask, "label"].nunique() < 2:
         warn(f"{path}: its validation part has patches of one class only, of which there is no AUROC.")
     return mask

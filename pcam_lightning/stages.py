@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pcam_lightning.logs import MetricsFile
 from pcam_lightning.machine import precision_here
 from pcam_lightning.messages import UserError, say, warn
 from pcam_lightning.official import is_official
+from pcam_lightning.overlap import TrainingPatches
 from pcam_lightning.predictions import Collector, say_where_it_goes, write_labelled, write_submission
 from pcam_lightning.rehearsal import NOTHING_REAL, draw_rehearsal, is_drawn, is_rehearsal, rehearse
 from pcam_lightning.run import Run, run_of
@@ -39,6 +41,7 @@ class StagesCLI(LightningCLI):
     resumed: Run | None = None  # the run that `fit --ckpt_path last` goes on with
     place: Run | None = None  # where the run is to be, if not in a folder of its own claiming
     run: Run | None = None
+    overlap: int | None = 0  # patches of the judged part that trained the network; None where it is not recorded
     said: Namespace | None = None  # with several networks: what the user said, without what run and defaults add
     args: list[str]  # as the user wrote them
     name = "default"  # of the run's folder: the stem of the last -c
@@ -157,18 +160,31 @@ class StagesCLI(LightningCLI):
             raise UserError("--data.val_fraction 0: this run held nothing out, so there is nothing to validate on.")
         recorded = self.checkpoint["pcam"]["split"]["sha256"]
         if split_digest(self.datamodule.table, self.datamodule.val_mask) != recorded:
-            warn("this is not the validation part of the checkpoint's run: some of these patches may have trained it.")
-
+            warn("this is not the validation part of the checkpoint's run.")
+        self._report_overlap(self.datamodule.table[self.datamodule.val_mask])
         self._collect("val", self.datamodule.table)
+
+    def _report_overlap(self, table: pd.DataFrame) -> None:
+        """Count the patches of a part, with columns `id` and `pixel_sha1`, that trained the checkpoint's weights."""
+        assert self.checkpoint is not None
+        path = Path(self.config[self.subcommand].ckpt_path)
+        trained = TrainingPatches.of_checkpoint(path, self.checkpoint)
+        self.overlap = trained.count(table)
+        if self.overlap:
+            warn(f"{self.overlap:,} of these {len(table):,} patches trained the network of {path}.")
+        elif not trained.known:
+            self.overlap = None
+            say(f"{path}: does not record all patches that trained it, so that these may be among them.")
 
     def before_test(self) -> None:
         """Take the network to the answers."""
         self.datamodule.setup("test")
+        self._report_overlap(self.datamodule.test_table)
         self._collect("test", self.datamodule.test_table)
 
     def _collect(self, part: str, table: pd.DataFrame) -> None:
         path = self._written_run().predictions(part)
-        self._add(Collector(lambda logit: write_labelled(path, table, logit)))
+        self._add(Collector(partial(write_labelled, path, table)))
 
     def _add(self, callback: Callback) -> None:
         self.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
@@ -190,13 +206,18 @@ class StagesCLI(LightningCLI):
         self.model.others = [self._load_other(path) for path in chosen.also]
         path = chosen.output / run.submission.name if chosen.output else run.submission
 
-        def write(logit: "pd.Series[float]") -> None:
-            write_submission(path, data.test_table["id"], logit / temperature, overwrite=chosen.overwrite)
-            if self.place is None:
-                say_where_it_goes(path, len(logit), drawn=is_drawn(data.root))
-
-        self._add(Collector(write))
+        write = partial(write_submission, path, data.test_table["id"], temperature=temperature)
+        self._add(Collector(partial(write, overwrite=chosen.overwrite)))
+        self._report_overlap(data.test_table)
         say(f"data: {self.datamodule.root}; checkpoint: {', '.join(map(str, (chosen.ckpt_path, *chosen.also)))}")
+
+    def after_predict(self) -> None:
+        """Print how a submission is sent."""
+        chosen, data = self.config[self.subcommand], self.datamodule
+        run = self._written_run()
+        path = chosen.output / run.submission.name if chosen.output else run.submission
+        if self.place is None:
+            say_where_it_goes(path, len(data.test_table), drawn=is_drawn(data.root))
 
     def _write_scores(self, stage: str) -> None:
         chosen = self.config[self.subcommand]
@@ -204,7 +225,7 @@ class StagesCLI(LightningCLI):
         known = {name: value if math.isfinite(value) else None for name, value in scores.items()}
         assert self.checkpoint is not None
         made_by = {"checkpoint": str(chosen.ckpt_path), "step": self.checkpoint["global_step"]}
-        told = {**made_by, "root": str(self.datamodule.root), **known}
+        told = {**made_by, "root": str(self.datamodule.root), "training_overlap": self.overlap, **known}
         path = self._written_run().folder / f"{stage}.json"
         if self.trainer.is_global_zero:
             write_whole(path, json.dumps(told, indent=2) + "\n")

@@ -7,8 +7,10 @@ import uuid
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing import reduction
+from multiprocessing.context import get_spawning_popen
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import filelock
 import numpy as np
@@ -37,6 +39,7 @@ class Store:
         ids: the id of each row, shape (N,), sorted.
         pixel_sha1: SHA-1 of each row's RGB bytes, shape (N,).
         fingerprint: of the files' names, sizes and modification times.
+        file: the array's file, open: what replaces it leaves this one readable.
     """
 
     path: Path
@@ -44,6 +47,30 @@ class Store:
     ids: np.ndarray
     pixel_sha1: np.ndarray
     fingerprint: str
+    file: BinaryIO | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the pixels behind: a spawned process maps the same file instead of being sent gigabytes.
+
+        It gets the open file where the system can hand one over, since another pack may have replaced the one at
+        `path` meanwhile. Windows cannot, but does not let a mapped file be removed either.
+        """
+        if self.file is None:  # images that no file holds
+            return self.__dict__
+        assert isinstance(self.images, np.memmap)
+        handed_over = os.name == "posix" and get_spawning_popen() is not None
+        file = reduction.DupFd(self.file.fileno()) if handed_over else None
+        return {**self.__dict__, "images": (self.images.offset, self.images.shape), "file": file}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the pixels again."""
+        if isinstance(state["images"], np.ndarray):
+            self.__dict__.update(state)
+            return
+        file = state["path"].open("rb") if state["file"] is None else os.fdopen(state["file"].detach(), "rb")
+        offset, shape = state["images"]
+        images = np.memmap(file, np.uint8, "r", offset, shape)
+        self.__dict__.update({**state, "images": images, "file": file})
 
     def rows(self, ids: "pd.Series[str]") -> np.ndarray:
         """Return the row of each id, int64, shape (len(ids),)."""
@@ -83,7 +110,7 @@ def open_store(
             if not folder.is_dir():
                 _pack(table, root, folder, part)
     index = pd.read_csv(folder / "index.csv", dtype=str, keep_default_na=False)
-    images = np.load(folder / "images.npy", mmap_mode="r")
+    file, images = _map_images(folder / "images.npy")
     if verify:
         _check_ids(index, root, part, error=True)
     return Store(
@@ -92,7 +119,16 @@ def open_store(
         ids=index["id"].to_numpy(dtype=str),
         pixel_sha1=index["pixel_sha1"].to_numpy(dtype=str),
         fingerprint=fingerprint,
+        file=file,
     )
+
+
+def _map_images(path: Path) -> tuple[BinaryIO, np.memmap]:
+    """Open and map an array's file, see `numpy.lib.format`."""
+    file = path.open("rb")
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return file, np.memmap(file, dtype, "r", file.tell(), shape)
 
 
 def _caches(root: Path, cache_dir: Path | None) -> list[Path]:

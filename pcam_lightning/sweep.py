@@ -49,10 +49,10 @@ def fingerprint(data: PCamDataModule) -> dict[str, str]:
     """Return what a sweep's data must have in common with an earlier one's to go on with it."""
     assert data.table is not None
     assert data.val_mask is not None
-    assert data.store is not None
+    assert data.train_store is not None
     slides = data.table[[name for name in ("id", "slide") if name in data.table]]
     return {
-        "data": data.store.fingerprint,
+        "data": data.train_store.fingerprint,
         "labels": split_digest(data.table, data.table["label"].to_numpy(dtype=bool)),
         "split": split_digest(data.table, data.val_mask),
         "slides": hashlib.sha256(slides.to_csv(index=False).encode()).hexdigest(),

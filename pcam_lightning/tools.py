@@ -28,9 +28,10 @@ def pack(root: Path = Path("data"), cache_dir: Path | None = None, verify: bool 
     data = PCamDataModule(root, val_fraction=0, cache_dir=cache_dir, verify=verify)
     for part in parts(root):
         data.setup({"train": "fit", "test": "predict"}[part])
-        assert data.store is not None
-        distinct = len(set(data.store.pixel_sha1))
-        say(f"{part}: {len(data.store.ids):,} patches, {distinct:,} distinct, in {data.store.path}.")
+        store = data.train_store if part == "train" else data.test_store
+        assert store is not None
+        distinct = len(set(store.pixel_sha1))
+        say(f"{part}: {len(store.ids):,} patches, {distinct:,} distinct, in {store.path}.")
 
 
 TOOLS: Tools = {

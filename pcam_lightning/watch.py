@@ -7,7 +7,7 @@ import lightning as L
 import pandas as pd
 import torch
 
-from pcam_lightning.datamodule import Batch, PCamDataModule
+from pcam_lightning.datamodule import Batch
 from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError
 from pcam_lightning.run import Run
@@ -33,6 +33,10 @@ class Watch(L.Callback):
     def __init__(self) -> None:
         self.run: Run | None = None  # None: no file
         self._validated = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Learn the run's folder, which the first process has made."""
+        self.run = trainer.strategy.broadcast(self.run)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start with no step that was bad."""
@@ -80,14 +84,12 @@ class Watch(L.Callback):
             return
         step = self._begun + batch_idx // trainer.accumulate_grad_batches + 1
         loader: Any = trainer.train_dataloader
-        data: PCamDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        assert data.store is not None
         # Which patches they were follows from the epoch: no step has to remember them.
-        places = next(islice(loader.sampler, batch_idx, None))
-        ids = data.store.ids[loader.dataset.rows[places]]
+        ids = loader.dataset.ids(next(islice(loader.sampler, batch_idx, None)))
         told = f"the loss of step {step:,} is no finite number. Its {len(ids):,} patches: {', '.join(ids[:3])}"
         if self.run is not None:
-            write_whole(self.run.diverged, pd.DataFrame({"id": ids}).to_csv(index=False, lineterminator="\n"))
+            if not self.run.diverged.exists():  # of another process, whose step was the first
+                write_whole(self.run.diverged, pd.DataFrame({"id": ids}).to_csv(index=False, lineterminator="\n"))
             told += f"{', ...' if len(ids) > 3 else ''}, all of them in {self.run.diverged}"
         self._stop(trainer, told)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pandas as pd
@@ -11,7 +12,9 @@ from conftest import CONFIGS, FAST, stopping
 
 from pcam_lightning import cli
 from pcam_lightning.averaging import Averaging
+from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.cli import main
+from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.messages import UserError
 
 RUN = Path("lightning_logs/base/version_0")
@@ -24,14 +27,14 @@ def _fit(drawn: Path, *more: str) -> int:
 
 
 class Follow(L.Callback):
-    """Averages a weight and a running mean of BatchNorm by hand."""
+    """Averages a weight by hand."""
 
     def __init__(self) -> None:
         self.means: list[torch.Tensor] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
         net = pl_module.net
-        values = [net.fc.weight, net.bn1.running_mean]  # type: ignore[union-attr]
+        values = [net.fc.weight, net.conv1.weight]  # type: ignore[union-attr]
         count = trainer.global_step
         for number, value in enumerate(values):
             value = value.detach().clone()  # type: ignore[operator]
@@ -48,11 +51,38 @@ def test_the_average_is_kept_and_is_what_was_validated(drawn: Path, monkeypatch:
         patch.setattr(cli, "PCamCLI", stopping(follow, [0]))
         assert _fit(drawn) == 0
     state = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    for name, mean in zip(("net.fc.weight", "net.bn1.running_mean"), follow.means, strict=True):
+    for name, mean in zip(("net.fc.weight", "net.conv1.weight"), follow.means, strict=True):
         assert torch.allclose(state[name], mean, atol=1e-6), name
     scores = pd.read_csv(RUN / "metrics.csv")["val/auroc"]
     assert main(["validate", "--ckpt_path", str(RUN / "checkpoints" / "last.ckpt"), "--trainer.accelerator=cpu"]) == 0
     assert json.loads((RUN / "validate.json").read_text())["val/auroc"] == pytest.approx(scores.iloc[-1])
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "p4m_resnet16"])
+@pytest.mark.parametrize("validates", [True, False])
+def test_statistics_are_measured_with_the_averaged_weights(backbone: str, validates: bool, drawn: Path) -> None:
+    """Those that are kept are the network's own on training patches."""
+    more = [f"--model.backbone={backbone}", "--model.crop=64"] + ([] if validates else ["--data.val_fraction=0"])
+    assert _fit(drawn, *more) == 0
+    path = RUN / "checkpoints" / "last.ckpt"
+    model = PCamClassifier.load_from_checkpoint(path, weights_only=True)
+    data = PCamDataModule(drawn, batch_size=32, val_fraction=0.2 if validates else 0)
+    data.setup("fit")
+    first: Any = next(module for module in model.net.modules() if hasattr(module, "running_mean"))
+    kept = [first.running_mean.clone(), first.running_var.clone()]
+    means, variances = [], []
+    given: list[torch.Tensor] = []
+    first.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    with torch.no_grad():
+        for _ in range(4):  # other draws of the augmentation, so that statistics differ a little
+            for batch in data.train_dataloader():
+                model.net(model.augmented(batch)[0])
+    for image in given:
+        feature = image.view(len(image), 8 if backbone == "p4m_resnet16" else 1, -1, *image.shape[2:])
+        means.append(feature.mean(dim=(0, 1, 3, 4)))
+        variances.append(feature.var(dim=(0, 3, 4)).mean(dim=0))
+    for value, measured in zip(kept, (means, variances), strict=True):
+        torch.testing.assert_close(value, torch.stack(measured).mean(dim=0), rtol=0.1, atol=0.02)
 
 
 class Stop(L.Callback):

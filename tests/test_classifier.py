@@ -1,5 +1,6 @@
 """The model: one number for a whole epoch, a body that keeps still while frozen, half precision that agrees."""
 
+import re
 import traceback
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision import models
 
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.datamodule import PCamDataModule
@@ -263,3 +265,63 @@ def test_the_network_sees_the_centre_scaled(drawn: Path) -> None:
         assert model(seen).shape == (len(image),)
     model = PCamClassifier(weights="none", crop=48)
     assert torch.equal(model.preprocess(image), image[:, 24:72, 24:72].permute(0, 3, 1, 2) / 255)
+
+
+def _imagenet(value: float) -> None:
+    """Put weights of ImageNet's shape into torch's cache, all of one value."""
+    state = {key: torch.full_like(tensor, value) for key, tensor in models.resnet18().state_dict().items()}
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    folder.mkdir(parents=True)
+    name = models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1]
+    torch.save(state, folder / name)
+
+
+def test_a_plain_trainer_loads_the_weights_that_the_module_names(drawn: Path) -> None:
+    _imagenet(0.25)
+    model = PCamClassifier(weights="imagenet", lr=0.0, weight_decay=0.0)
+    trainer = _trainer(limit_train_batches=1, limit_val_batches=1)
+    trainer.fit(model, datamodule=PCamDataModule(str(drawn), batch_size=32))
+    assert model.started_from == "imagenet"
+    assert set(model.net.get_parameter("conv1.weight").flatten().tolist()) == {0.25}
+    assert model.freezes
+
+
+def test_a_plain_trainer_raises_where_weights_cannot_be_loaded(drawn: Path) -> None:
+    model = PCamClassifier(weights="/nowhere/x.pt")
+    with pytest.raises(UserError, match=r"/nowhere/x\.pt: no such file"):
+        _trainer(limit_train_batches=1).fit(model, datamodule=PCamDataModule(drawn, batch_size=32))
+
+
+def test_weights_of_a_checkpoint_are_not_replaced_by_those_it_started_from(drawn: Path, trained: Path) -> None:
+    """Neither where it is loaded, nor where it is resumed: weights defaults to imagenet, which is not there."""
+    path = trained / "checkpoints" / "last.ckpt"
+    loaded = PCamClassifier.load_from_checkpoint(path, weights_only=True, lr=0.0, weight_decay=0.0)
+    before = loaded.net.get_parameter("conv1.weight").clone()
+    _trainer(limit_train_batches=1, limit_val_batches=0).fit(loaded, datamodule=PCamDataModule(drawn, batch_size=32))
+    assert torch.equal(loaded.net.get_parameter("conv1.weight"), before)
+    resumed = PCamClassifier()
+    trainer = _trainer(max_epochs=3, limit_val_batches=0)
+    trainer.fit(resumed, datamodule=PCamDataModule(drawn, batch_size=32), ckpt_path=path, weights_only=True)
+    assert trainer.current_epoch == 3
+
+
+def test_a_plain_trainer_measures_what_preprocessing_needs(drawn: Path) -> None:
+    model = PCamClassifier("p4m_resnet16", "none", normalize="own", crop=32)
+    _trainer(limit_train_batches=1, limit_val_batches=0).fit(model, datamodule=PCamDataModule(drawn, batch_size=32))
+    assert model.preprocess.measured
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": "1e-3"}, "--model.lr '1e-3': should be a number, not str"),
+        ({"size": 96.5}, "--model.size 96.5: should be an integer, not float"),
+        ({"freeze_epochs": "1"}, "--model.freeze_epochs '1': should be an integer, not str"),
+        ({"augment": None}, "--model.augment None: should be an Augmentation or a mapping of its options"),
+        ({"augment": {"degres": 90}}, "--model.augment: no option degres; it has degrees, "),
+        ({"augment": {"degrees": "90"}}, "--model.augment.degrees '90': should be a number, not str"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        PCamClassifier(weights="none", **options)

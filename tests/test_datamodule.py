@@ -1,10 +1,12 @@
 """Loaders: every patch once, its own pixels and label, in an order that follows from the seed and the epoch."""
 
 import multiprocessing
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import MakeFolder
@@ -31,7 +33,6 @@ def data(drawn: Path) -> PCamDataModule:
 
 def test_each_patch_once_with_its_pixels_and_label(data: PCamDataModule, drawn: Path) -> None:
     assert data.table is not None
-    assert data.store is not None
     labels = data.table.set_index("id")["label"]
     paths = data.table.set_index("id")["path"]
     val_loader = data.val_dataloader()
@@ -44,7 +45,7 @@ def test_each_patch_once_with_its_pixels_and_label(data: PCamDataModule, drawn: 
     for part in (train, val):
         assert part["image"].dtype == torch.uint8
         for image, row, label in zip(part["image"], part["row"], part["label"], strict=True):
-            patch_id = data.store.ids[row]
+            patch_id = data.ids[row]
             assert label == labels[patch_id]
             assert (image.numpy() == np.asarray(Image.open(drawn / paths[patch_id]))).all()
 
@@ -89,9 +90,8 @@ def test_more_processes_than_patches(data: PCamDataModule) -> None:
 def test_predict_follows_the_submission_and_has_no_labels(kaggle: MakeFolder) -> None:
     data = PCamDataModule(kaggle())
     data.setup("predict")
-    assert data.store is not None
     batch = next(iter(data.predict_dataloader()))
-    assert [str(data.store.ids[row]) for row in batch["row"]] == ["test003", "test002", "test001", "test000"]
+    assert [str(data.ids[row]) for row in batch["row"]] == ["test003", "test002", "test001", "test000"]
     assert "label" not in batch
 
 
@@ -122,3 +122,65 @@ def test_older_split_file_is_used(drawn: Path, trained: Path) -> None:
 def test_numbers_out_of_range(option: str) -> None:
     with pytest.raises(UserError, match=rf"--data.{option} -1"):
         PCamDataModule(**{option: -1})  # type: ignore[arg-type]
+
+
+def test_rows_name_their_ids_whatever_was_set_up_when(drawn: Path) -> None:
+    module = PCamDataModule(drawn, batch_size=32)
+    for stage in ("fit", "predict", "validate"):
+        module.setup(stage)
+    train_ids = set(pd.read_csv(drawn / "train_labels.csv")["id"])
+    test_ids = list(pd.read_csv(drawn / "sample_submission.csv")["id"])
+    found = _epoch(module.predict_dataloader())["row"]
+    assert list(module.ids[found]) == test_ids
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        assert isinstance(loader, DataLoader)
+        assert set(module.ids[_epoch(loader)["row"]]) <= train_ids
+    assert module.train_store is not None
+    assert module.test_store is not None
+    assert set(module.train_store.ids) == train_ids
+    assert set(module.test_store.ids) == set(test_ids)
+
+
+def test_paths_are_text_or_not(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "d").symlink_to(drawn)
+    module = PCamDataModule("~/d", cache_dir="c", slides=str(drawn / "patch_id_wsi_full.csv"))
+    module.setup()
+    assert len(module.ids) == 120
+    assert list(Path("c").iterdir())
+    assert not Path("~").exists()
+
+
+def test_loaders_before_setup_say_what_to_call() -> None:
+    for name, stage in (("train", "fit"), ("val", "validate"), ("test", "test"), ("predict", "predict")):
+        with pytest.raises(UserError, match=rf'call setup\("{stage}"\) before its data loader'):
+            getattr(PCamDataModule("nowhere"), f"{name}_dataloader")()
+
+
+def test_arguments_of_the_wrong_type_are_named() -> None:
+    for option, value in (("batch_size", "32"), ("val_fraction", "0.2"), ("folds", 2.5)):
+        with pytest.raises(
+            UserError, match=rf"--data.{option} {value!r}: should be an? \w+, not {type(value).__name__}"
+        ):
+            PCamDataModule("nowhere", **{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_read_on_after_the_images_were_packed_again(method: str, drawn: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(drawn, root, ignore=shutil.ignore_patterns(".pcam_cache"))
+    module = PCamDataModule(root, batch_size=32, num_workers=2)
+    module.setup("fit")
+    expected = _epoch(_val_loader(module, 0))
+    shutil.rmtree(root / ".pcam_cache")
+    loader = _val_loader(module, 2)
+    loader.multiprocessing_context = multiprocessing.get_context(method)
+    found = _epoch(loader)
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def _val_loader(module: PCamDataModule, workers: int) -> DataLoader[Batch]:
+    module.num_workers = workers
+    loader = module.val_dataloader()
+    assert isinstance(loader, DataLoader)
+    return loader

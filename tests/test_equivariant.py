@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from pcam_lightning.backbone import P4M, build_backbone
+from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.equivariant import ORDER, GroupBatchNorm, GroupConv, act
 from pcam_lightning.geometry import views
+from pcam_lightning.messages import UserError
 
 
 def _trained() -> torch.nn.Module:
@@ -73,3 +75,22 @@ def test_an_eighth_of_the_weights() -> None:
     conv = GroupConv(4, 6, 3)
     assert conv.filters().numel() == ORDER * conv.weight.numel()
     assert conv(torch.rand(2, 32, 10, 10)).shape == (2, 48, 10, 10)
+
+
+@pytest.mark.parametrize(("options", "nearest"), [({"crop": 90}, 96), ({"crop": 40}, 32), ({"size": 100}, 96)])
+def test_a_side_that_breaks_the_promise_is_refused_with_the_nearest_that_keeps_it(
+    options: dict[str, int], nearest: int
+) -> None:
+    with pytest.raises(UserError, match=rf"{next(iter(options.values()))} pixels is none; the nearest is {nearest}"):
+        PCamClassifier(P4M, "none", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{}, {"crop": 64}, {"crop": 90, "size": 96}, {"size": 48}])
+def test_patches_as_they_are_stored_keep_their_logit_when_turned(options: dict[str, int]) -> None:
+    torch.manual_seed(2)
+    model = PCamClassifier(P4M, "none", **options).eval()  # type: ignore[arg-type]
+    image = torch.randint(0, 256, (4, 96, 96, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        logit = model(model.preprocess(image))
+        for turned in (image.rot90(1, (1, 2)), image.flip(1)):
+            torch.testing.assert_close(model(model.preprocess(turned)), logit, atol=1e-5, rtol=1e-4)

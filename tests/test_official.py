@@ -279,3 +279,11 @@ def test_real_patches_in_pcams_layout(tmp_path: Path) -> None:
     assert main(["slides", str(root), "--root", str(kaggle)]) == 0
     found = pd.read_csv(kaggle / "patch_id_wsi.csv").set_index("id")["wsi"]
     assert list(found[table["id"][:400]]) == slide[:400]
+
+
+def test_exact_copies_across_the_official_parts_are_counted(pcam: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with h5py.File(pcam / f"{PREFIX}train_x.h5") as train, h5py.File(pcam / f"{PREFIX}valid_x.h5", "r+") as valid:
+        valid["x"][3:6] = train["x"][10:13]
+    assert main(["fit", "-c", BASE, "--data.root", str(pcam), "--trainer.max_epochs=1", *FAST]) == 0
+    printed = capsys.readouterr().err
+    assert "3 of 30 validation patches have an exact copy in the training part" in printed

@@ -4,10 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from conftest import CONFIGS, FAST
+
+from pcam_lightning.datamodule import BatchSampler, PCamDataModule
 
 TWO = ("--trainer.strategy=ddp", "--trainer.devices=2")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -42,3 +46,55 @@ def test_two_processes_fit_and_predict(drawn: Path, run_copy: Path) -> None:
     assert list(submissions[0]["id"]) == list(submissions[1]["id"])
     np.testing.assert_allclose(submissions[0]["label"], submissions[1]["label"], rtol=1e-4, atol=1e-6)
     assert abs(scores[0] - scores[1]) < 1e-6
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
+def test_processes_that_the_trainer_starts_itself(strategy: str, drawn: Path) -> None:
+    tiny = ("--model.backbone=p4m_resnet16", "--model.crop=32", "--trainer.max_epochs=1", *FAST)
+    two = (f"--trainer.strategy={strategy}", "--trainer.devices=2")
+    printed = _run("fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), *tiny, *two)
+    run = Path("lightning_logs/base/version_0")
+    score = pd.read_csv(run / "metrics.csv")["val/auroc"].max()
+    assert f"best: epoch 1, val/auroc {score:.4f}" in printed
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+    checkpoint = str(run / "checkpoints" / "best.ckpt")
+    _run("validate", "--ckpt_path", checkpoint, "--trainer.accelerator=cpu", *two)
+    assert abs(pd.read_json(run / "validate.json", typ="series")["val/auroc"] - score) < 1e-6
+    _run("predict", "--ckpt_path", checkpoint, "--trainer.accelerator=cpu", *two)
+    assert len(pd.read_csv(run / "submission.csv")) == 40
+
+
+# A loss that is NaN in the second of two processes alone.
+_POISONED = """
+import sys
+import torch
+from pcam_lightning.classifier import PCamClassifier
+from pcam_lightning.cli import main
+
+step = PCamClassifier.training_step
+
+def poisoned(self, batch, batch_idx):
+    loss = step(self, batch, batch_idx)
+    return loss * float("nan") if self.global_rank == 1 and batch_idx == 1 else loss
+
+PCamClassifier.training_step = poisoned
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_patches_that_another_process_diverged_on_are_named(drawn: Path) -> None:
+    Path("poisoned.py").write_text(_POISONED)
+    more = ("--model.backbone=p4m_resnet16", "--model.crop=32", "--trainer.max_epochs=1", *FAST, *TWO)
+    args = ("fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), "--data.batch_size=16", *more)
+    command = [sys.executable, *TORCHRUN, "poisoned.py", *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode != 0
+    assert "error: epoch 1 diverged: the loss of step 2 is no finite number" in done.stderr
+    data = PCamDataModule(drawn, batch_size=16)
+    L.seed_everything(42)
+    data.setup("fit")
+    batches = list(BatchSampler(97, 16, 42, rank=1, world_size=2))
+    loader = data.train_dataloader()
+    expected = loader.dataset.ids(batches[1])  # type: ignore[attr-defined]
+    named = pd.read_csv("lightning_logs/base/version_0/diverged.csv")["id"]
+    assert list(named) == list(expected)
