@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import lightning as L
 import numpy as np
@@ -15,6 +15,11 @@ from pcam_lightning.messages import UserError, check_number
 from pcam_lightning.split import hold_out, join_groups, read_split
 from pcam_lightning.store import Store, open_store
 from pcam_lightning.table import read_test, read_train
+
+if TYPE_CHECKING:
+    PathOrText = Path | str
+else:  # the command line's parser makes a path of any text; it would take a union of both for that of --ckpt_path
+    PathOrText = Path
 
 # Options of PCamDataModule that say which patches validate.
 SPLIT_OPTIONS = ("val_fraction", "split_seed", "split_file", "slides", "unknown_slides", "folds", "fold")
@@ -137,16 +142,16 @@ class PCamDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        root: Path | str | None = None,
+        root: PathOrText | None = None,
         batch_size: int = 512,
         val_fraction: float = 0.2,
         split_seed: int = 42,
-        slides: Path | str | None = None,
+        slides: PathOrText | None = None,
         unknown_slides: Literal["error", "group"] = "error",
         folds: int | None = None,
         fold: int = 0,
-        split_file: Path | str | None = None,
-        cache_dir: Path | str | None = None,
+        split_file: PathOrText | None = None,
+        cache_dir: PathOrText | None = None,
         verify: bool = False,
         num_workers: int = 0,
     ) -> None:

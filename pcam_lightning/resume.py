@@ -128,12 +128,11 @@ def check_validation(trainer: L.Trainer, data: PCamDataModule) -> None:
     assert data.val_mask is not None
     if not data.val_mask.any() or trainer.limit_val_batches == 0 or getattr(trainer, "fast_dev_run", False):
         return
-    batches, interval = batches_per_epoch(trainer, data), trainer.val_check_interval
-    if isinstance(interval, int | float):
-        between = interval if isinstance(interval, int) else max(1, int(batches * interval))
-        fits = (between % batches if trainer.check_val_every_n_epoch is None else batches % between) == 0
-    else:  # a span of time
-        fits = False
+    batches, interval = batches_per_epoch(trainer, data), getattr(trainer, "val_check_interval", None)
+    if interval is None:  # a span of time
+        raise UserError("--trainer.val_check_interval: give it in batches or epochs, not in time; see --help.")
+    between = interval if isinstance(interval, int) else max(1, int(batches * interval))
+    fits = (between % batches if trainer.check_val_every_n_epoch is None else batches % between) == 0
     if not fits:
         raise UserError(
             f"--trainer.val_check_interval {interval}: an epoch has {batches} batches, and would not end with a "

@@ -201,6 +201,7 @@ class StagesCLI(LightningCLI):
         """Have the submission written."""
         chosen, data = self.config[self.subcommand], self.datamodule
         run = self._written_run()
+        data.setup("predict")
         assert self.checkpoint is not None
         temperature = _temperature(run, self.made_by) if chosen.calibrate else 1.0
         self.model.others = [self._load_other(path) for path in chosen.also]
