@@ -58,8 +58,12 @@ def _changed(before: dict[str, torch.Tensor], model: PCamClassifier) -> set[str]
 
 @pytest.mark.parametrize("start", ["weights", "none"])
 def test_body_keeps_still_in_the_first_epoch_and_learns_in_the_second(start: str, drawn: Path) -> None:
-    model = PCamClassifier(weights="none", freeze_epochs=1)
-    model.started_from = start
+    weights = "none"
+    if start == "weights":
+        weights = "weights.pt"
+        torch.save(PCamClassifier(weights="none").net.state_dict(), weights)
+    model = PCamClassifier(weights=weights, freeze_epochs=1)
+    model.load_start()
     before = {key: value.clone() for key, value in model.net.state_dict().items()}
     _trainer(max_epochs=1).fit(model, datamodule=PCamDataModule(drawn, batch_size=48))
     frozen = _changed(before, model)

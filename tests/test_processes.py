@@ -84,8 +84,8 @@ sys.exit(main(sys.argv[1:]))
 
 def test_the_patches_that_another_process_diverged_on_are_named(drawn: Path) -> None:
     Path("poisoned.py").write_text(_POISONED)
-    more = ("--model.backbone=p4m_resnet16", "--model.crop=32", "--trainer.max_epochs=1", *FAST, *TWO)
-    args = ("fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), "--data.batch_size=16", *more)
+    more = ("--model.backbone=p4m_resnet16", "--model.crop=32", "--trainer.max_epochs=1", "--data.batch_size=16", *TWO)
+    args = ("fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), *FAST, *more)
     command = [sys.executable, *TORCHRUN, "poisoned.py", *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode != 0
