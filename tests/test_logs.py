@@ -26,7 +26,7 @@ class Recorder(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         pass
 
-    def log_hyperparams(self, params: Any) -> None:  # type: ignore[override]
+    def log_hyperparams(self, params: Any) -> None:
         self.logged.append(dict(params))
 
 
