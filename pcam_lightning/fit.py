@@ -26,6 +26,7 @@ from pcam_lightning.run import claim_run, run_of
 from pcam_lightning.split import describe, find_leak, split_digest, write_split
 from pcam_lightning.stages import PROG, StagesCLI
 from pcam_lightning.table import find_slides
+from pcam_lightning.trainer import check_monitors
 
 
 class FitCLI(StagesCLI):
@@ -54,6 +55,7 @@ class FitCLI(StagesCLI):
             raise UserError(f"{data.split_file}: all patches are in the validation part, none is left to train on.")
         check_validation(self.trainer, data)
         self._report_held_out()
+        check_monitors(self.trainer, val)
         sides = (describe(data.table, ~data.val_mask), describe(data.table, data.val_mask))
         own = (
             ", PCam's own parts"

@@ -1,11 +1,17 @@
 """The flags as a user wrote them: where configs stand among them, and what a mistyped one may have meant."""
 
+import operator
+import os
 import re
 from argparse import ArgumentParser
 from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
+from jsonargparse import Namespace
 
 from pcam_lightning.messages import UserError
 
@@ -21,8 +27,40 @@ def configs_first(args: list[str]) -> tuple[list[str], list[str]]:
     flags = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     flags.add_argument("-c", "--config", action="append", default=[])
     found, rest = flags.parse_known_args(args)
-    paths: list[str] = found.config
+    paths: list[str] = [expand_home(path) for path in found.config]
     return [*rest[:1], *(f"--config={path}" for path in paths), *rest[1:]], paths
+
+
+def int_before_float(annotation: Any) -> Any:
+    """Return the type of an option with int before float where it is a union of both.
+
+    jsonargparse takes the first member of a union that accepts a value, and float accepts 1: as 1.0, which is all of
+    the batches where 1 is one batch.
+    """
+    members = list(get_args(annotation))
+    if get_origin(annotation) not in (Union, UnionType) or int not in members or float not in members:
+        return annotation
+    members.remove(int)
+    members.insert(members.index(float), int)
+    return reduce(operator.or_, members)
+
+
+def expand_home(value: Any) -> Any:
+    """Return options with `~` at the start of a path replaced by the home folder, in lists and mappings too.
+
+    A path is a `Path`, or text that is `~` or starts with `~` and has a slash. The name of an unknown user stays.
+    """
+    if isinstance(value, Path):
+        return Path(expand_home(str(value))) if str(value).startswith("~") else value
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value == "~" or re.match("~.*/", value) else value  # noqa: PTH111
+    if isinstance(value, list | tuple):
+        return type(value)(map(expand_home, value))
+    if isinstance(value, dict):
+        return {name: expand_home(one) for name, one in value.items()}
+    if isinstance(value, Namespace):
+        return Namespace(**{name: expand_home(one) for name, one in vars(value).items()})  # type: ignore[no-untyped-call]
+    return value
 
 
 def check_config(path: Path) -> None:

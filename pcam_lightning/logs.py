@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 import pandas as pd
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from pcam_lightning.files import write_whole
 from pcam_lightning.run import Run
@@ -29,7 +29,9 @@ class TensorBoard(TensorBoardLogger):
 
 
 class MetricsFile(L.Callback):
-    """Writes metrics.csv, a row an epoch, whole each time; logs patches/s, and once the options beside the score.
+    """Writes metrics.csv, a row an epoch, whole each time; logs patches/s, and once the options.
+
+    TensorBoard gets the options beside the score, loggers of the user's own get them at the start.
 
     The rows travel with the checkpoint: a resumed run's file has no gap and no epoch twice.
     """
@@ -37,11 +39,21 @@ class MetricsFile(L.Callback):
     def __init__(self) -> None:
         self.run: Run | None = None  # None: no file
         self.goes_on = False  # with a run that has rows already
-        self.options: dict[str, Any] = {}  # shown with the score in TensorBoard
+        self.options: dict[str, Any] = {}  # what loggers get as hyper-parameters
         self.rows: list[dict[str, float]] = []
+        self.logged: list[str] = []  # the loggers of the user's own that have the options
         self._patches, self._waited, self._begun, self._ended, self._paused = 0, 0.0, 0.0, 0.0, 0.0
         self._validated = self._listed = False
         self._rate = math.nan  # the highest of the parameter groups, in the latest step
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the options to the user's own loggers; one that a resumed run continues has them already."""
+        if not (self.options and trainer.is_global_zero):
+            return
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoard) and _identity(logger) not in self.logged:
+                logger.log_hyperparams(self.options)
+                self.logged.append(_identity(logger))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -105,10 +117,15 @@ class MetricsFile(L.Callback):
                 self._listed = True  # from the first score on, so that a run that is stopped is on the page too
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows so far."""
-        return {"rows": self.rows}
+        """Return the rows so far, and which loggers have the options."""
+        return {"rows": self.rows, "logged": self.logged}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the rows so far; a new run that starts from another's checkpoint has none."""
         if self.goes_on:
-            self.rows = state_dict["rows"]
+            self.rows, self.logged = state_dict["rows"], state_dict.get("logged", [])
+
+
+def _identity(logger: Logger) -> str:
+    """Return what names the record that a logger writes: its class, name and version, such as the id of a W&B run."""
+    return f"{type(logger).__name__} {logger.name} {logger.version}"

@@ -23,12 +23,15 @@ def precision_here(accelerator: Any, precision: Any) -> Any:
         precision: the trainer's option, such as 16-mixed.
 
     Returns:
-        bf16-mixed on a CPU with bf16 instructions and float32 on one without or on a Mac's GPU, where half
-        precision was asked for; else what was asked for.
+        bf16-mixed on a CPU with bf16 instructions, 16-mixed on a GPU without them, and float32 on a CPU without them or
+        on a Mac's GPU, where half precision was asked for; else what was asked for.
     """
     if precision not in (16, "16", "16-mixed", "bf16", "bf16-mixed"):
         return precision
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        if precision in ("bf16", "bf16-mixed") and not torch.cuda.is_bf16_supported(including_emulation=False):
+            say(f"precision: 16-mixed instead of {precision}: this GPU has no bf16 instructions.")
+            return "16-mixed"
         return precision
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         say(f"precision: float32 instead of {precision} on a Mac's GPU.")

@@ -6,11 +6,13 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
@@ -19,7 +21,7 @@ from pcam_lightning.checkpoint import read_checkpoint, run_config
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.fit import FitCLI
-from pcam_lightning.flags import check_config, configs_first, options_like
+from pcam_lightning.flags import check_config, configs_first, expand_home, int_before_float, options_like
 from pcam_lightning.messages import UserError
 from pcam_lightning.run import Run, newest_run
 from pcam_lightning.stages import PROG
@@ -64,6 +66,21 @@ _CKPT_PATH = {
 }
 
 
+# Defaults of Lightning that are text and an Enum, such as the interval of Timer, are written into a config as text.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, in which an int stays an int; jsonargparse takes `add_argument` over into groups too."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        """Add an argument."""
+        action = super().add_argument(*args, **kwargs)
+        if hasattr(action, "_typehint"):
+            action._typehint = int_before_float(action._typehint)
+        return action
+
+
 class PCamCLI(FitCLI):
     """Stages and tools of one command.
 
@@ -73,6 +90,8 @@ class PCamCLI(FitCLI):
         studies: commands that take the options of fit.
         run: where `fit` puts its run, or goes on with it; by default it claims a folder.
     """
+
+    _failed: UserError | None = None  # why a class that an option names cannot be built
 
     def __init__(
         self,
@@ -94,6 +113,7 @@ class PCamCLI(FitCLI):
                 "enable_model_summary": False,
             },
             seed_everything_default=42,
+            parser_class=Parser,
             parser_kwargs={"prog": PROG, "description": sys.modules["pcam_lightning"].__doc__, "exit_on_error": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -138,7 +158,7 @@ class PCamCLI(FitCLI):
             subcommands.add_subcommand(name, several, help=description)
         for name, function in self.tools.items():
             description = (function.__doc__ or "").strip().splitlines()[0]
-            tool = LightningArgumentParser(description=description, exit_on_error=False)
+            tool = Parser(description=description, exit_on_error=False)
             # `a b`, and not what jsonargparse makes of a list, `[a,b]`.
             lists = {one for one, of in signature(function).parameters.items() if of.annotation == list[Path]}
             for one in lists:
@@ -162,29 +182,46 @@ class PCamCLI(FitCLI):
         return {name: {*ours, "dataloaders", "train_dataloaders", "val_dataloaders"} for name in STAGES}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; where a checkpoint is named, parse again with its run's configuration put in its place."""
+        """Parse; where the configuration is to be printed, print what the command would use, and end."""
         assert isinstance(args, list)
         self.args = args
+        prints = [arg for arg in args if arg.partition("=")[0] == "--print_config"]
+        args = self._parse([arg for arg in args if arg not in prints], prints=bool(prints))
+        if prints:
+            parser.parse_args([*args, *prints])
+
+    def _parse(self, args: list[str], *, prints: bool) -> list[str]:
+        """Parse; where a checkpoint is named, parse again with its run's configuration in front of the user's options.
+
+        Args:
+            args: what follows the program's name.
+            prints: whether the configuration is to be printed: then a checkpoint need not be named.
+
+        Returns:
+            The arguments that were parsed last.
+        """
         args, configs = configs_first(args)
         for path in configs:
             check_config(Path(path))
         try:
-            self.config = parser.parse_args(args)
+            self.config = expand_home(self.parser.parse_args(args))
         except ArgumentError as error:
             stage = self._subcommand_parsers.get(args[0]) if args else None
             raise UserError(f"{error}{options_like(str(error), stage, args[0]) if stage else ''}") from None
         stage = self.config.subcommand
         if stage in self.tools:
-            return
+            return args
         chosen = self.config[stage]
         self.name = Path(configs[-1]).stem if configs else self.name
         if stage in self.studies:
             if not self.studies[stage].trains and chosen.ckpt_path is not None:
                 self.checkpoint = read_checkpoint(Path(chosen.ckpt_path))
-                self._parse_with(run_config(self.checkpoint), args, 1, Path(chosen.ckpt_path))
-            return
+                args = self._parse_with(run_config(self.checkpoint), args, 1, Path(chosen.ckpt_path))
+            return args
         if stage != "fit":
             if chosen.ckpt_path is None:
+                if prints:
+                    return args
                 raise UserError(
                     f"{stage} needs --ckpt_path: an untrained network has nothing to say. {_EXAMPLES[stage]}"
                 )
@@ -192,28 +229,39 @@ class PCamCLI(FitCLI):
             first, *rest = sorted([Path(chosen.ckpt_path), *(chosen.also if stage == "predict" else [])])
             self.checkpoint = read_checkpoint(first)
             # First of all, so that whatever the user adds is stacked on it and wins.
-            self._parse_with(run_config(self.checkpoint), args, 1, first)
             if rest:
-                self.said = parser.parse_args(args, defaults=False)[stage]
-                self.config[stage].ckpt_path, self.config[stage].also = str(first), rest
+                self.said = self.parser.parse_args(args, defaults=False)[stage]
+                args = [*args, f"--ckpt_path={first}", "--also", *map(str, rest)]
+            args = self._parse_with(run_config(self.checkpoint), args, 1, first)
         elif chosen.ckpt_path == "last" or (self.place and self.place.last.is_file()):
             self.resumed = self.place or newest_run(self._runs(chosen))
             self.checkpoint = read_checkpoint(self.resumed.last)
             # After the user's -c, which are where the run's configuration came from, and before flags.
             config = yaml.safe_load(self.resumed.config.read_text(encoding="utf-8"))
-            self._parse_with(config, args, 1 + len(configs), self.resumed.config)
-            self.config[stage].ckpt_path = str(self.resumed.last)
+            args = [*args, f"--ckpt_path={self.resumed.last}"]
+            args = self._parse_with(config, args, 1 + len(configs), self.resumed.config)
         elif chosen.ckpt_path is not None:
             self.checkpoint = read_checkpoint(Path(chosen.ckpt_path))
+        return args
 
-    def _parse_with(self, config: dict[str, Any], args: list[str], position: int, origin: Path) -> None:
+    def _parse_with(self, config: dict[str, Any], args: list[str], position: int, origin: Path) -> list[str]:
         args = [*args[:position], f"--config={json.dumps(config)}", *args[position:]]
         try:
-            self.config = self.parser.parse_args(args)
+            self.config = expand_home(self.parser.parse_args(args))
         except ArgumentError as error:  # the user's own words have been parsed before
             raise UserError(
                 f"{origin}: its run had options that are none of this version, {__version__} ({error})."
             ) from error
+        return args
+
+    def _build(self, class_type: type, *args: Any, **kwargs: Any) -> Any:
+        """Build a callback, a logger or the like; note why one cannot be built, which jsonargparse may leave out."""
+        try:
+            return class_type(*args, **kwargs)
+        except (ImportError, MisconfigurationException, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if class_type not in (PCamClassifier, PCamDataModule):
+                self._failed = UserError(f"--trainer: {class_type.__name__} cannot be built: {error}")
+            raise
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let the checkpoint's parameters beat the user's flags."""
@@ -246,8 +294,15 @@ class PCamCLI(FitCLI):
         """Build data module, model and trainer; of a study that trains, to find out whether their options are right."""
         # Network, optimizer and trainer of an earlier command in this process hold each other.
         gc.collect()
-        if self._is_stage or self._trains:
+        if not (self._is_stage or self._trains):
+            return
+        self._parser(self.subcommand).add_instantiator(self._build, object)
+        try:
             super().instantiate_classes()
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            if self._failed is None:
+                raise
+            raise self._failed from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self._is_stage:

@@ -1,9 +1,12 @@
 """The command line itself: help, flags that are wrong, configs that stack, the tools, python -m."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,6 +15,7 @@ import yaml
 from conftest import CONFIGS, FAST
 
 from pcam_lightning.cli import main
+from pcam_lightning.parser import PCamCLI
 
 # ablations.yaml holds rows of deltas, and is tested with ablate.
 RUN_CONFIGS = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem != "ablations")
@@ -28,6 +32,8 @@ def test_every_config_fits(stack: list[Path], drawn: Path) -> None:
     made = {path.name for path in Path("lightning_logs").iterdir()}
     options = yaml.safe_load(stack[-1].read_text()).get("trainer") or {}
     assert made == {stack[-1].stem} or options.get("fast_dev_run")
+    for path in Path("lightning_logs").glob("*/version_0/config.yaml"):
+        assert isinstance(yaml.safe_load(path.read_text())["trainer"]["limit_val_batches"], int)
 
 
 @pytest.mark.parametrize("path", RUN_CONFIGS, ids=lambda path: path.stem)
@@ -80,6 +86,152 @@ def test_synthesize_then_pack(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pack", "--data.root", "bare"]) == 0
     assert main(["pack", "--data.root", "out/test"]) == 0
     assert re.search(r"test: 4 patches, 4 distinct, in out/test/", capsys.readouterr().err)
+
+
+class Parsed(PCamCLI):
+    """Parses, builds nothing and runs nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+INT_OR_FLOAT = {
+    "limit_train_batches": 1.0, "limit_val_batches": 1.0, "limit_test_batches": 1.0, "limit_predict_batches": 1.0,
+    "overfit_batches": 1.0, "val_check_interval": 1.0, "gradient_clip_val": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["flag", "YAML", "recorded"])
+@pytest.mark.parametrize("value", [1, 1.0, 0.5])
+def test_an_int_stays_an_int_and_a_float_a_float(source: str, value: float) -> None:
+    if source == "flag":
+        args = ["fit", *(f"--trainer.{name}={value}" for name in INT_OR_FLOAT)]
+    else:
+        Path("mine.yaml").write_text(yaml.safe_dump({"trainer": dict.fromkeys(INT_OR_FLOAT, value)}))
+        args = ["fit", "-c", "mine.yaml"]
+    cli = Parsed(args)
+    if source == "recorded":  # read from config.yaml, and put in front of the flags
+        Path("mine.yaml").write_text(yaml.safe_dump(cli._plain()))
+        cli._parse_with(yaml.safe_load(Path("mine.yaml").read_text()), ["fit"], 1, Path("mine.yaml"))
+    for name in INT_OR_FLOAT:
+        found = cli.config.fit.trainer[name]
+        assert (type(found), found) == (type(value), value), name
+
+
+def test_an_int_stays_an_int_in_the_arguments_of_a_callback() -> None:
+    averaging = {"class_path": "StochasticWeightAveraging", "init_args": {"swa_lrs": 0.1, "swa_epoch_start": 1}}
+    (found,) = Parsed(["fit", f"--trainer.callbacks={json.dumps([averaging])}"]).config.fit.trainer.callbacks
+    assert isinstance(found.init_args.swa_epoch_start, int)
+
+
+@pytest.mark.parametrize("value", ["1", "1.0"])
+def test_one_training_batch_is_one_step_and_all_of_them_are_all(value: str, drawn: Path) -> None:
+    args = ["fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), *FAST, "--trainer.max_epochs=1"]
+    assert main([*args, "--model.backbone=p4m_resnet16", f"--trainer.limit_train_batches={value}"]) == 0
+    last = torch.load("lightning_logs/base/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == (1 if value == "1" else 4)
+    if value == "1":  # a resumed run keeps it
+        assert main(["fit", "-c", str(CONFIGS / "base.yaml"), "--ckpt_path=last", "--trainer.max_epochs=2"]) == 0
+        last = torch.load("lightning_logs/base/version_0/checkpoints/last.ckpt", weights_only=True)
+        assert last["global_step"] == 2
+
+
+CSV_LOGGER = f"--trainer.logger={json.dumps([{'class_path': 'CSVLogger', 'init_args': {'save_dir': '~/x/d'}}])}"
+PATH_OPTIONS = {
+    "root": ["fit", "--data.root=~/x/d"], "cache_dir": ["fit", "--data.cache_dir=~/x/d"],
+    "slides": ["fit", "--data.slides=~/x/d"], "split_file": ["fit", "--data.split_file=~/x/d"],
+    "weights": ["fit", "--model.weights=~/x/d"], "ckpt_path": ["fit", "-c", "mine.yaml"],
+    "default_root_dir": ["fit", "--trainer.default_root_dir=~/x/d"],
+    "save_dir": ["fit", CSV_LOGGER],
+    "with": ["ablate", "--with=~/x/d"], "explore": ["explore", "--output=~/x/d"], "target": ["evaluate", "~/x/d"],
+    "runs": ["curves", "here", "~/x/d"], "dest": ["synthesize", "~/x/d"], "pcam": ["slides", "~/x/d"],
+    "labels": ["evaluate", "run", "--labels=~/x/d"], "pack": ["pack", "--data.cache_dir=~/x/d"],
+}  # fmt: skip
+
+
+def _texts(value: Any) -> list[str]:
+    """Return all text and paths in nested options."""
+    if isinstance(value, dict | list | tuple):
+        return [text for one in (value.values() if isinstance(value, dict) else value) for text in _texts(one)]
+    return [str(value)]
+
+
+@pytest.mark.parametrize("name", PATH_OPTIONS)
+def test_every_path_option_expands_the_home_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pcam_lightning.tools import STUDIES, TOOLS
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if name == "ckpt_path":
+        Path("mine.yaml").write_text("ckpt_path: ~/x/d\n")
+        assert main(PATH_OPTIONS[name]) == 2
+        assert f"error: {tmp_path}/home/x/d: no such checkpoint" in capsys.readouterr().err
+        return
+    cli = Parsed(PATH_OPTIONS[name], TOOLS, STUDIES)
+    found = _texts(cli.config.as_dict())
+    assert str(tmp_path / "home" / "x" / "d") in found
+    assert not [text for text in found if text.startswith("~")]
+
+
+def test_fit_and_predict_write_below_the_home_folder(
+    run_copy: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(run_copy, home / "run")
+    shutil.copy(CONFIGS / "base.yaml", home / "base.yaml")
+    monkeypatch.setenv("HOME", str(home))
+    where = ["--data.cache_dir=~/cache", "--trainer.default_root_dir=~/runs", "--trainer.fast_dev_run=false"]
+    steps = ["--trainer.max_steps=1", "--model.backbone=p4m_resnet16"]
+    assert main(["fit", "--config=~/base.yaml", "--data.root", str(drawn), *FAST, *steps, *where]) == 0
+    assert (home / "runs" / "lightning_logs" / "base" / "version_0" / "checkpoints" / "last.ckpt").is_file()
+    assert list((home / "cache").rglob("images.npy"))
+    predict = ["predict", "--ckpt_path=~/run/checkpoints/best.ckpt", "--output=~/out", "--trainer.accelerator=cpu"]
+    assert main([*predict, "--also", "~/run/checkpoints/last.ckpt"]) == 0
+    assert (home / "out" / "submission.csv").is_file()
+    assert not Path("~").exists()
+
+
+def _printed(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(list(args)) == 0
+    config: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    return config
+
+
+@pytest.mark.parametrize("command", ["predict", "validate", "test", "explore"])
+def test_print_config_shows_the_options_of_the_checkpoints_run(
+    command: str, run_copy: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = str(run_copy / "checkpoints" / "best.ckpt")
+    Path("mine.yaml").write_text("data:\n  num_workers: 1\n")
+    for flag in ("--print_config", "--print_config="):
+        config = _printed(capsys, command, flag, "-c", "mine.yaml", "--ckpt_path", best, "--model.tta=d4")
+        assert config["data"]["root"] == str(drawn)
+        assert (config["data"]["batch_size"], config["data"]["num_workers"], config["model"]["tta"]) == (32, 1, "d4")
+    config = _printed(capsys, command, "--ckpt_path", best, "--print_config=skip_default")
+    assert config["data"]["batch_size"] == 32
+    assert "val_fraction" not in config["data"]
+    assert sorted(path.name for path in Path().iterdir()) == ["lightning_logs", "mine.yaml"]
+
+
+def test_print_config_of_a_run_to_resume(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    resume = ["fit", "-c", str(CONFIGS / "base.yaml"), "--ckpt_path=last", "--trainer.max_epochs=7"]
+    config = _printed(capsys, *resume, "--print_config")
+    assert (config["data"]["batch_size"], config["trainer"]["max_epochs"]) == (32, 7)
+    assert Path(config["ckpt_path"]).absolute() == run_copy / "checkpoints" / "last.ckpt"
+
+
+def test_print_config_needs_no_checkpoint_and_takes_no_unknown_modifier(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _printed(capsys, "predict", "--print_config")["ckpt_path"] is None
+    assert main(["fit", "--print_config=everything"]) == 2
+    assert re.search(r'error: .*"everything"', capsys.readouterr().err)
 
 
 def test_as_a_module() -> None:

@@ -118,6 +118,7 @@ def test_resumed_without_clipping_the_optimizer_is_fused_again(drawn: Path) -> N
     assert main([*args, *goes_on]) == 0
     last = torch.load(RUNS / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["optimizer_states"][0]["param_groups"][0]["fused"]
+    assert last["global_step"] == 2
 
 
 def test_train_on_everything(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -351,6 +352,8 @@ def test_each_network_trains_saves_and_predicts(name: str, drawn: Path, capsys: 
     one = ["--data.batch_size=4", "--trainer.max_steps=1", "--trainer.limit_val_batches=1"]
     assert main([*fit, *one]) == 0
     (checkpoint,) = Path("lightning_logs").glob("base/version_0/checkpoints/last.ckpt")
+    limit = yaml.safe_load((checkpoint.parents[1] / "config.yaml").read_text())["trainer"]["limit_val_batches"]
+    assert isinstance(limit, int)
     assert main(["predict", "--ckpt_path", str(checkpoint), "--trainer.accelerator=cpu"]) == 0
     assert len(pd.read_csv(checkpoint.parents[1] / "submission.csv")) == 40
 

@@ -21,8 +21,21 @@ def test_what_is_no_half_precision_stays(precision: str | None) -> None:
 
 def test_a_gpu_keeps_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert precision_here("auto", "16-mixed") == "16-mixed"
     assert precision_here("gpu", "bf16-mixed") == "bf16-mixed"
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "gpu", "cuda"])
+def test_a_gpu_without_bf16_trains_in_float16_and_says_so(
+    accelerator: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert precision_here(accelerator, "bf16-mixed") == "16-mixed"
+    assert "precision: 16-mixed instead of bf16-mixed" in capsys.readouterr().err
+    assert precision_here(accelerator, "16-mixed") == "16-mixed"
+    assert capsys.readouterr().err == ""
 
 
 _FAULTS = """

@@ -3,10 +3,12 @@
 import gzip
 import hashlib
 import io
+import json
 import re
 import shutil
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CONFIGS, FAST, MakeFolder
+from conftest import CONFIGS, FAST, MakeFolder, with_callback
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from pcam_lightning.cli import main
@@ -454,9 +457,86 @@ FLAGS = {
     "stain jitter": Case(None, (*FIT, "--model.augment.stain=2"), r"--model.augment.stain 2"),
     "ids checked": Case(_other_id, (*FIT, "--data.verify=true"), r"1 of 20 ids of train are not the SHA-1"),
 }  # fmt: skip
+_LIGHTNING = "lightning.pytorch.callbacks."
+_METRICS = r"the metrics are train/accuracy, .*val/loss\.$"
+
+
+def _stopping(monitor: str, **more: Any) -> str:
+    return with_callback(_LIGHTNING + "EarlyStopping", monitor=monitor, **more)
+
+
+class Monitors(Callback):
+    """A callback of the user's own that reads a metric."""
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+
+
+CALLBACKS = {
+    "unknown metric": Case(None, (*FIT, _stopping("val_loss")), rf"EarlyStopping: no metric val_loss .*{_METRICS}"),
+    "kept by an unknown metric": Case(
+        None, (*FIT, with_callback(_LIGHTNING + "ModelCheckpoint", monitor="auc")), rf"no metric auc .*{_METRICS}"
+    ),
+    "unknown metric of the user's": Case(
+        None, (*FIT, with_callback("test_bad_input.Monitors", monitor="auc")), rf"Monitors: no metric auc .*{_METRICS}"
+    ),
+    "nothing held out": Case(
+        None, (*FIT, _stopping("val/loss"), "--data.val_fraction=0"), r"val/loss .*--data.val_fraction"
+    ),
+    "no validation batches": Case(
+        None, (*FIT, _stopping("val/loss"), "--trainer.limit_val_batches=0"), r"val/loss .*limit_val_batches 0"
+    ),
+    "validated after the end": Case(
+        None,
+        (*FIT, _stopping("val/auroc"), "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=3"),
+        r"check_val_every_n_epoch 3 is more than --trainer.max_epochs 2",
+    ),
+    "read too early": Case(
+        None, (*FIT, _stopping("train/loss", check_on_train_epoch_end=False)), r"check_on_train_epoch_end to true"
+    ),
+    "read before validation": Case(
+        None,
+        (*FIT, _stopping("val/loss", check_on_train_epoch_end=True), "--trainer.check_val_every_n_epoch=2"),
+        r"check_on_train_epoch_end to false",
+    ),
+    "never validates": Case(None, (*FIT, "--trainer.check_val_every_n_epoch=0"), r"every_n_epoch: at least 1"),
+    "wrong argument": Case(None, (*FIT, _stopping("val/loss", mode="up")), r"EarlyStopping cannot be built: .*max"),
+    "wrong duration": Case(
+        None, (*FIT, with_callback(_LIGHTNING + "Timer", duration="soon")), r"Timer cannot be built: .*DD:HH:MM:SS"
+    ),
+    "unknown callback": Case(None, (*FIT, with_callback(_LIGHTNING + "Stops")), r"callbacks.*Stops"),
+    "unknown module": Case(None, (*FIT, with_callback("nowhere.Stops")), r"No module named 'nowhere'"),
+    "finetuning": Case(
+        None, (*FIT, with_callback(_LIGHTNING + "BackboneFinetuning")), r"BackboneFinetuning out, --model.freeze_epochs"
+    ),
+    "pruning": Case(
+        None, (*FIT, with_callback(_LIGHTNING + "ModelPruning", pruning_fn="l1_unstructured")), r"ModelPruning out"
+    ),
+    "no logger": Case(None, (*FIT, with_callback(_LIGHTNING + "DeviceStatsMonitor")), r"logger is false"),
+    "no checkpoints": Case(
+        None, (*FIT, "--trainer.enable_checkpointing=false"), r"error: --trainer.enable_checkpointing: not false"
+    ),
+    "barebones": Case(None, (*FIT, "--trainer.barebones=true"), r"error: --trainer.barebones: not true"),
+    "checkpoint plugin": Case(
+        None, (*FIT, "--trainer.plugins=lightning.pytorch.plugins.io.AsyncCheckpointIO"), r"leave the CheckpointIO out"
+    ),
+    "unknown profiler": Case(None, (*FIT, "--trainer.profiler=stopwatch"), r"profiler.*simple"),
+}  # fmt: skip
+PACKAGES = {
+    "wandb": "--trainer.logger=lightning.pytorch.loggers.WandbLogger",
+    "mlflow": "--trainer.logger=lightning.pytorch.loggers.MLFlowLogger",
+    "comet_ml": "--trainer.logger=lightning.pytorch.loggers.CometLogger",
+    "rich": with_callback(_LIGHTNING + "RichProgressBar"),
+    "torch_xla": "--trainer.profiler=lightning.pytorch.profilers.XLAProfiler",
+    "deepspeed": "--trainer.strategy=deepspeed",
+}
+for _package, _flag in PACKAGES.items():
+    if find_spec(_package) is None:  # where it is installed, there is nothing to complain about
+        CALLBACKS[_package] = Case(None, (*FIT, _flag), rf"pip install -U .?{_package.replace('_', '[-_]')}")
 KINDS = {
     "folder": FOLDERS, "table": TABLES, "image": IMAGES, "map": MAPS, "config": CONFIG_FILES, "checkpoint": CHECKPOINTS,
     "weights": WEIGHT_FILES, "pcam": PCAM_FILES, "tool": TOOLS, "flag": FLAGS,
+    "trainer": CALLBACKS,
 }  # fmt: skip
 CASES = {f"{kind}: {name}": case for kind, cases in KINDS.items() for name, case in cases.items()}
 
@@ -494,6 +574,28 @@ def test_one_line_status_2_and_nothing_written(name: str, place: Path, capsys: p
     assert "Traceback" not in told.err
     assert "usage:" not in told.err + told.out
     assert _snapshot(place) == before
+
+
+class Logs(Callback):
+    """Logs a metric of its own."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.log("mine", 1.0)
+
+
+@pytest.mark.parametrize("known", [("val/auroc",), ("mine", "test_bad_input.Logs"), ("train/patches_per_second",)])
+def test_a_metric_that_is_there_is_monitored(known: tuple[str, ...], place: Path) -> None:
+    callbacks: list[dict[str, Any]] = [{"class_path": name} for name in known[1:]]
+    callbacks.append({"class_path": _LIGHTNING + "EarlyStopping", "init_args": {"monitor": known[0]}})
+    args = [*FIT, f"--trainer.callbacks={json.dumps(callbacks)}", "--model.backbone=p4m_resnet16"]
+    assert main([*args, "--trainer.max_epochs=1"]) == 0
+
+
+def test_a_time_limit_is_a_callback_that_trains(place: Path) -> None:
+    timer = with_callback(_LIGHTNING + "Timer", duration="00:01:00:00")
+    assert main([*FIT, timer, "--model.backbone=p4m_resnet16", "--trainer.max_epochs=1"]) == 0
+    recorded = yaml.safe_load(Path("lightning_logs/default/version_0/config.yaml").read_text())
+    assert recorded["trainer"]["callbacks"][0]["init_args"]["interval"] == "step"
 
 
 def test_a_run_config_that_names_classes_of_its_own_is_not_followed(place: Path) -> None:
