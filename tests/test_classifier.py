@@ -1,7 +1,9 @@
 """The model: one number for a whole epoch, a body that keeps still while frozen, half precision that agrees."""
 
 import traceback
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -11,6 +13,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pcam_lightning.augment import Augmentation
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.messages import UserError
@@ -85,6 +88,27 @@ def test_rate_warms_up_and_falls_to_zero_along_a_cosine() -> None:
     rates = _rates(12, warmup_epochs=1)
     assert rates[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
     assert rates[4:] == pytest.approx([0.05 * (1 + np.cos(np.pi * n / 8)) for n in range(8)])
+
+
+def _steps(gradients: list[float], **options: Any) -> float:
+    """Return a weight of 1 after one step a gradient, at a rate of 0.1."""
+    linear = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(linear.weight)
+    hparams = {**PCamClassifier(weights="none").hparams, "lr": 0.1, "weight_decay": 0.0, **options}
+    optimizer = build_optimizer(linear, hparams, fused=False)
+    for gradient in gradients:
+        linear.weight.grad = torch.full_like(linear.weight, gradient)
+        optimizer.step()
+    return linear.weight.item()
+
+
+def test_optimizers_decay_weights_and_sgd_has_momentum() -> None:
+    for optimizer in ("adamw", "sgd"):
+        assert _steps([0.0], optimizer=optimizer) == 1
+        assert _steps([0.0], optimizer=optimizer, weight_decay=0.5) == pytest.approx(1 - 0.1 * 0.5)
+    assert _steps([1.0, 0.0], optimizer="sgd", momentum=0.0) == pytest.approx(0.9)
+    assert _steps([1.0, 0.0], optimizer="sgd", momentum=0.8) == pytest.approx(0.9 - 0.1 * 0.8)
+    assert _steps([1.0], optimizer="adamw") == pytest.approx(0.9)
 
 
 def test_label_smoothing_counts_in_training_alone() -> None:
@@ -184,12 +208,16 @@ def test_warm_up_lasts_its_epochs_wherever_training_ends(drawn: Path) -> None:
     assert max(rates) == pytest.approx(1e-3)
 
 
-def test_gradients_are_clipped_in_any_precision(drawn: Path) -> None:
-    for precision in ("32-true", "bf16-mixed"):
-        model = PCamClassifier(weights="none")
-        data = PCamDataModule(drawn, batch_size=48)
-        _trainer(precision=precision, gradient_clip_val=1.0, limit_train_batches=1).fit(model, datamodule=data)
-        assert model.trainer.optimizers[0].param_groups[0]["fused"] == (precision == "32-true")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_any_precision(precision: str, drawn: Path) -> None:
+    model = PCamClassifier(weights="none", optimizer="sgd", lr=1.0, momentum=0.0, weight_decay=0.0)
+    before = [value.detach().clone() for value in model.parameters()]
+    trainer = _trainer(precision=precision, gradient_clip_val=0.01, limit_train_batches=1)
+    trainer.fit(model, datamodule=PCamDataModule(drawn, batch_size=48))
+    steps = [value.detach() - old for value, old in zip(model.parameters(), before, strict=True)]
+    # One step of SGD at a rate of 1 is the gradient.
+    assert torch.nn.utils.get_total_norm(steps).item() == pytest.approx(0.01, rel=0.01)
+    assert trainer.optimizers[0].param_groups[0]["fused"] == (precision == "32-true")
 
 
 def test_one_cycle_rises_over_three_tenths_and_falls() -> None:
@@ -263,3 +291,33 @@ def test_the_network_sees_the_centre_scaled(drawn: Path) -> None:
         assert model(seen).shape == (len(image),)
     model = PCamClassifier(weights="none", crop=48)
     assert torch.equal(model.preprocess(image), image[:, 24:72, 24:72].permute(0, 3, 1, 2) / 255)
+
+
+def test_each_epoch_step_and_process_has_draws_of_its_own() -> None:
+    model = PCamClassifier(weights="none")
+    model._seed = 42
+
+    def draw(epoch: int, step: int, rank: int) -> float:
+        model.trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)  # type: ignore[assignment]
+        model.on_train_batch_start({}, step)  # type: ignore[typeddict-item]
+        return torch.rand(1).item()
+
+    places = list(product(range(2), range(3), range(2)))
+    draws = [draw(*place) for place in places]
+    assert len(set(draws)) == len(places)
+    assert draws == [draw(*place) for place in places]  # a resumed run repeats them
+    model._seed = 43
+    assert not set(draws) & {draw(*place) for place in places}
+
+
+def test_pixels_are_augmented_in_float32_whatever_the_precision(drawn: Path) -> None:
+    seen = []
+    for precision in ("32-true", "bf16-mixed"):
+        L.seed_everything(0)
+        model = PCamClassifier(weights="none", augment=Augmentation(degrees=90.0, shift=4.0, stain=0.1))
+        model.net.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[0].clone()))
+        trainer = _trainer(precision=precision, limit_train_batches=1, limit_val_batches=0)
+        trainer.fit(model, datamodule=PCamDataModule(drawn, batch_size=8))
+    single, mixed = seen
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, single)
