@@ -7,11 +7,11 @@ one mutation at a time there and runs its tests, with PYTHONPATH set to the copy
 are mutated too. A mutation is caught where a test fails, or takes longer than TIMEOUT. Prints a table and
 "N of M caught"; exits with 1 where a mutation survived. NAME selects the mutations whose name contains it.
 
-The list is plain text on purpose. mutmut and cosmic-ray generate mutants from the syntax tree: thousands for this
-package, at some ten seconds each since every run imports torch and many train; most change nothing that a user would
-notice, and none says which behavior it stands for. mutmut 3 mutates within functions only and chooses the mutant by
-an environment variable. Here each entry names the behavior, and is short enough to be read. A text that is not found
-exactly once in its file is an error, so that the list changes together with the code.
+The mutations are a plain list of replacements. mutmut and cosmic-ray generate mutants from the syntax tree instead:
+thousands for this package, most of which change nothing that a user would notice, at some ten seconds each, since every
+run imports torch and many train. What they report is a line, not the behavior that nothing guards, and a behavior such
+as gradient clipping, which Lightning provides, has no line here to change. A text that is not found exactly once in its
+file is an error, so that the list has to change together with the code.
 """
 
 import argparse

@@ -88,6 +88,7 @@ def test_rate_warms_up_and_falls_to_zero_along_a_cosine() -> None:
     rates = _rates(12, warmup_epochs=1)
     assert rates[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
     assert rates[4:] == pytest.approx([0.05 * (1 + np.cos(np.pi * n / 8)) for n in range(8)])
+    assert _rates(500)[-1] == pytest.approx(0, abs=1e-5)
 
 
 def _steps(gradients: list[float], **options: Any) -> float:
@@ -113,13 +114,14 @@ def test_optimizers_decay_weights_and_sgd_has_momentum() -> None:
 
 def test_label_smoothing_counts_in_training_alone() -> None:
     model = PCamClassifier(weights="none", label_smoothing=0.2)
-    batch = {"image": torch.zeros(2, 96, 96, 3, dtype=torch.uint8), "label": torch.tensor([0.0, 1.0])}
+    batch = {"image": torch.zeros(2, 96, 96, 3, dtype=torch.uint8), "label": torch.tensor([1.0, 1.0])}
     model.log = model.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
     model.eval()
     logit = model(torch.zeros(2, 3, 96, 96)).detach()
     cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
-    smooth = cross_entropy(logit, torch.tensor([0.1, 0.9]))
+    smooth = cross_entropy(logit, torch.tensor([0.9, 0.9]))
     plain = cross_entropy(logit, batch["label"])
+    assert smooth.item() != pytest.approx(plain.item())  # of as many zeros as ones with one logit it would be the same
     assert model._step(batch, "train")[0].item() == pytest.approx(smooth.item())  # type: ignore[arg-type]
     assert model._step(batch, "val")[0].item() == pytest.approx(plain.item())  # type: ignore[arg-type]
 
