@@ -2,7 +2,9 @@
 
 import re
 import traceback
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -13,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import models
 
+from pcam_lightning.augment import Augmentation
 from pcam_lightning.classifier import PCamClassifier
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.messages import UserError
@@ -91,17 +94,40 @@ def test_rate_warms_up_and_falls_to_zero_along_a_cosine() -> None:
     rates = _rates(12, warmup_epochs=1)
     assert rates[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
     assert rates[4:] == pytest.approx([0.05 * (1 + np.cos(np.pi * n / 8)) for n in range(8)])
+    assert _rates(500)[-1] == pytest.approx(0, abs=1e-5)
+
+
+def _steps(gradients: list[float], **options: Any) -> float:
+    """Return a weight of 1 after one step a gradient, at a rate of 0.1."""
+    linear = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(linear.weight)
+    hparams = {**PCamClassifier(weights="none").hparams, "lr": 0.1, "weight_decay": 0.0, **options}
+    optimizer = build_optimizer(linear, hparams, fused=False)
+    for gradient in gradients:
+        linear.weight.grad = torch.full_like(linear.weight, gradient)
+        optimizer.step()
+    return linear.weight.item()
+
+
+def test_optimizers_decay_weights_and_sgd_has_momentum() -> None:
+    for optimizer in ("adamw", "sgd"):
+        assert _steps([0.0], optimizer=optimizer) == 1
+        assert _steps([0.0], optimizer=optimizer, weight_decay=0.5) == pytest.approx(1 - 0.1 * 0.5)
+    assert _steps([1.0, 0.0], optimizer="sgd", momentum=0.0) == pytest.approx(0.9)
+    assert _steps([1.0, 0.0], optimizer="sgd", momentum=0.8) == pytest.approx(0.9 - 0.1 * 0.8)
+    assert _steps([1.0], optimizer="adamw") == pytest.approx(0.9)
 
 
 def test_label_smoothing_counts_in_training_alone() -> None:
     model = PCamClassifier(weights="none", label_smoothing=0.2)
-    batch = {"image": torch.zeros(2, 96, 96, 3, dtype=torch.uint8), "label": torch.tensor([0.0, 1.0])}
+    batch = {"image": torch.zeros(2, 96, 96, 3, dtype=torch.uint8), "label": torch.tensor([1.0, 1.0])}
     model.log = model.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign,assignment]
     model.eval()
     logit = model(torch.zeros(2, 3, 96, 96)).detach()
     cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
-    smooth = cross_entropy(logit, torch.tensor([0.1, 0.9]))
+    smooth = cross_entropy(logit, torch.tensor([0.9, 0.9]))
     plain = cross_entropy(logit, batch["label"])
+    assert smooth.item() != pytest.approx(plain.item())  # of as many zeros as ones with one logit it would be the same
     assert model._step(batch, "train")[0].item() == pytest.approx(smooth.item())  # type: ignore[arg-type]
     assert model._step(batch, "val")[0].item() == pytest.approx(plain.item())  # type: ignore[arg-type]
 
@@ -190,12 +216,16 @@ def test_warm_up_lasts_its_epochs_wherever_training_ends(drawn: Path) -> None:
     assert max(rates) == pytest.approx(1e-3)
 
 
-def test_gradients_are_clipped_in_any_precision(drawn: Path) -> None:
-    for precision in ("32-true", "bf16-mixed"):
-        model = PCamClassifier(weights="none")
-        data = PCamDataModule(drawn, batch_size=48)
-        _trainer(precision=precision, gradient_clip_val=1.0, limit_train_batches=1).fit(model, datamodule=data)
-        assert model.trainer.optimizers[0].param_groups[0]["fused"] == (precision == "32-true")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_any_precision(precision: str, drawn: Path) -> None:
+    model = PCamClassifier(weights="none", optimizer="sgd", lr=1.0, momentum=0.0, weight_decay=0.0)
+    before = [value.detach().clone() for value in model.parameters()]
+    trainer = _trainer(precision=precision, gradient_clip_val=0.01, limit_train_batches=1)
+    trainer.fit(model, datamodule=PCamDataModule(drawn, batch_size=48))
+    steps = [value.detach() - old for value, old in zip(model.parameters(), before, strict=True)]
+    # One step of SGD at a rate of 1 is the gradient.
+    assert torch.nn.utils.get_total_norm(steps).item() == pytest.approx(0.01, rel=0.01)
+    assert trainer.optimizers[0].param_groups[0]["fused"] == (precision == "32-true")
 
 
 def test_one_cycle_rises_over_three_tenths_and_falls() -> None:
@@ -329,3 +359,33 @@ def test_a_plain_trainer_measures_what_preprocessing_needs(drawn: Path) -> None:
 def test_arguments_of_the_wrong_type_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         PCamClassifier(weights="none", **options)
+
+
+def test_each_epoch_step_and_process_has_draws_of_its_own() -> None:
+    model = PCamClassifier(weights="none")
+    model._seed = 42
+
+    def draw(epoch: int, step: int, rank: int) -> float:
+        model.trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)  # type: ignore[assignment]
+        model.on_train_batch_start({}, step)  # type: ignore[typeddict-item]
+        return torch.rand(1).item()
+
+    places = list(product(range(2), range(3), range(2)))
+    draws = [draw(*place) for place in places]
+    assert len(set(draws)) == len(places)
+    assert draws == [draw(*place) for place in places]  # a resumed run repeats them
+    model._seed = 43
+    assert not set(draws) & {draw(*place) for place in places}
+
+
+def test_pixels_are_augmented_in_float32_whatever_the_precision(drawn: Path) -> None:
+    seen = []
+    for precision in ("32-true", "bf16-mixed"):
+        L.seed_everything(0)
+        model = PCamClassifier(weights="none", augment=Augmentation(degrees=90.0, shift=4.0, stain=0.1))
+        model.net.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[0].clone()))
+        trainer = _trainer(precision=precision, limit_train_batches=1, limit_val_batches=0)
+        trainer.fit(model, datamodule=PCamDataModule(drawn, batch_size=8))
+    single, mixed = seen
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, single)

@@ -184,3 +184,26 @@ def _val_loader(module: PCamDataModule, workers: int) -> DataLoader[Batch]:
     loader = module.val_dataloader()
     assert isinstance(loader, DataLoader)
     return loader
+
+
+@pytest.mark.parametrize("by_slides", [False, True])
+@pytest.mark.parametrize("split_seed", range(3))
+def test_exact_duplicates_stay_on_one_side(split_seed: int, by_slides: bool, kaggle: MakeFolder) -> None:
+    root = kaggle(train=40)
+    for number in range(0, 40, 4):  # ten pairs, each of two slides
+        shutil.copy(root / "train" / f"train{number:03d}.tif", root / "train" / f"train{number + 2:03d}.tif")
+    slides = pd.DataFrame({"id": [f"train{n:03d}" for n in range(40)], "wsi": [f"slide_{n // 2}" for n in range(40)]})
+    slides.to_csv("slides.csv", index=False)
+    data = PCamDataModule(root, split_seed=split_seed, slides=Path("slides.csv") if by_slides else None)
+    data.setup("fit")
+    assert data.table is not None
+    assert data.table["pixel_sha1"].nunique() == 30
+    for group in ["pixel_sha1", *(["slide"] if by_slides else [])]:
+        assert data.table.assign(val=data.val_mask).groupby(group)["val"].nunique().max() == 1
+
+
+def test_a_sample_is_of_the_training_part_alone(data: PCamDataModule) -> None:
+    train = {image.numpy().tobytes() for image in _epoch(data.train_dataloader())["image"]}
+    sample = [image.numpy().tobytes() for image in data.sample(1000)]
+    assert len(sample) == 97
+    assert set(sample) == train

@@ -6,7 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import pandas as pd
@@ -18,8 +21,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pcam_lightning import __version__
 from pcam_lightning.backbone import NAMES
+from pcam_lightning.checkpoint import KeepCheckpoints
 from pcam_lightning.cli import main
 from pcam_lightning.fit import FitCLI
+from pcam_lightning.run import Run, claim_run
 from pcam_lightning.synthetic import synthesize
 
 BASE = str(CONFIGS / "base.yaml")
@@ -344,6 +349,49 @@ def test_runs_at_once_get_folders_of_their_own() -> None:
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     claimed = {process.communicate(timeout=60)[0].strip() for process in processes}
     assert claimed == {str(Path("r") / f"version_{n}") for n in range(4)}
+
+
+def test_a_folder_that_another_run_has_just_made_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Path("r").absolute()
+    (runs / "version_0").mkdir(parents=True)
+    listed = Path.iterdir
+
+    def before_it_was_made(path: Path) -> Iterator[Path]:
+        return iter([]) if path == runs else listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", before_it_was_made)
+    assert claim_run(runs).folder == runs / "version_1"
+
+
+def _keep(keeper: KeepCheckpoints, scores: list[float], first: int = 0) -> None:
+    """Have checkpoints kept of epochs with these scores; a file holds the number of its epoch."""
+    for epoch, score in enumerate(scores, first):
+        trainer: Any = SimpleNamespace(
+            callback_metrics={"val/auroc": torch.tensor(score)},
+            current_epoch=epoch,
+            is_global_zero=True,
+            sanity_checking=False,
+            save_checkpoint=lambda path, epoch=epoch, **_: (
+                path.with_suffix(".tmp").write_text(str(epoch)) and path.with_suffix(".tmp").replace(path)
+            ),
+        )
+        keeper.on_validation_end(trainer, None)  # type: ignore[arg-type]
+        keeper.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+
+
+def test_best_checkpoint_is_of_the_earlier_of_two_equal_scores_resumed_or_not() -> None:
+    keeper, run = KeepCheckpoints(), Run(Path("run"))
+    run.best.parent.mkdir(parents=True)
+    keeper.run = run
+    _keep(keeper, [0.7, 0.9, 0.9])
+    assert (run.best.read_text(), run.last.read_text()) == ("1", "2")
+    resumed = KeepCheckpoints()
+    resumed.run, resumed.goes_on = run, True
+    resumed.load_state_dict(keeper.state_dict())
+    _keep(resumed, [0.8, 0.9], 3)
+    assert (run.best.read_text(), run.last.read_text(), resumed.best_epoch) == ("1", "4", 1)
+    _keep(resumed, [0.95], 5)
+    assert (run.best.read_text(), run.last.read_text()) == ("5", "5")
 
 
 @pytest.mark.parametrize("name", [*NAMES, "timm/vit_small_patch16_224"])

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from pcam_lightning.checkpoint import run_config
 from pcam_lightning.cli import main
 from pcam_lightning.messages import UserError
-from pcam_lightning.predictions import make_submission
+from pcam_lightning.predictions import make_submission, read_labelled, write_labelled, write_submission
 
 CPU = "--trainer.accelerator=cpu"
 BASE = str(CONFIGS / "base.yaml")
@@ -149,6 +149,25 @@ def test_make_submission_refuses_what_is_not_one_probability_an_id() -> None:
         make_submission(ids, good * 2)
     with pytest.raises(UserError, match="1 of 2 predictions are not finite"):
         make_submission(ids, good.replace(1.0, np.nan))
+
+
+def test_predictions_are_joined_by_id_in_whichever_order_they_come() -> None:
+    """Of several processes each hands over its own share: their order is not the table's."""
+    logit = pd.Series([3.0, -2.0, 1.0], index=["c", "a", "b"], dtype=np.float32)
+    write_submission(Path("submission.csv"), pd.Series(["b", "c", "a"]), logit, overwrite=False)
+    assert Path("predictions.csv").read_text() == "id,logit\nb,1.0\nc,3.0\na,-2.0\n"
+    submission = pd.read_csv("submission.csv")
+    assert list(submission["id"]) == ["b", "c", "a"]
+    assert submission["label"].to_numpy() == pytest.approx([0.731059, 0.952574, 0.119203], abs=1e-6)
+
+    table = pd.DataFrame({"id": ["a", "b", "c", "d"], "label": [0, 1, 1, 0]})  # d has no logit
+    write_labelled(Path("labelled.csv"), table, logit)
+    assert Path("labelled.csv").read_text() == "id,label,logit\na,0,-2.0\nb,1,1.0\nc,1,3.0\n"
+
+    table.iloc[[3, 1, 0, 2]].to_csv("answers.csv", index=False)
+    rows = read_labelled(Path("submission.csv"), Path("answers.csv"))
+    assert list(rows["label"]) == [1, 1, 0]
+    assert rows["logit"].to_numpy() == pytest.approx([1, 3, -2], abs=1e-5)
 
 
 def _second(drawn: Path) -> Path:

@@ -1,5 +1,7 @@
 """Scores against brute force, scikit-learn and torchmetrics, ties included."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from pcam_lightning.scores import (
     brier,
     calibration_error,
+    cross_fit,
     delong,
     draw_scores,
     fit_temperature,
@@ -66,6 +69,8 @@ def test_delong_is_the_brute_force_over_all_pairs(rows: Rows) -> None:
     assert difference.high is not None
     assert difference.high - difference.value == pytest.approx(1.959964 * np.sqrt(max(variance, 0)), abs=1e-6)
     assert 0 <= p <= 1
+    if variance > 1e-9:
+        assert p == pytest.approx(math.erfc(abs(difference.value) / np.sqrt(2 * variance)), abs=1e-6)  # two-sided
 
 
 def test_an_interval_over_slides_is_wider_than_one_over_patches() -> None:
@@ -82,6 +87,15 @@ def test_an_interval_over_slides_is_wider_than_one_over_patches() -> None:
         assert found.low < value < found.high
         widths.append(found.high - found.low)
     assert widths[0] > 1.5 * widths[1]
+
+
+def test_an_interval_is_of_95_percent_of_the_samples_that_have_a_score() -> None:
+    drawn = np.random.default_rng(0).permutation(np.linspace(0.8, 0.9, 1001))
+    for samples in (drawn, np.append(drawn, [np.nan] * 500)):
+        found = interval(0.86, samples)
+        assert found.value == 0.86
+        assert found[1:] == pytest.approx((0.8025, 0.8975))
+    assert interval(0.86, np.array([np.nan, np.nan])) == (0.86, None, None)
 
 
 @given(labelled)
@@ -116,6 +130,8 @@ def test_threshold_has_the_highest_balanced_accuracy() -> None:
     threshold = fit_threshold(label, logit)
     best = max(operate(label, logit >= at).balanced_accuracy for at in np.unique(logit))
     assert operate(label, logit >= threshold).balanced_accuracy == pytest.approx(best)
+    assert np.abs(logit - threshold).min() == pytest.approx(0.05)  # half-way: no rounding decides about a patch
+    assert fit_threshold(np.array([0, 0, 1, 1]), np.array([-3.0, 1.0, 2.0, 5.0])) == 1.5
 
 
 def test_operating_points() -> None:
@@ -127,3 +143,10 @@ def test_operating_points() -> None:
     assert rate_at(label, logit, specificity=0.95) == 0.75
     assert rate_at(label, logit, specificity=0.75) == 1
     assert rate_at(label, logit, sensitivity=0.99) == 0.75
+
+
+def test_cross_fitting_never_sees_the_part_that_it_is_for() -> None:
+    label, logit, part = np.array([0, 1, 0, 1, 1]), np.array([1.0, 2, 4, 8, 16]), np.array(["a", "b", "a", "c", "b"])
+    fitted = cross_fit(label, logit, part, lambda label, logit: float(1000 * label.sum() + logit.sum()))
+    seen = [(np.flatnonzero(mask).tolist(), total) for mask, total in fitted]
+    assert seen == [([0, 2], 3026.0), ([1, 4], 1013.0), ([3], 2023.0)]

@@ -10,8 +10,11 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 from conftest import FAST, MakeFolder
@@ -52,7 +55,7 @@ def test_second_opening_reads_no_image(kaggle: MakeFolder) -> None:
     assert again.fingerprint == first.fingerprint
 
 
-@pytest.mark.parametrize("change", ["pixels", "time", "more"])
+@pytest.mark.parametrize("change", ["pixels", "time", "size", "more"])
 def test_rebuilt_when_files_change(kaggle: MakeFolder, change: str) -> None:
     root = kaggle()
     first = open_store(read_train(root), root, "train")
@@ -61,6 +64,11 @@ def test_rebuilt_when_files_change(kaggle: MakeFolder, change: str) -> None:
         Image.fromarray(np.zeros((96, 96, 3), np.uint8)).save(root / "train" / "black.tif")
         with (root / "train_labels.csv").open("a") as file:
             file.write("black,0\n")
+    elif change == "size":
+        status = path.stat()
+        Image.fromarray(_pixels(path)).save(path, compression="tiff_lzw")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert path.stat().st_size != status.st_size
     else:
         pixels = np.full((96, 96, 3), 7, np.uint8) if change == "pixels" else _pixels(path)
         Image.fromarray(pixels).save(path)
@@ -162,6 +170,7 @@ def test_two_folders_share_a_cache_folder(kaggle: MakeFolder, tmp_path: Path) ->
     os.utime(second / "train" / "train000.tif", ns=(1, 1))
     stores = [open_store(read_train(root), root, "train", tmp_path / "shared") for root in (first, second, first)]
     assert stores[0].path == stores[2].path != stores[1].path
+    assert all(store.path.is_file() for store in stores)  # neither takes the other's for an older one of its own
 
 
 def test_cache_folder_that_cannot_be_made(kaggle: MakeFolder, tmp_path: Path) -> None:
@@ -191,6 +200,23 @@ def test_processes_that_start_at_once_get_the_same_store(kaggle: MakeFolder) -> 
     expected = sum(int(_pixels(path).sum(dtype=np.int64)) for path in (root / "train").glob("*.tif"))
     assert found == {expected}
     assert len(list((root / ".pcam_cache").glob("train-*"))) == 1
+
+
+def test_whoever_waits_for_a_pack_does_not_pack_again(kaggle: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = kaggle()
+    lock, packed = filelock.FileLock, []
+
+    @contextmanager
+    def late(path: Path) -> Iterator[None]:
+        """Get the lock after another process that has packed meanwhile."""
+        monkeypatch.setattr(filelock, "FileLock", lock)
+        packed.append(open_store(read_train(root), root, "train").path.stat())
+        with lock(path):
+            yield
+
+    monkeypatch.setattr(filelock, "FileLock", late)
+    status = open_store(read_train(root), root, "train").path.stat()
+    assert [(status.st_ino, status.st_mtime_ns)] == [(one.st_ino, one.st_mtime_ns) for one in packed]
 
 
 def test_killed_pack_leaves_nothing_that_is_taken_for_whole(kaggle: MakeFolder) -> None:

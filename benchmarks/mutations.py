@@ -1,0 +1,655 @@
+"""Do the tests fail where the code is wrong? Take out one behavior at a time and run the tests that claim to guard it.
+
+    python benchmarks/mutations.py [NAME ...] [--jobs N] [--list]
+
+Copies the tracked files of this checkout into a temporary folder, runs the tests below once as they are, then applies
+one mutation at a time there and runs its tests, with PYTHONPATH set to the copy, so that processes which tests start
+are mutated too. A mutation is caught where a test fails, or takes longer than TIMEOUT. Prints a table and
+"N of M caught"; exits with 1 where a mutation survived. NAME selects the mutations whose name contains it.
+
+The mutations are a plain list of replacements. mutmut and cosmic-ray generate mutants from the syntax tree instead:
+thousands for this package, most of which change nothing that a user would notice, at some ten seconds each, since every
+run imports torch and many train. What they report is a line, not the behavior that nothing guards, and a behavior such
+as gradient clipping, which Lightning provides, has no line here to change. A text that is not found exactly once in its
+file is an error, so that the list has to change together with the code.
+"""
+
+import argparse
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import measure
+
+ROOT = Path(__file__).absolute().parents[1]
+TIMEOUT = 300  # seconds of one run of tests; a mutant may wait forever
+_PYTEST = ("-m", "pytest", "-q", "-x", "-rfE", "--override-ini=addopts=", "-p", "no:cacheprovider", "-W", "ignore")
+
+
+class Mutation(NamedTuple):
+    """A behavior to take out.
+
+    Attributes:
+        name: the behavior.
+        file: of the package.
+        old: text of the file, found in it exactly once.
+        new: what replaces it.
+        tests: test files or node ids below tests/ that guard the behavior.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+class Result(NamedTuple):
+    """What became of a mutation: the first test that failed, or None; and the seconds that the run took."""
+
+    caught_by: str | None
+    seconds: float
+
+
+MUTATIONS = [
+    # data: the split
+    Mutation(
+        "exact duplicates stay on one side of the split",
+        "datamodule.py",
+        'group = table["pixel_sha1"].to_numpy()',
+        'group = table["id"].to_numpy()',
+        ("test_datamodule.py::test_exact_duplicates_stay_on_one_side",),
+    ),
+    Mutation(
+        "slides that share a duplicate stay together",
+        "datamodule.py",
+        'group = join_groups(table["slide"].to_numpy(), group)',
+        'group = table["slide"].to_numpy()',
+        ("test_datamodule.py::test_exact_duplicates_stay_on_one_side",),
+    ),
+    Mutation(
+        "groups that share a patch are joined",
+        "split.py",
+        "connected_components(edges, directed=False)[1][first]",
+        "first",
+        ("test_split.py",),
+    ),
+    Mutation(
+        "the split does not depend on the order of rows",
+        "split.py",
+        'order = np.argsort(table["id"].to_numpy())',
+        "order = np.arange(len(table))",
+        ("test_split.py",),
+    ),
+    Mutation(
+        "the split depends on its seed",
+        "split.py",
+        "np.random.default_rng(seed)",
+        "np.random.default_rng(0)",
+        ("test_split.py",),
+    ),
+    Mutation(
+        "groups are dealt by the counts of both classes",
+        "split.py",
+        "= misfit.argmin()",
+        "= (have - target).sum(axis=1).argmin()",
+        ("test_split.py",),
+    ),
+    Mutation(
+        "a part without a class gets a group that has it",
+        "split.py",
+        "    _give_both_classes(part, counts, target)\n    parts =",
+        "    parts =",
+        ("test_split.py",),
+    ),
+    Mutation(
+        "every fold is checked for both classes, not the current one alone",
+        "split.py",
+        "for each in range(len(shares)):",
+        "for each in (fold,):",
+        ("test_split.py",),
+    ),
+    Mutation(
+        "an older split is joined by id",
+        "split.py",
+        'table["id"].map(part) == "val"',
+        'part == "val"',
+        ("test_split.py",),
+    ),
+    Mutation(
+        "a split file that separates duplicates is reported",
+        "split.py",
+        "int((sides > 1).sum())",
+        "0",
+        ("test_split.py",),
+    ),
+    # data: the packed store
+    Mutation(
+        "rows of the store are found by id",
+        "store.py",
+        "np.searchsorted(self.ids, ids.to_numpy(dtype=str))",
+        "np.arange(len(ids))",
+        ("test_store.py::test_rows_are_the_pixels_of_their_ids",),
+    ),
+    Mutation(
+        "ids are compared with the SHA-1 of the pixels",
+        "store.py",
+        '(index["id"] != index["pixel_sha1"])',
+        '(index["id"] != index["id"])',
+        ("test_store.py::test_ids_are_checked_against_pixels",),
+    ),
+    Mutation(
+        "a file with another modification time is packed again",
+        "store.py",
+        "{status.st_mtime_ns}",
+        "",
+        ("test_store.py::test_rebuilt_when_files_change",),
+    ),
+    Mutation(
+        "a file of another size is packed again",
+        "store.py",
+        "{status.st_size}",
+        "",
+        ("test_store.py::test_rebuilt_when_files_change",),
+    ),
+    Mutation(
+        "older packs are removed",
+        "store.py",
+        "        shutil.rmtree(path)\n",
+        "        pass\n",
+        ("test_store.py::test_rebuilt_when_files_change",),
+    ),
+    Mutation(
+        "a killed pack is not used",
+        "store.py",
+        "(place / name for place in places if (place / name).is_dir())",
+        '(path for place in places for path in place.glob(f"{name}*"))',
+        ("test_store.py::test_killed_pack_leaves_nothing_that_is_taken_for_whole",),
+    ),
+    Mutation(
+        "of two processes one packs and the other waits",
+        "store.py",
+        "            if not folder.is_dir():",
+        "            if True:",
+        ("test_store.py::test_whoever_waits_for_a_pack_does_not_pack_again",),
+    ),
+    Mutation(
+        "data folders that share a cache folder keep apart",
+        "store.py",
+        "hexdigest()[:8]",
+        "hexdigest()[:0]",
+        ("test_store.py::test_two_folders_share_a_cache_folder",),
+    ),
+    # data: loaders
+    Mutation(
+        "labels are gathered with their patches",
+        "datamodule.py",
+        "self.labels[batch]",
+        "self.labels[np.sort(batch)]",
+        ("test_datamodule.py::test_each_patch_once_with_its_pixels_and_label",),
+    ),
+    Mutation(
+        "each epoch has an order of its own",
+        "datamodule.py",
+        "[self.seed, self.epoch]",
+        "[self.seed, 0]",
+        ("test_datamodule.py::test_order_follows_from_seed_and_epoch",),
+    ),
+    Mutation(
+        "processes share an epoch",
+        "datamodule.py",
+        "np.arange(self.count)[self.rank :: self.world_size]",
+        "np.arange(self.count)",
+        ("test_datamodule.py::test_processes_share_an_epoch",),
+    ),
+    Mutation(
+        "statistics are measured on the training part alone",
+        "datamodule.py",
+        "self._train[np.sort(chosen)]",
+        "Patches(self.store, np.arange(len(self.store.ids)), None)[np.sort(chosen)]",
+        ("test_datamodule.py::test_a_sample_is_of_the_training_part_alone",),
+    ),
+    # scores
+    Mutation(
+        "the bootstrap draws whole clusters",
+        "scores.py",
+        "np.unique(cluster, return_inverse=True)[1][order]",
+        "np.arange(len(label))[order]",
+        ("test_scores.py",),
+    ),
+    Mutation("the AUROC counts ties as a half", "scores.py", "false / 2", "false", ("test_scores.py",)),
+    Mutation("intervals are of 95 percent", "scores.py", "[0.025, 0.975]", "[0.05, 0.95]", ("test_scores.py",)),
+    Mutation(
+        "bootstrap samples of one class are left out",
+        "scores.py",
+        "drawn = drawn[np.isfinite(drawn)]",
+        "drawn = np.nan_to_num(drawn)",
+        ("test_scores.py",),
+    ),
+    Mutation(
+        "the variance of DeLong's test counts negatives too",
+        "scores.py",
+        " + by_negative.var(ddof=1) / len(by_negative)",
+        "",
+        ("test_scores.py",),
+    ),
+    Mutation("the p value of DeLong's test is two-sided", "scores.py", "2 * norm.sf", "norm.sf", ("test_scores.py",)),
+    Mutation(
+        "the temperature divides the logit",
+        "scores.py",
+        "logit / np.exp(log)",
+        "logit * np.exp(log)",
+        ("test_scores.py",),
+    ),
+    Mutation(
+        "the threshold maximizes balanced accuracy",
+        "scores.py",
+        "np.argmax(found - false)",
+        "np.argmax(found - 2 * false)",
+        ("test_scores.py",),
+    ),
+    Mutation(
+        "the threshold lies between two logits",
+        "scores.py",
+        "(logits[best] + below) / 2",
+        "logits[best]",
+        ("test_scores.py",),
+    ),
+    Mutation(
+        "what is fitted is not judged on the same patches",
+        "scores.py",
+        "fit(label[~mask], logit[~mask])",
+        "fit(label, logit)",
+        ("test_scores.py",),
+    ),
+    # predictions
+    Mutation(
+        "probabilities of a submission are joined by id",
+        "predictions.py",
+        "prob.loc[ids]",
+        "prob",
+        ("test_predict.py::test_make_submission_refuses_what_is_not_one_probability_an_id",),
+    ),
+    Mutation(
+        "logits beside a submission are joined by id",
+        "predictions.py",
+        '"logit": logit.loc[ids]',
+        '"logit": logit',
+        ("test_predict.py::test_predictions_are_joined_by_id_in_whichever_order_they_come",),
+    ),
+    Mutation(
+        "labeled predictions are joined by id",
+        "predictions.py",
+        'logit=logit.loc[rows["id"]]',
+        "logit=logit",
+        ("test_predict.py::test_predictions_are_joined_by_id_in_whichever_order_they_come",),
+    ),
+    Mutation(
+        "answers are joined by id",
+        "predictions.py",
+        'rows["id"].map(truth)',
+        "truth.to_numpy()",
+        ("test_predict.py::test_predictions_are_joined_by_id_in_whichever_order_they_come",),
+    ),
+    Mutation(
+        "a submission has the order of the sample",
+        "predictions.py",
+        'return pd.DataFrame({"id": ids.to_numpy(), "label": label})',
+        'return pd.DataFrame({"id": ids.to_numpy(), "label": label}).sort_values("id")',
+        ("test_predict.py::test_make_submission_refuses_what_is_not_one_probability_an_id",),
+    ),
+    Mutation(
+        "predictions that are NaN are refused",
+        "predictions.py",
+        "int((~np.isfinite(label)).sum())",
+        "0",
+        ("test_predict.py::test_make_submission_refuses_what_is_not_one_probability_an_id",),
+    ),
+    # optimizer
+    Mutation(
+        "AdamW decays weights",
+        "optimizer.py",
+        "AdamW(groups, rate, weight_decay=decay,",
+        "AdamW(groups, rate, weight_decay=0.0,",
+        ("test_classifier.py::test_optimizers_decay_weights_and_sgd_has_momentum",),
+    ),
+    Mutation(
+        "SGD decays weights",
+        "optimizer.py",
+        'options["momentum"], weight_decay=decay,',
+        'options["momentum"], weight_decay=0.0,',
+        ("test_classifier.py::test_optimizers_decay_weights_and_sgd_has_momentum",),
+    ),
+    Mutation(
+        "SGD has momentum",
+        "optimizer.py",
+        'rate, options["momentum"]',
+        "rate, 0.0",
+        ("test_classifier.py::test_optimizers_decay_weights_and_sgd_has_momentum",),
+    ),
+    Mutation(
+        "layers nearer to the pixels have lower rates",
+        "optimizer.py",
+        "** depth",
+        "** 0",
+        ("test_classifier.py::test_layers_nearer_to_the_pixels_learn_more_slowly",),
+    ),
+    Mutation(
+        "the rate falls to zero",
+        "optimizer.py",
+        "math.pi * min(1.0, share)",
+        "math.pi * min(0.9, share)",
+        ("test_classifier.py::test_rate_warms_up_and_falls_to_zero_along_a_cosine",),
+    ),
+    Mutation(
+        "the rate warms up",
+        "optimizer.py",
+        "(step + 1) / (warmup + 1)",
+        "1.0",
+        ("test_classifier.py::test_rate_warms_up_and_falls_to_zero_along_a_cosine",),
+    ),
+    # classifier
+    Mutation(
+        "gradients are clipped",
+        "classifier.py",
+        "    def on_save_checkpoint(self,",
+        "    def configure_gradient_clipping(self, *args: object, **kwargs: object) -> None:\n"
+        "        pass\n\n    def on_save_checkpoint(self,",
+        ("test_classifier.py::test_gradients_are_clipped_in_any_precision",),
+    ),
+    Mutation(
+        "labels are smoothed in training",
+        "classifier.py",
+        "target = target * (1 - smoothing) + smoothing / 2",
+        "pass",
+        ("test_classifier.py::test_label_smoothing_counts_in_training_alone",),
+    ),
+    Mutation(
+        "labels are smoothed in training alone",
+        "classifier.py",
+        'logit = self._judge(batch["image"])\n        losses',
+        'logit = self._judge(batch["image"])\n'
+        '            target = label * (1 - self.hparams["label_smoothing"]) + self.hparams["label_smoothing"] / 2\n'
+        "        losses",
+        ("test_classifier.py::test_label_smoothing_counts_in_training_alone",),
+    ),
+    Mutation(
+        "pixels are augmented in float32",
+        "classifier.py",
+        "with torch.no_grad(), torch.autocast(self.device.type, enabled=False):",
+        "with torch.no_grad():",
+        ("test_classifier.py::test_pixels_are_augmented_in_float32_whatever_the_precision",),
+    ),
+    Mutation(
+        "the head works in float32",
+        "backbone.py",
+        "with torch.autocast(features.device.type, enabled=False):",
+        "with torch.autocast(features.device.type):",
+        ("test_backbone.py::test_one_logit_in_float32_and_a_body_that_freezes_without_the_head",),
+    ),
+    Mutation(
+        "a frozen BatchNorm keeps its statistics",
+        "backbone.py",
+        "network.train(not frozen)",
+        "network.train()",
+        ("test_classifier.py::test_body_keeps_still_in_the_first_epoch_and_learns_in_the_second",),
+    ),
+    Mutation(
+        "random weights are not frozen",
+        "classifier.py",
+        ' and self.started_from != "none"',
+        "",
+        ("test_classifier.py::test_body_keeps_still_in_the_first_epoch_and_learns_in_the_second",),
+    ),
+    Mutation(
+        "AUROC is of the whole epoch",
+        "classifier.py",
+        "self.log_dict(metrics, ",
+        "self.log_dict(metrics.compute(), ",
+        ("test_classifier.py::test_auroc_is_of_the_whole_epoch",),
+    ),
+    Mutation(
+        "each step has draws of its own",
+        "classifier.py",
+        "self.current_epoch, batch_idx, self.global_rank",
+        "self.current_epoch, 0, self.global_rank",
+        ("test_classifier.py::test_each_epoch_step_and_process_has_draws_of_its_own",),
+    ),
+    Mutation(
+        "each process has draws of its own",
+        "classifier.py",
+        "batch_idx, self.global_rank)",
+        "batch_idx, 0)",
+        ("test_classifier.py::test_each_epoch_step_and_process_has_draws_of_its_own",),
+    ),
+    Mutation(
+        "a resumed run repeats the draws of an epoch",
+        "classifier.py",
+        "torch.manual_seed(int(",
+        "(int(",
+        ("test_fit.py::test_a_number_of_steps_is_the_same_run_resumed",),
+    ),
+    Mutation(
+        "test-time augmentation is over all eight symmetries",
+        "geometry.py",
+        "for flips in ([], [2], [3], [2, 3]):",
+        "for flips in ([], [2, 3]):",
+        ("test_augment.py",),
+    ),
+    # augmentation
+    Mutation(
+        "each patch has a symmetry of its own",
+        "geometry.py",
+        "return torch.rand(count, 3) < 0.5",
+        "return (torch.rand(1, 3) < 0.5).expand(count, 3)",
+        ("test_augment.py",),
+    ),
+    Mutation(
+        "mixup mixes labels too",
+        "augment.py",
+        "label = torch.lerp(_others(label), label, share)",
+        "pass",
+        ("test_augment.py",),
+    ),
+    # training
+    Mutation(
+        "best.ckpt is of the earlier of two equal scores",
+        "checkpoint.py",
+        "score > self.best_score",
+        "score >= self.best_score",
+        ("test_fit.py::test_best_checkpoint_is_of_the_earlier_of_two_equal_scores_resumed_or_not",),
+    ),
+    Mutation(
+        "a resumed run keeps its best score",
+        "checkpoint.py",
+        "        if self.goes_on:\n",
+        "        if False:\n",
+        ("test_fit.py::test_best_checkpoint_is_of_the_earlier_of_two_equal_scores_resumed_or_not",),
+    ),
+    Mutation(
+        "a checkpoint is written whole or not at all",
+        "checkpoint.py",
+        "write_whole(Path(path), buffer.getvalue())",
+        "Path(path).write_bytes(buffer.getvalue())",
+        ("faults/test_stops.py::test_no_room_for_a_checkpoint",),
+    ),
+    Mutation(
+        "two runs never get one folder",
+        "run.py",
+        "folder.mkdir()",
+        "folder.mkdir(exist_ok=True)",
+        (
+            "test_fit.py::test_runs_at_once_get_folders_of_their_own",
+            "test_fit.py::test_a_folder_that_another_run_has_just_made_is_not_taken",
+        ),
+    ),
+    Mutation(
+        "a loss that is NaN stops the run",
+        "watch.py",
+        '~outputs["loss"].isfinite()',
+        '(outputs["loss"] < outputs["loss"])',
+        ("faults/test_numbers.py::test_a_loss_that_is_no_number_names_step_patches_and_the_last_good_checkpoint",),
+    ),
+    Mutation(
+        "a validation loss that is not finite stops the run",
+        "watch.py",
+        'elif not trainer.callback_metrics["val/loss"].isfinite():',
+        "elif False:",
+        ("faults/test_numbers.py::test_weights_that_are_of_no_use_are_not_kept",),
+    ),
+    # reports
+    Mutation(
+        "intervals of a report are over slides",
+        "judged.py",
+        'rows["slide"].to_numpy(), "slides"',
+        'rows["id"].to_numpy(), "slides"',
+        ("test_evaluate.py::test_a_file_of_predictions_with_slides",),
+    ),
+]
+
+
+def check(mutations: list[Mutation]) -> None:
+    """Exit where a text to replace is not found exactly once, or two mutations have one name."""
+    wrong = []
+    for mutation in mutations:
+        source, expected = ROOT / "pcam_lightning" / mutation.file, f"{mutation.file}: {mutation.old!r}"
+        count = source.read_text(encoding="utf-8").count(mutation.old) if source.is_file() else 0
+        if count != 1:
+            wrong.append(f"{mutation.name}: found {count} times, not once, in {expected}")
+    if len({mutation.name for mutation in mutations}) < len(mutations):
+        wrong.append("two mutations have the same name")
+    if wrong:
+        raise SystemExit("\n".join(["mutations.py does not fit the code:", *wrong]))
+
+
+def copy_checkout(target: Path) -> None:
+    """Copy the tracked files, as they are in the working tree."""
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], check=True, capture_output=True, text=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, target / name)
+
+
+def _environment(copy: Path) -> dict[str, str]:
+    # No bytecode: a mutant of the same size, written in the same second, would pass for the module before it.
+    return os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def run_tests(copy: Path, tests: tuple[str, ...], timeout: float | None = None) -> Result:
+    """Run tests of a copy, up to the first that fails.
+
+    Raises:
+        SystemExit: pytest itself failed, as over a test that is not there.
+    """
+    begun = time.perf_counter()
+    temporary = copy / ".pytest_tmp"
+    command = [sys.executable, *_PYTEST, f"--basetemp={temporary}", "--hypothesis-seed=0"]
+    process = subprocess.Popen(
+        [*command, *(f"tests/{test}" for test in tests)],
+        cwd=copy,
+        env=_environment(copy),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # one signal ends the processes that tests have started too
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return Result(f"no end after {timeout:.0f} s", time.perf_counter() - begun)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    seconds = time.perf_counter() - begun
+    if process.returncode == 0:
+        return Result(None, seconds)
+    failed = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", output, re.MULTILINE)
+    if process.returncode != 1 or failed is None:
+        raise SystemExit(f"pytest {' '.join(tests)} ended with {process.returncode}:\n{output[-4000:]}")
+    return Result(failed[1], seconds)
+
+
+def try_mutation(copy: Path, mutation: Mutation) -> Result:
+    """Apply a mutation to a copy, run its tests, and undo it."""
+    source = copy / "pcam_lightning" / mutation.file
+    text = source.read_text(encoding="utf-8")
+    source.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        compile(source.read_bytes(), str(source), "exec")  # an error of syntax would be caught by any test
+        return run_tests(copy, mutation.tests, TIMEOUT)
+    finally:
+        source.write_text(text, encoding="utf-8")
+
+
+def try_all(mutations: list[Mutation], copies: list[Path]) -> list[Result]:
+    """Try mutations, as many at a time as there are copies; tell each result as it comes."""
+    free: queue.SimpleQueue[Path] = queue.SimpleQueue()
+    for copy in copies:
+        free.put(copy)
+
+    def attempt(mutation: Mutation) -> Result:
+        copy = free.get()
+        try:
+            result = try_mutation(copy, mutation)
+        finally:
+            free.put(copy)
+        print(f"{mutation.name}: {result.caught_by or 'SURVIVED'} ({result.seconds:.0f} s)", file=sys.stderr)
+        return result
+
+    with ThreadPoolExecutor(len(copies)) as pool:
+        return list(pool.map(attempt, mutations))
+
+
+def main() -> None:
+    """Run the tests as they are, then each mutation; print what was caught."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="*", help="part of the names of the mutations to try; by default all")
+    parser.add_argument("--jobs", type=int, default=1, help="mutations to try at a time")
+    parser.add_argument("--list", action="store_true", help="print the names, check the texts and run nothing")
+    args = parser.parse_args()
+    check(MUTATIONS)
+    mutations = [one for one in MUTATIONS if not args.name or any(part in one.name for part in args.name)]
+    if not mutations:
+        parser.error(f"no mutation is named like {', '.join(args.name)}; --list prints the names")
+    if args.list:
+        print("\n".join(mutation.name for mutation in mutations))
+        return
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
+        copies = [Path(folder) / f"copy_{number}" for number in range(max(1, args.jobs))]
+        for copy in copies:
+            copy_checkout(copy)
+        code = "import pcam_lightning; print(pcam_lightning.__file__)"
+        command = [sys.executable, "-c", code]
+        found = subprocess.run(command, cwd=copies[0], env=_environment(copies[0]), check=True, capture_output=True)
+        if not Path(found.stdout.decode().strip()).is_relative_to(copies[0]):
+            raise SystemExit(f"the tests would use the package at {found.stdout.decode().strip()}, not the copy")
+        tests = tuple(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
+        plain = run_tests(copies[0], tests)
+        if plain.caught_by is not None:
+            raise SystemExit(f"{plain.caught_by} fails without any mutation")
+        print(f"all tests pass without a mutation ({plain.seconds:.0f} s)", file=sys.stderr)
+        results = try_all(mutations, copies)
+    rows = [
+        [mutation.name, mutation.file, "SURVIVED" if result.caught_by is None else "caught", result.caught_by or ""]
+        for mutation, result in zip(mutations, results, strict=True)
+    ]
+    caught = sum(result.caught_by is not None for result in results)
+    print(measure.table(["behavior", "file", "", "by"], rows))
+    print(f"{caught} of {len(results)} caught, in {time.perf_counter() - begun:.0f} s")
+    raise SystemExit(caught < len(results))
+
+
+if __name__ == "__main__":
+    main()
