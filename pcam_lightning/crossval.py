@@ -72,7 +72,8 @@ def crossval(config: dict[str, Any], runs: Path, folds: int) -> None:
             if has_test and not _predictions(folder, fold).is_file():
                 PCamCLI(["predict", "--overwrite", *ran], run=run)
                 link_whole(run.submission.with_name("predictions.csv"), _predictions(folder, fold))
-        _sum_up(folder, record, set(data.table["id"]), folds, has_test=has_test)
+        assert data.always_train is not None
+        _sum_up(folder, record, set(data.table["id"][~data.always_train]), folds, has_test=has_test)
         if has_test:
             submission = folder / "submission.csv"
             say_where_it_goes(submission, len(pd.read_csv(submission)), drawn=is_drawn(root))

@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pcam_lightning.messages import UserError, check_number
-from pcam_lightning.split import hold_out, join_groups, read_split
+from pcam_lightning.messages import UserError, check_number, say
+from pcam_lightning.quality import is_blank
+from pcam_lightning.split import hold_out, in_several_groups, join_groups, read_split
 from pcam_lightning.store import Store, open_store
 from pcam_lightning.table import read_test, read_train
 
@@ -187,6 +188,7 @@ class PCamDataModule(L.LightningDataModule):
         self.table: pd.DataFrame | None = None  # of the labelled part, with `pixel_sha1`
         self.val_mask: np.ndarray | None = None  # over the table's rows
         self.test_table: pd.DataFrame | None = None  # of test/, in the order of the submission, too
+        self.always_train: np.ndarray | None = None  # over the table's rows: blank patches that no split holds out
         self.train_store: Store | None = None  # packed images of the labeled part
         self.test_store: Store | None = None  # packed images of test/
         self.ids = np.empty(0, dtype="U1")  # of all parts that were set up; a batch's `row` indexes it
@@ -228,10 +230,17 @@ class PCamDataModule(L.LightningDataModule):
         elif "val" in table and self.folds is None:
             mask = table["val"].to_numpy() if self.val_fraction else np.zeros(len(table), dtype=bool)
         else:
-            group = table["pixel_sha1"].to_numpy()
-            if self.slides is not None or "val" in table:
-                group = join_groups(table["slide"].to_numpy(), group)
+            group, blank = table["pixel_sha1"].to_numpy(), np.zeros(len(table), dtype=bool)
+            if self.slides is not None or ("val" in table and "slide" in table):
+                # Bare glass has copies in many slides, which are not alike for that: they would become one group.
+                blank = in_several_groups(table["slide"].to_numpy(), group)
+                blank[blank] = is_blank(store.images[rows[blank]])
+                group = join_groups(table["slide"].to_numpy(), np.where(blank, table["id"], group))
             mask = hold_out(table, group, self.val_fraction, self.split_seed, self.folds, self.fold)
+            if blank.any() and (self.val_fraction or self.folds):
+                mask &= ~blank
+                say(f"{int(blank.sum()):,} blank patches have exact copies in several slides; none of them validates.")
+            self.always_train = blank
         labels = table["label"].to_numpy(dtype=np.float32)
         first = self._add_ids(store)
         self._train = Patches(store, rows[~mask], labels[~mask], first)

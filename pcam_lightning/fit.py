@@ -119,7 +119,8 @@ class FitCLI(StagesCLI):
                     f"{self.resumed.folder}: the patches or their split differ from this run's, and patches that "
                     "trained it would validate it. Leave --data options out, or start a new run."
                 )
-            if data.train_store.fingerprint != checkpoint["pcam"]["data"]["fingerprint"]:
+            # Version 0.1.0 recorded a hash of the files' names, sizes and times instead.
+            if checkpoint["pcam"]["data"].get("pixels", data.train_store.fingerprint) != data.train_store.fingerprint:
                 warn(f"{data.root}: the image files have changed since this run began; their ids are the same.")
         check_steps(path, checkpoint, steps_per_epoch(self.trainer, data))
 
@@ -153,7 +154,7 @@ class FitCLI(StagesCLI):
             "format": FORMAT,
             "config": plain,
             "steps_per_epoch": steps_per_epoch(self.trainer, data),
-            "data": {"root": str(data.root), "fingerprint": data.train_store.fingerprint, "patches": len(data.table)},
+            "data": {"root": str(data.root), "pixels": data.train_store.fingerprint, "patches": len(data.table)},
             "split": {
                 "val": int(data.val_mask.sum()),
                 "sha256": split_digest(data.table, data.val_mask),

@@ -54,6 +54,13 @@ def _measure(image: torch.Tensor) -> torch.Tensor:
     return torch.stack([brightness, variance.sqrt(), edges.var(dim=(1, 2)) / variance.clamp(min=1e-6)], dim=1)
 
 
+def is_blank(image: np.ndarray) -> np.ndarray:
+    """Tell which patches, uint8 (N, 96, 96, 3), are black or blank, so that nothing tells their slide."""
+    brightness, spread, _ = _measure(torch.from_numpy(np.ascontiguousarray(image))).unbind(dim=1)
+    mask: np.ndarray = ((brightness < BLACK) | (spread < BLANK)).numpy()
+    return mask
+
+
 def find_odd(patches: pd.DataFrame) -> pd.DataFrame:
     """List the patches that are odd.
 

@@ -100,6 +100,21 @@ def join_groups(group: np.ndarray, pixel_sha1: np.ndarray) -> np.ndarray:
     return joined
 
 
+def in_several_groups(group: np.ndarray, pixel_sha1: np.ndarray) -> np.ndarray:
+    """Mark the patches that have an exact copy in another group.
+
+    Args:
+        group: the group of each row, shape (N,).
+        pixel_sha1: the same for exact duplicates, shape (N,).
+
+    Returns:
+        Mask over the rows, shape (N,).
+    """
+    groups = pd.Series(group).groupby(pixel_sha1).transform("nunique")
+    mask: np.ndarray = (groups > 1).to_numpy()
+    return mask
+
+
 def hold_out(
     table: pd.DataFrame, group: np.ndarray, val_fraction: float, seed: int, folds: int | None = None, fold: int = 0
 ) -> np.ndarray:

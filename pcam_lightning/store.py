@@ -2,31 +2,29 @@
 
 import hashlib
 import os
-import shutil
 import uuid
-from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import BytesIO
 from multiprocessing import reduction
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
 
 import filelock
 import numpy as np
 import pandas as pd
-from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
-from pcam_lightning.files import cache_folder, write_whole
-from pcam_lightning.messages import UserError, say, warn
-from pcam_lightning.official import open_images, read_images
-from pcam_lightning.pixels import BYTES, SHAPE, read_pixels
-from pcam_lightning.table import looks_like_sha1
+from pcam_lightning.files import cache_folder
+from pcam_lightning.fingerprint import files_key
+from pcam_lightning.messages import UserError, say
+from pcam_lightning.packing import Task, check_ids, cut_tasks, hash_patches, pack, read_chunk, remove_pack
+from pcam_lightning.pixels import BYTES, SHAPE
 from pcam_lightning.workers import workers
 
-FORMAT = 1  # part of the fingerprint: a store of another format is rebuilt
-_CHUNK = 128  # patches that one task decodes and writes: 3.5 MB
+FORMAT = 2  # part of a pack's name: a store of another format is rebuilt
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Store:
         images: all patches, memory-mapped and read-only, uint8, shape (N, 96, 96, 3).
         ids: the id of each row, shape (N,), sorted.
         pixel_sha1: SHA-1 of each row's RGB bytes, shape (N,).
-        fingerprint: of the files' names, sizes and modification times.
+        fingerprint: of the ids and their pixels, SHA-256: the same for a copy of the data folder.
         file: the array's file, open: what replaces it leaves this one readable.
     """
 
@@ -82,14 +80,18 @@ def open_store(
 ) -> Store:
     """Open the packed images of a table; pack them first where that has not been done since the files changed.
 
+    Whether files have changed is told by `files_key`, which reads a sample of their bytes. A pack whose files are
+    missing or of another size is packed again.
+
     Args:
         table: one row a patch, with columns `id` and `path` (below `root`).
         root: the data folder.
         part: name of the store, `train` or `test`.
         cache_dir: folder for packed images; by default `.pcam_cache` in `root`, or the user's cache folder where
             `root` is read-only.
-        verify: make it an error that pixels do not match ids which look like SHA-1 (Kaggle's ids are the SHA-1 of
-            the RGB bytes).
+        verify: read and hash all packed pixels and all image files; pack again where one of them is not what was
+            packed, and make it an error that pixels do not match ids which look like SHA-1 (Kaggle's ids are the SHA-1
+            of the RGB bytes).
 
     Returns:
         The store; a row for each row of the table.
@@ -98,37 +100,81 @@ def open_store(
         UserError: image files that cannot be used (all are named), no space, or, with `verify`, a mismatch.
     """
     table = table.sort_values("id", ignore_index=True)
-    fingerprint = _fingerprint(table, root)
-    name = f"{part}-{fingerprint[:16]}"
+    name = f"{part}-{files_key(table, root, FORMAT)[:16]}"
     places = _caches(root, cache_dir)
-    # A pack that is there is whole: it was renamed into its place. It may lie where nothing can be written.
+    # It may lie where nothing can be written.
     folder = next((place / name for place in places if (place / name).is_dir()), None)
-    if folder is None:
+    store = None
+    if folder is not None:
+        try:
+            store = _read_store(folder, table)
+            if verify:
+                _verify(store, table, root, part)
+        except ValueError as error:
+            say(f"{folder}: {error}; packing again.")
+            store = None
+            remove_pack(folder)
+    if store is None:
         folder = _writable(places) / name
         # Whoever comes second waits for the first one's pack instead of doing the work twice.
         with filelock.FileLock(folder.parent / f"{part}.lock"):
-            if not folder.is_dir():
-                _pack(table, root, folder, part)
-    index = pd.read_csv(folder / "index.csv", dtype=str, keep_default_na=False)
-    file, images = _map_images(folder / "images.npy")
+            try:
+                store = _read_store(folder, table)
+            except ValueError:
+                remove_pack(folder)
+                pack(table, root, folder, part)
+                store = _read_store(folder, table)
     if verify:
-        _check_ids(index, root, part, error=True)
+        check_ids(pd.DataFrame({"id": store.ids, "pixel_sha1": store.pixel_sha1}), root, part, error=True)
+    return store
+
+
+def _read_store(folder: Path, table: pd.DataFrame) -> Store:
+    """Open a pack.
+
+    Raises:
+        ValueError: a file of it is missing, damaged or of other patches.
+    """
+    path = folder / "images.npy"
+    try:
+        content = (folder / "index.csv").read_bytes()
+        index = pd.read_csv(BytesIO(content), dtype=str, keep_default_na=False)
+        file, images = _map_images(path, len(table))
+    except OSError as error:
+        raise ValueError(f"{Path(error.filename or path).name}: {error.strerror}") from None
+    if list(index) != ["id", "pixel_sha1"] or list(index["id"]) != list(table["id"]):
+        file.close()
+        raise ValueError("index.csv is damaged")
     return Store(
-        path=folder / "images.npy",
+        path=path,
         images=images,
         ids=index["id"].to_numpy(dtype=str),
         pixel_sha1=index["pixel_sha1"].to_numpy(dtype=str),
-        fingerprint=fingerprint,
+        fingerprint=hashlib.sha256(content).hexdigest(),
         file=file,
     )
 
 
-def _map_images(path: Path) -> tuple[BinaryIO, np.memmap]:
-    """Open and map an array's file, see `numpy.lib.format`."""
+def _map_images(path: Path, count: int) -> tuple[BinaryIO, np.memmap]:
+    """Open and map an array's file, see `numpy.lib.format`.
+
+    Raises:
+        OSError: it is missing.
+        ValueError: it does not hold so many patches, or is damaged.
+    """
     file = path.open("rb")
-    np.lib.format.read_magic(file)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    return file, np.memmap(file, dtype, "r", file.tell(), shape)
+    try:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if shape != (count, *SHAPE) or dtype != np.uint8:
+            raise ValueError(f"images.npy holds {dtype} of shape {shape}, not {count:,} patches")
+        size = file.tell() + count * BYTES
+        if (actual := path.stat().st_size) != size:
+            raise ValueError(f"images.npy has {actual:,} bytes, not {size:,}")
+        return file, np.memmap(file, dtype, "r", file.tell(), shape)
+    except BaseException:
+        file.close()
+        raise
 
 
 def _caches(root: Path, cache_dir: Path | None) -> list[Path]:
@@ -156,155 +202,39 @@ def _writable(places: list[Path]) -> Path:
     raise AssertionError("no place")
 
 
-def _fingerprint(table: pd.DataFrame, root: Path) -> str:
-    """Hash name, size and modification time of every file: one stat a file, about a second for 220,025."""
-    digest = hashlib.sha256(f"format {FORMAT}\n".encode())
-    base = os.fspath(root)
-    before = ""
-    for patch_id, path in zip(table["id"], table["path"], strict=True):
-        try:
-            if path != before:  # many patches may lie in one file
-                status = os.stat(os.path.join(base, path))
-                before = path
-        except OSError as error:
-            raise UserError(
-                f"{root / path}: {error.strerror}; did it go away just now? Run the command again."
-            ) from None
-        digest.update(
-            f"{patch_id}\t{path}\t{status.st_size}\t{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
-        )
-    return digest.hexdigest()
+def _verify(store: Store, table: pd.DataFrame, root: Path, part: str) -> None:
+    """Hash all packed pixels and all image files again.
 
-
-def _pack(table: pd.DataFrame, root: Path, folder: Path, part: str) -> None:
-    """Decode every image of the table into `folder`, which appears whole at the end; called under the part's lock."""
-    stale = [path for path in folder.parent.glob(f"{part}-*") if path.is_dir()]
-    if any(path.suffix != ".tmp" for path in stale):
-        say(f"{folder.parent}: what is packed there is of other files, or of another version; packing again.")
-    for path in stale:  # older packs of this part, and what a killed pack left
-        shutil.rmtree(path)
-    need, free = len(table) * BYTES, shutil.disk_usage(folder.parent).free
-    if need > free:
-        raise UserError(
-            f"{folder.parent}: packing needs {need / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; make room, or name "
-            "another folder with --data.cache_dir."
-        )
-    temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
-    try:
-        pixel_sha1 = _write_images(temporary / "images.npy", table, root, part)
-        index = pd.DataFrame({"id": table["id"], "pixel_sha1": pixel_sha1})
-        write_whole(temporary / "index.csv", index.to_csv(index=False, lineterminator="\n"))
-        temporary.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder.parent}: packing failed ({error.strerror}); name another folder with --data.cache_dir."
-        ) from None
-    except BrokenExecutor:
-        raise UserError(
-            f"{root}: a process that packs was killed, by the system for want of memory perhaps; run the command again."
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _check_ids(index, root, part, error=False)
-
-
-def _write_images(target: Path, table: pd.DataFrame, root: Path, part: str) -> list[str]:
-    with target.open("wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "|u1", "fortran_order": False, "shape": (len(table), *SHAPE)}
-        )
-        offset = file.tell()
-        file.truncate(offset + len(table) * BYTES)
-    pixel_sha1: list[str] = []
-    refused: list[str] = []
-    bar = tqdm(total=len(table), desc=f"packing {part}", unit=" patches", unit_scale=True)
+    Raises:
+        ValueError: some of them are not what was packed.
+    """
+    offset = int(getattr(store.images, "offset", 0))
+    packed, files, row = 0, 0, 0
+    bar = tqdm(total=len(table), desc=f"verifying {part}", unit=" patches", unit_scale=True)
     with ExitStack() as stack:
-        tasks = _tasks(target, offset, table, root, stack)
+        scratch = Path(stack.enter_context(TemporaryDirectory(dir=_scratch(store.path))))
+        tasks = cut_tasks(store.path, offset, table, root, stack, scratch)
         stack.enter_context(bar)
         map_on_cores = stack.enter_context(workers(len(tasks)))
-        for hashes, complaints in map_on_cores(_pack_chunk, tasks):
-            pixel_sha1 += hashes
-            refused += complaints
-            bar.update(len(hashes))
-    if refused:
-        if "place" in table:
-            raise UserError(f"{root}: damaged: {'; '.join(refused)}. Download it again.")
-        raise UserError(
-            f"{root}: {len(refused):,} of {len(table):,} image files cannot be used: {'; '.join(refused)}. "
-            "Unzip the download again, cut patches of your own to size, or take them out of the CSV."
-        )
-    with target.open("rb+") as file:
-        os.fsync(file.fileno())
-    return pixel_sha1
+        for of_pack, of_files in map_on_cores(_hash_chunk, tasks):
+            recorded = store.pixel_sha1[row : row + len(of_pack)]
+            row += len(of_pack)
+            packed += int((recorded != of_pack).sum())
+            files += int((recorded != of_files).sum())
+            bar.update(len(of_pack))
+    if packed or files:
+        raise ValueError(f"{packed:,} packed patches and {files:,} image files are not what was packed")
 
 
-class _Task(NamedTuple):
-    """Some patches to write at an offset of the array's file: image files, or places in PCam's own file."""
-
-    target: str
-    offset: int
-    root: str
-    paths: list[str]
-    places: tuple[int, int] | None
-    name: str  # of PCam's file
+def _scratch(path: Path) -> Path | None:
+    """Return a folder for what is unpacked meanwhile: beside the pack, or the system's where that is read-only."""
+    return path.parent.parent if os.access(path.parent.parent, os.W_OK) else None
 
 
-def _tasks(target: Path, offset: int, table: pd.DataFrame, root: Path, stack: ExitStack) -> list[_Task]:
-    """Cut the table into tasks; what PCam's own files need to be read lasts as long as the stack."""
-    files = {}
-    if "place" in table:
-        for name, count in table["path"].value_counts().items():
-            files[name] = os.fspath(stack.enter_context(open_images(root / str(name), count, target.parent)))
-    tasks, done = [], 0
-    for name, rows in table.groupby("path", sort=False) if files else [("", table)]:
-        for start in range(0, len(rows), _CHUNK):
-            stop = min(start + _CHUNK, len(rows))
-            paths = [files[name]] if files else list(rows["path"][start:stop])
-            places = (start, stop) if files else None
-            tasks.append(_Task(os.fspath(target), offset + done * BYTES, os.fspath(root), paths, places, str(name)))
-            done += stop - start
-    return tasks
-
-
-def _pack_chunk(task: _Task) -> tuple[list[str], list[str]]:
-    """Write a task's patches; return the hash of each, and a complaint for each bad file."""
-    refused: list[str] = []
-    if task.places is None:
-        buffer = bytearray()
-        for path in task.paths:
-            try:
-                buffer += read_pixels(os.path.join(task.root, path))
-            except UnidentifiedImageError:
-                refused.append(f"{path} (not a TIFF or PNG image)")
-                buffer += bytes(BYTES)
-            except Exception as error:  # whatever a decoder raises over foreign bytes is a complaint about that file
-                refused.append(f"{path} ({error or type(error).__name__})")
-                buffer += bytes(BYTES)
-    else:
-        start, stop = task.places
-        try:
-            buffer = bytearray(read_images(task.paths[0], start, stop))
-        except OSError as error:
-            refused = [f"patches {start:,} to {stop:,} of {task.name} ({error})"]
-            buffer = bytearray((stop - start) * BYTES)
-    view = memoryview(buffer)
-    hashes = [hashlib.sha1(view[at : at + BYTES]).hexdigest() for at in range(0, len(view), BYTES)]
-    with open(task.target, "rb+", buffering=0) as file:
+def _hash_chunk(task: Task) -> tuple[list[str], list[str]]:
+    """Return the hashes of a task's patches as they are packed, and as they are in its files, empty of a bad one."""
+    pixels, refused = read_chunk(task)
+    of_files = ["" if number in refused else sha1 for number, sha1 in enumerate(hash_patches(pixels))]
+    with open(task.target, "rb") as file:
         file.seek(task.offset)
-        while view:  # a raw write may stop short
-            view = view[file.write(view) :]
-    return hashes, refused
-
-
-def _check_ids(index: pd.DataFrame, root: Path, part: str, *, error: bool) -> None:
-    wrong = index.loc[looks_like_sha1(index["id"]) & (index["id"] != index["pixel_sha1"]), "id"]
-    if wrong.empty:
-        return
-    message = (
-        f"{root}: {len(wrong):,} of {len(index):,} ids of {part} are not the SHA-1 of their pixels, as Kaggle's are: "
-        f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}"
-    )
-    if error:
-        raise UserError(f"{message}. Download those files again, or leave --data.verify out to use them as they are.")
-    warn(f"{message}. A re-encoded or damaged copy? It is used as it is.")
+        return hash_patches(file.read(len(pixels))), of_files

@@ -67,8 +67,8 @@ def test_tensorboard_has_curves_rate_speed_and_options(trained: Path) -> None:
 def test_a_checkpoint_says_where_it_comes_from(trained: Path, drawn: Path) -> None:
     best = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["started_from"] == "none"
-    assert best["pcam"]["data"] | {"fingerprint": ""} == {"root": str(drawn), "fingerprint": "", "patches": 120}
-    assert re.fullmatch("[0-9a-f]{64}", best["pcam"]["data"]["fingerprint"])
+    assert best["pcam"]["data"] | {"pixels": ""} == {"root": str(drawn), "pixels": "", "patches": 120}
+    assert re.fullmatch("[0-9a-f]{64}", best["pcam"]["data"]["pixels"])
     assert best["pcam"]["split"]["val"] == 23
     assert "weights" not in best["hyper_parameters"]
     assert not any("_orig_mod" in key for key in best["state_dict"])
