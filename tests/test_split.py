@@ -1,14 +1,19 @@
 """The split: exact counts, the same for the same patches, duplicates on one side, written and read back."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import CONFIGS, FAST
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
+from pcam_lightning.cli import main
+from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.messages import UserError
 from pcam_lightning.scores import Interval, auroc, draw_scores, interval
 from pcam_lightning.split import find_leak, hold_out, join_groups, read_split, split_groups, write_split
@@ -230,3 +235,56 @@ def test_a_split_file_that_separates_duplicates_is_reported(tmp_path: Path, caps
     table.loc[pair, "pixel_sha1"] = "the same"
     read_split(tmp_path / "split.csv", table)
     assert "1 groups of exact duplicates stand on both sides of this split" in capsys.readouterr().err
+
+
+@pytest.fixture
+def glass(drawn: Path, tmp_path: Path) -> Path:
+    """Return a data folder in which a white patch lies in each of the slides, and a stained one in two of them."""
+    root = tmp_path / "glass"
+    shutil.copytree(drawn, root, ignore=shutil.ignore_patterns(".pcam_cache"))
+    slides = pd.read_csv(root / "patch_id_wsi_full.csv")
+    labels = pd.read_csv(root / "train_labels.csv")
+    names = sorted(slides["wsi"].unique())
+    white = Image.fromarray(np.full((96, 96, 3), 243, dtype=np.uint8))
+    added = []
+    for number, name in enumerate(names):
+        white.save(root / "train" / f"white{number}.tif")
+        added.append((f"white{number}", 0, name))
+    for number, name in enumerate(names[:2]):
+        shutil.copy(root / "train" / f"{labels['id'][0]}.tif", root / "train" / f"stained{number}.tif")
+        added.append((f"stained{number}", int(labels["label"][0]), name))
+    more = pd.DataFrame(added, columns=["id", "label", "wsi"])
+    pd.concat([labels, more[["id", "label"]]]).to_csv(root / "train_labels.csv", index=False)
+    pd.concat([slides, more[["id", "wsi"]]]).to_csv(root / "patch_id_wsi_full.csv", index=False)
+    return root
+
+
+def test_blank_patches_that_slides_share_do_not_join_them_and_train(
+    glass: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = []
+    for fold in range(3):
+        data = PCamDataModule(glass, slides=glass / "patch_id_wsi_full.csv", folds=3, fold=fold)
+        data.setup("fit")
+        assert data.table is not None
+        assert data.val_mask is not None
+        table = data.table.assign(val=data.val_mask)
+        white = table["id"].str.startswith("white")
+        assert not table.loc[white, "val"].any()
+        assert (table[~white].groupby("slide")["val"].nunique() == 1).all()  # whole slides, and not all of one group
+        stained = table["id"].str.startswith("stained") | (table["id"] == table.loc[~white, "id"].iloc[0])
+        assert table.loc[stained].groupby("pixel_sha1")["val"].nunique().max() == 1  # those do join
+        held_out.append(data.val_mask)
+    assert (np.sum(held_out, axis=0) == ~white).all()
+    count = int(white.sum())
+    printed = f"{count} blank patches have exact copies in several slides; none of them validates."
+    assert printed in capsys.readouterr().err
+
+
+def test_crossval_leaves_blank_patches_that_slides_share_out(glass: Path) -> None:
+    args = ["crossval", "-c", str(CONFIGS / "base.yaml"), "--folds=2", "--data.root", str(glass), *FAST]
+    small = ["--model.backbone=p4m_resnet16", "--model.crop=32", "--trainer.max_epochs=1"]
+    assert main([*args, *small]) == 0
+    ids = pd.read_csv("lightning_logs/base/crossval_0/oof.csv")["id"]
+    assert len(ids) == 122
+    assert not ids.str.startswith("white").any()

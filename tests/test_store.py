@@ -1,29 +1,33 @@
 """Packing: right pixels, whole or not at all, once; and what is said of files that cannot be used."""
 
 import hashlib
+import io
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import FAST, MakeFolder
 from PIL import Image
 
 from pcam_lightning.cli import main
+from pcam_lightning.fingerprint import files_key
 from pcam_lightning.messages import UserError
 from pcam_lightning.pixels import plain_tiff, read_pixels
-from pcam_lightning.store import open_store
+from pcam_lightning.store import FORMAT, open_store
 from pcam_lightning.table import read_train
 
 
@@ -43,19 +47,27 @@ def test_rows_are_the_pixels_of_their_ids(kaggle: MakeFolder) -> None:
         assert store.pixel_sha1[row] == hashlib.sha1(store.images[row].tobytes()).hexdigest()
 
 
-def test_second_opening_reads_no_image(kaggle: MakeFolder) -> None:
+def test_second_opening_decodes_no_image(kaggle: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     root = kaggle()
     first = open_store(read_train(root), root, "train")
-    for path in (root / "train").iterdir():  # no image any more, and nothing but reading it would tell
-        status = path.stat()
-        path.write_bytes(bytes(status.st_size))
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    pack = first.path.stat()
     again = open_store(read_train(root), root, "train")
+    status = again.path.stat()
+    assert (status.st_ino, status.st_mtime_ns) == (pack.st_ino, pack.st_mtime_ns)
     assert again.path == first.path
     assert again.fingerprint == first.fingerprint
 
 
-@pytest.mark.parametrize("change", ["pixels", "time", "size", "more"])
+def _overwrite(path: Path, content: bytes) -> None:
+    """Write into a file, and give it the size and dates that it had, as `unzip -o` and `cp -p` do."""
+    status = path.stat()
+    assert len(content) == status.st_size
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", ["pixels", "another file", "time", "size", "more"])
 def test_rebuilt_when_files_change(kaggle: MakeFolder, change: str) -> None:
     root = kaggle()
     first = open_store(read_train(root), root, "train")
@@ -69,16 +81,152 @@ def test_rebuilt_when_files_change(kaggle: MakeFolder, change: str) -> None:
         Image.fromarray(_pixels(path)).save(path, compression="tiff_lzw")
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         assert path.stat().st_size != status.st_size
-    else:
-        pixels = np.full((96, 96, 3), 7, np.uint8) if change == "pixels" else _pixels(path)
-        Image.fromarray(pixels).save(path)
+    elif change == "time":
         os.utime(path, ns=(1, 1))
+    else:
+        status = path.stat()
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((96, 96, 3), 7, np.uint8)).save(buffer, "TIFF")
+        if change == "pixels":
+            _overwrite(path, buffer.getvalue())
+        else:  # under another name first, then renamed
+            (root / "new").write_bytes(buffer.getvalue())
+            os.utime(root / "new", ns=(status.st_atime_ns, status.st_mtime_ns))
+            (root / "new").replace(path)
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
     table = read_train(root)
     again = open_store(table, root, "train")
-    assert again.fingerprint != first.fingerprint
+    assert (again.fingerprint == first.fingerprint) == (change in ("time", "size"))  # it is of the pixels alone
     assert not first.path.exists()  # the older pack does not stay behind
     for patch_id, row in zip(table["id"], again.rows(table["id"]), strict=True):
         assert (again.images[row] == _pixels(root / "train" / f"{patch_id}.tif")).all()
+
+
+def test_a_copied_data_folder_has_the_same_fingerprint(kaggle: MakeFolder, tmp_path: Path) -> None:
+    root = kaggle()
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    stores = [open_store(read_train(one), one, "train") for one in (root, copy)]
+    assert stores[0].fingerprint == stores[1].fingerprint
+
+
+def _truncate(folder: Path) -> None:
+    os.truncate(folder / "images.npy", 30_000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_truncate, "images.npy has 30,000 bytes, not 553,088"),
+        (lambda folder: (folder / "images.npy").unlink(), "images.npy: No such file"),
+        (lambda folder: (folder / "images.npy").write_bytes(b"no array"), "magic"),
+        (lambda folder: (folder / "images.npy").write_bytes(b""), "images.npy is empty|magic|EOF"),
+        (lambda folder: (folder / "index.csv").unlink(), "index.csv: No such file"),
+        (lambda folder: (folder / "index.csv").write_text("id,pixel_sha1\nx,y\n"), "index.csv is damaged"),
+        (lambda folder: (folder / "index.csv").write_text(""), "No columns"),
+        (lambda folder: (folder / "index.csv").write_bytes(b"\xff\xfe"), "decode"),
+    ],
+)
+def test_a_damaged_pack_is_packed_again(
+    damage: Callable[[Path], object], reason: str, kaggle: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = kaggle()
+    first = open_store(read_train(root), root, "train")
+    expected = np.array(first.images)
+    damage(first.path.parent)
+    capsys.readouterr()
+    again = open_store(read_train(root), root, "train")
+    assert (again.images == expected).all()
+    assert re.search(rf"train-\w+: .*({reason}).*; packing again\.", capsys.readouterr().err)
+
+
+def test_verify_hashes_packed_pixels_and_image_files(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(drawn, root, ignore=shutil.ignore_patterns(".pcam_cache"))
+    table = read_train(root)
+    store = open_store(table, root, "train", verify=True)
+    expected = np.array(store.images)
+    with store.path.open("r+b") as file:  # 20,000 bytes of the pack that some other program zeroed
+        file.seek(60_000)
+        file.write(bytes(20_000))
+    assert (open_store(table, root, "train").images != expected).any()
+    capsys.readouterr()
+    again = open_store(table, root, "train", verify=True)
+    assert (again.images == expected).all()
+    found = r"[12] packed patches and 0 image files are not what was packed; packing again"
+    assert re.search(found, capsys.readouterr().err)
+
+    # A file that is damaged though neither its metadata nor a sample of its bytes tells.
+    path = root / table.sort_values("id")["path"].iloc[3]
+    content = bytearray(path.read_bytes())
+    content[9_000:9_100] = bytes(100)
+    _overwrite(path, bytes(content))
+    key = files_key(table.sort_values("id", ignore_index=True), root, FORMAT)
+    again.path.parent.rename(again.path.parent.with_name(f"train-{key[:16]}"))
+    with pytest.raises(UserError, match=r"1 of 120 ids of train are not the SHA-1 of their pixels"):
+        open_store(table, root, "train", verify=True)
+    assert "0 packed patches and 1 image files are not what was packed" in capsys.readouterr().err
+
+
+def test_many_files_that_are_wrong_alike_stop_early_in_a_short_error(
+    kaggle: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = kaggle(train=4)
+    Image.new("RGB", (224, 224)).save(root / "train" / "large.png")
+    names = [f"large{number:04d}" for number in range(1500)]
+    for name in names:
+        (root / "train" / f"{name}.png").hardlink_to(root / "train" / "large.png")
+    pd.DataFrame({"id": names, "label": [0, 1] * 750}).to_csv(root / "train_labels.csv", index=False)
+    assert main(["fit", "--data.root", str(root), *FAST]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert len(error) < 800
+    named = r"large0000.png \(224 x 224 pixels, not 96 x 96\); .*large0002"
+    found = re.search(rf"(\d+) of \1 image files cannot be used: .*{named}", error)
+    assert found, error
+    assert int(found[1]) < 1000
+    stopped = f"and {int(found[1]) - 3} more. The first {found[1]} are all refused, so that the rest was not read."
+    assert stopped in error
+
+
+def test_older_packs_go_after_the_new_one_is_whole(kaggle: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = kaggle()
+    first = open_store(read_train(root), root, "train")
+    os.utime(root / "train" / "train000.tif", ns=(1, 1))
+    rename, seen = Path.rename, []
+
+    def note(self: Path, target: Path) -> Path:
+        if self.exists():
+            seen.append((self.suffix, first.path.exists()))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", note)
+    open_store(read_train(root), root, "train")
+    assert seen[0] == (".tmp", True)  # the new one gets its name while the older one is still there
+    assert not first.path.exists()
+
+
+def test_an_older_pack_that_cannot_be_removed_is_no_error(kaggle: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows another process that has it mapped holds on to it."""
+    root = kaggle()
+    first = open_store(read_train(root), root, "train")
+    os.utime(root / "train" / "train000.tif", ns=(1, 1))
+    rename = Path.rename
+
+    def held(self: Path, target: Path) -> Path:
+        if self == first.path.parent:
+            raise PermissionError(13, "in use by another process", str(self))
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", held)
+        again = open_store(read_train(root), root, "train")
+    assert first.path.exists()
+    assert (again.images == first.images).all()
+    os.utime(root / "train" / "train001.tif", ns=(1, 1))
+    open_store(read_train(root), root, "train")
+    assert not first.path.exists()
 
 
 def _save(path: Path, image: Image.Image) -> None:
@@ -97,7 +245,7 @@ def _png_of_16_bits() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-def test_every_bad_file_is_in_one_error(kaggle: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files_are_counted_in_one_error(kaggle: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
     root = kaggle()
     part = root / "train"
     rng = np.random.default_rng(0)
@@ -118,20 +266,23 @@ def test_every_bad_file_is_in_one_error(kaggle: MakeFolder, capsys: pytest.Captu
     assert main(["fit", "--data.root", str(root), *FAST]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert "10 of 20 image files cannot be used" in errors[0]
+    named = r"train000.tif \(.*train001.tif \(.*train002.tif \(.*\); and 7 more\."
+    assert re.search(rf"10 of 20 image files cannot be used: .*{named}", errors[0]), errors[0]
     for number, reason in {
         0: "truncated",
-        1: "not a TIFF or PNG",
-        2: "not a TIFF or PNG",
+        1: "not a TIFF or PNG|cannot identify",
+        2: "not a TIFF or PNG|cannot identify|empty",
         3: "64 x 96 pixels, not 96 x 96",
         4: "transparent",
-        5: "no lossless way to RGB",
+        5: "no lossless way to",
         6: "mode CMYK",
         7: "20000 x 20000|decompression bomb",
-        8: "not a TIFF or PNG",
+        8: "JPEG|not a TIFF or PNG|cannot identify",
         9: "16 bits a channel",
     }.items():
-        assert re.search(rf"train00{number}\.\w+ \(.{{0,90}}?({reason})", errors[0]), (number, errors[0])
+        (path,) = part.glob(f"train00{number}.*")
+        with pytest.raises((OSError, ValueError, Image.DecompressionBombError), match=f"(?i){reason}"):
+            read_pixels(path)
     assert not list(root.glob(".pcam_cache/train-*"))
     assert not Path("lightning_logs").exists()
 

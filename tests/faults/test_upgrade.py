@@ -1,6 +1,5 @@
 """What older versions have written is read, or made anew, or refused; each is said. `make_old.py` made the files."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import FAST, MakeFolder
-from make_old import OLD, TIME
+from make_old import OLD
+from PIL import Image
 
 from pcam_lightning import store as store_module
 from pcam_lightning.checkpoint import FORMAT
@@ -27,19 +27,22 @@ def old(request: pytest.FixtureRequest) -> Path:
     return OLD / str(request.param)
 
 
-def test_an_old_checkpoint_says_of_old_packed_images_what_it_said_then(old: Path) -> None:
+def test_an_old_checkpoint_predicts_what_it_did_and_old_packed_images_are_packed_anew(
+    old: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = Path("data")
     (root / "test").mkdir(parents=True)
-    for name, size in pd.read_csv(old / "files.csv").itertuples(index=False):
-        path = root / "test" / name
-        path.write_bytes(bytes(size))  # no image: reading it would tell
-        os.utime(path, ns=(TIME, TIME))
+    (packed,) = (old / "cache").glob("test-*")
+    for patch_id, pixels in zip(pd.read_csv(packed / "index.csv")["id"], np.load(packed / "images.npy"), strict=True):
+        Image.fromarray(pixels).save(root / "test" / f"{patch_id}.tif")
     shutil.copytree(old / "cache", root / ".pcam_cache")
     predict = ["predict", "--ckpt_path", str(old / "last.ckpt"), "--data.root=data", "--output=out", CPU]
     assert main([*predict, "--trainer.precision=32-true"]) == 0
     now, then = (pd.read_csv(folder / "predictions.csv") for folder in (Path("out"), old))
     assert list(now["id"]) == list(then["id"])
     np.testing.assert_allclose(now["logit"], then["logit"], atol=1e-4)
+    assert "of other files, or of another version; packing again" in capsys.readouterr().err
+    assert not (root / ".pcam_cache" / packed.name).exists()
 
 
 def test_a_run_goes_on_from_an_old_checkpoint(old: Path, drawn: Path) -> None:
