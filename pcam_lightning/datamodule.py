@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pcam_lightning.messages import UserError, check_number, say
+from pcam_lightning.messages import UserError, check_number, say, warn
 from pcam_lightning.quality import is_blank
 from pcam_lightning.split import hold_out, in_several_groups, join_groups, read_split
 from pcam_lightning.store import Store, open_store
@@ -234,13 +234,19 @@ class PCamDataModule(L.LightningDataModule):
             if self.slides is not None or ("val" in table and "slide" in table):
                 # Bare glass has copies in many slides, which are not alike for that: they would become one group.
                 blank = in_several_groups(table["slide"].to_numpy(), group)
-                blank[blank] = is_blank(store.images[rows[blank]])
+                if blank.any():
+                    blank[blank] = is_blank(store.images[rows[blank]])
                 group = join_groups(table["slide"].to_numpy(), np.where(blank, table["id"], group))
             mask = hold_out(table, group, self.val_fraction, self.split_seed, self.folds, self.fold)
             if blank.any() and (self.val_fraction or self.folds):
                 mask &= ~blank
                 say(f"{int(blank.sum()):,} blank patches have exact copies in several slides; none of them validates.")
             self.always_train = blank
+        if copies := int(table.loc[mask, "pixel_sha1"].isin(set(table.loc[~mask, "pixel_sha1"])).sum()):
+            warn(
+                f"val/auroc will be optimistic: {copies:,} of {int(mask.sum()):,} validation patches have an exact "
+                "copy in the training part."
+            )
         labels = table["label"].to_numpy(dtype=np.float32)
         first = self._add_ids(store)
         self._train = Patches(store, rows[~mask], labels[~mask], first)

@@ -83,14 +83,9 @@ class FitCLI(StagesCLI):
             self._open_run()
 
     def _report_held_out(self) -> None:
-        """Count the validation patches that trained the weights before, and those with a copy in the training part."""
+        """Count the validation patches that trained the weights which a new run starts from."""
         data, chosen = self.datamodule, self.config[self.subcommand]
         held_out = data.table[data.val_mask]
-        if copies := TrainingPatches.of(data.table[~data.val_mask]).count(held_out):
-            warn(
-                f"val/auroc will be optimistic: {copies:,} of {len(held_out):,} validation patches have an exact copy "
-                "in the training part."
-            )
         if self.resumed is not None:
             return
         path = Path(chosen.ckpt_path or chosen.model.weights).expanduser()

@@ -111,8 +111,7 @@ def in_several_groups(group: np.ndarray, pixel_sha1: np.ndarray) -> np.ndarray:
         Mask over the rows, shape (N,).
     """
     groups = pd.Series(group).groupby(pixel_sha1).transform("nunique")
-    mask: np.ndarray = (groups > 1).to_numpy()
-    return mask
+    return (groups > 1).to_numpy(copy=True)
 
 
 def hold_out(

@@ -225,18 +225,6 @@ def test_slides_on_both_sides_are_told_and_unknown_ones_may_be() -> None:
         assert find_leak(rows.assign(slide=pd.Series(slides)), mask, by_file=False).told == told
 
 
-def test_a_split_file_that_separates_duplicates_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = _table(30, 20)
-    mask = _random(table, 0.2, 42)
-    write_split(tmp_path / "split.csv", table, mask)
-    read_split(tmp_path / "split.csv", table)
-    assert "duplicates" not in capsys.readouterr().err
-    pair = [int(mask.argmax()), int((~mask).argmax())]  # one patch of each side
-    table.loc[pair, "pixel_sha1"] = "the same"
-    read_split(tmp_path / "split.csv", table)
-    assert "1 groups of exact duplicates stand on both sides of this split" in capsys.readouterr().err
-
-
 @pytest.fixture
 def glass(drawn: Path, tmp_path: Path) -> Path:
     """Return a data folder in which a white patch lies in each of the slides, and a stained one in two of them."""
@@ -263,15 +251,15 @@ def test_blank_patches_that_slides_share_do_not_join_them_and_train(
     glass: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held_out = []
-    for fold in range(3):
-        data = PCamDataModule(glass, slides=glass / "patch_id_wsi_full.csv", folds=3, fold=fold)
+    for fold in range(2):
+        data = PCamDataModule(glass, slides=glass / "patch_id_wsi_full.csv", folds=2, fold=fold)
         data.setup("fit")
         assert data.table is not None
         assert data.val_mask is not None
         table = data.table.assign(val=data.val_mask)
         white = table["id"].str.startswith("white")
         assert not table.loc[white, "val"].any()
-        assert (table[~white].groupby("slide")["val"].nunique() == 1).all()  # whole slides, and not all of one group
+        assert table[~white].groupby("slide")["val"].mean().isin([0, 1]).all()  # whole slides, and not all of one group
         stained = table["id"].str.startswith("stained") | (table["id"] == table.loc[~white, "id"].iloc[0])
         assert table.loc[stained].groupby("pixel_sha1")["val"].nunique().max() == 1  # those do join
         held_out.append(data.val_mask)
