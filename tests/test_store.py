@@ -23,6 +23,7 @@ import pytest
 from conftest import FAST, MakeFolder
 from PIL import Image
 
+from pcam_lightning import fingerprint
 from pcam_lightning.cli import main
 from pcam_lightning.fingerprint import files_key
 from pcam_lightning.messages import UserError
@@ -67,8 +68,12 @@ def _overwrite(path: Path, content: bytes) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+@pytest.mark.parametrize("samples", [0, 256])  # of their bytes: metadata alone is enough
 @pytest.mark.parametrize("change", ["pixels", "another file", "time", "size", "more"])
-def test_rebuilt_when_files_change(kaggle: MakeFolder, change: str) -> None:
+def test_rebuilt_when_files_change(
+    change: str, samples: int, kaggle: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "SAMPLES", samples)
     root = kaggle()
     first = open_store(read_train(root), root, "train")
     path = root / "train" / "train000.tif"
