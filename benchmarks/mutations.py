@@ -640,6 +640,13 @@ MUTATIONS = [
         "        if False:\n",
         ("test_equivariant.py::test_a_side_that_breaks_the_promise_is_refused_with_the_nearest_that_keeps_it",),
     ),
+    Mutation(
+        "an int stays an int",
+        "parser.py",
+        "action._typehint = int_before_float(action._typehint)",
+        "pass",
+        ("test_cli.py::test_an_int_stays_an_int_and_a_float_a_float",),
+    ),
     # reports
     Mutation(
         "intervals of a report are over slides",

@@ -20,12 +20,19 @@ _NEW_RUN = "or start a new run from its weights alone: --model.weights CKPT, wit
 
 
 def batches_per_epoch(trainer: L.Trainer, data: PCamDataModule) -> int:
-    """Return how many training batches an epoch has on each device, as the trainer limits them."""
+    """Return how many training batches an epoch has on each device, as the trainer limits them.
+
+    Raises:
+        UserError: a limit leaves none.
+    """
     assert data.val_mask is not None
     patches = int((~data.val_mask).sum())
     batches = len(BatchSampler(patches, data.batch_size, 0, 0, trainer.world_size))
     limit = trainer.limit_train_batches
-    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    limited = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if limited == 0:
+        raise UserError(f"--trainer.limit_train_batches {limit}: is less than one of {batches} batches.")
+    return limited
 
 
 def steps_per_epoch(trainer: L.Trainer, data: PCamDataModule) -> int:
@@ -126,9 +133,10 @@ def check_validation(trainer: L.Trainer, data: PCamDataModule) -> None:
         UserError: `val_check_interval` would leave steps between an epoch's last validation and its end.
     """
     assert data.val_mask is not None
+    batches = batches_per_epoch(trainer, data)
     if not data.val_mask.any() or trainer.limit_val_batches == 0 or getattr(trainer, "fast_dev_run", False):
         return
-    batches, interval = batches_per_epoch(trainer, data), getattr(trainer, "val_check_interval", None)
+    interval = getattr(trainer, "val_check_interval", None)
     if interval is None:  # a span of time
         raise UserError("--trainer.val_check_interval: give it in batches or epochs, not in time; see --help.")
     between = interval if isinstance(interval, int) else max(1, int(batches * interval))

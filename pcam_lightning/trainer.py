@@ -8,10 +8,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
+    BatchSizeFinder,
     Callback,
     DeviceStatsMonitor,
     EarlyStopping,
     EMAWeightAveraging,
+    LearningRateFinder,
     LearningRateMonitor,
     ModelPruning,
 )
@@ -83,6 +85,11 @@ def _check(options: Namespace, *, fits: bool) -> None:
         (
             fits and _has(callbacks, BaseFinetuning),
             "callbacks: leave BaseFinetuning and BackboneFinetuning out, --model.freeze_epochs freezes the backbone",
+        ),
+        (
+            fits and _has(callbacks, BatchSizeFinder, LearningRateFinder),
+            "callbacks: leave BatchSizeFinder and LearningRateFinder out, they train with options that config.yaml "
+            "does not record",
         ),
         (
             fits and _has(callbacks, ModelPruning),
