@@ -11,6 +11,7 @@ from jsonargparse.typing import PositiveInt
 from pcam_lightning.checkpoint import has_ended, read_checkpoint
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.files import link_whole, write_whole
+from pcam_lightning.layout import parts
 from pcam_lightning.messages import UserError, say
 from pcam_lightning.parser import PCamCLI, Study
 from pcam_lightning.predictions import read_labelled, say_where_it_goes, write_submission
@@ -19,7 +20,6 @@ from pcam_lightning.run import Run
 from pcam_lightning.scores import auroc
 from pcam_lightning.stages import PROG
 from pcam_lightning.sweep import check, claim, fingerprint, open_data, read_record, write_record
-from pcam_lightning.table import parts
 
 KIND = "crossval"
 

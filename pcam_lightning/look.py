@@ -10,11 +10,11 @@ import torch
 
 from pcam_lightning.augment import Augmentation, augment
 from pcam_lightning.datamodule import PCamDataModule
+from pcam_lightning.layout import parts
 from pcam_lightning.preprocess import Preprocess
 from pcam_lightning.quality import measure
 from pcam_lightning.store import Store
 from pcam_lightning.style import CLASSES
-from pcam_lightning.table import parts
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pcam_lightning.messages import UserError
+from pcam_lightning.messages import UserError, say
 from pcam_lightning.pixels import BYTES, SHAPE
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ def read_part(root: Path, part: str, *, labels: bool = True) -> pd.DataFrame:
     train-000123.
 
     Args:
-        root: folder with the part's x and y (`.h5` or `.h5.gz`) and its `meta.csv`.
+        root: folder with the part's x and y (`.h5` or `.h5.gz`) and, for the slides, its `meta.csv`.
         part: train, valid or test.
         labels: whether y and meta are needed; without, x alone is read.
 
     Returns:
         One row a patch in the files' order, with columns `id`, `path` (of x, below `root`), `place` (row in x) and,
-        with `labels`, `label` (int8) and `slide`.
+        with `labels`, `label` (int8) and, where there is a `meta.csv`, `slide`.
 
     Raises:
         UserError: a file is missing or damaged, or is not what its name says.
@@ -80,7 +80,11 @@ def _read_labels(root: Path, part: str) -> dict[str, Any]:
             raise UserError(f"{labels}: damaged ({error}); {_WHERE}.") from None
     if odd := sorted(set(np.unique(label).tolist()) - {0, 1}):
         raise UserError(f"{labels}: label {odd[0]} is neither 0 nor 1; {_WHERE}.")
-    frame, meta = _read_meta(root, part), meta_of(root, part)
+    meta = meta_of(root, part)
+    if not meta.is_file():
+        say(f"{meta}: no such file; the slides of {part} are not known.")
+        return {"label": label.astype(np.int8)}
+    frame = _read_meta(root, part)
     if len(frame) != len(label):
         raise UserError(f"{meta}: {len(frame):,} rows, and {labels.name} has {len(label):,} labels; {_WHERE}.")
     if _CENTRE in frame:

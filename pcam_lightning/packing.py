@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from pcam_lightning.files import write_whole
@@ -177,9 +176,6 @@ def read_chunk(task: Task) -> tuple[bytearray, dict[int, tuple[str, str]]]:
     for number, path in enumerate(task.paths):
         try:
             buffer += read_pixels(os.path.join(task.root, path))
-        except UnidentifiedImageError:
-            refused[number] = path, "not a TIFF or PNG image"
-            buffer += bytes(BYTES)
         except Exception as error:  # whatever a decoder raises over foreign bytes is a complaint about that file
             refused[number] = path, str(error) or type(error).__name__
             buffer += bytes(BYTES)

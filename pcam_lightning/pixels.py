@@ -1,12 +1,16 @@
 """One image file -> the RGB bytes of one patch."""
 
+import io
 import os
 import struct
 
-from PIL import Image
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 SHAPE = (96, 96, 3)  # height, width, RGB
 BYTES = 96 * 96 * 3  # of one patch
+_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}  # how a TIFF starts, and its byte order
+_OTHERS = {b"\xff\xd8\xff": "a JPEG image", b"GIF8": "a GIF image", b"BM": "a BMP image", b"RIFF": "a WebP image"}
+_KINDS = {1: "unsigned", 2: "signed", 3: "float"}  # a TIFF's sample formats
 _CODES = {3: "H", 4: "L"}  # TIFF's SHORT and LONG
 # TIFF 6.0, section 8: the tags of plain RGB, and what they may say; a tag with None is needed too.
 _PLAIN: dict[int, tuple[int, ...] | None] = {
@@ -34,14 +38,18 @@ def read_pixels(path: str | os.PathLike[str]) -> bytes:
         The RGB bytes, row by row, 27,648 of them.
 
     Raises:
-        ValueError: another size or another kind of pixels; seen before anything is decoded.
-        OSError: not an image, or truncated.
+        ValueError: another kind of file, another size or another kind of pixels; seen before anything is decoded.
+        OSError: truncated.
     """
     with open(path, "rb") as file:
         start = file.read(2 * BYTES)  # all of a plain file, and no more of a large one than is needed to tell
     if (plain := plain_tiff(start)) is not None:
         return plain
-    with Image.open(path, formats=("TIFF", "PNG")) as image:
+    try:
+        opened = Image.open(path, formats=("TIFF", "PNG"))
+    except UnidentifiedImageError:
+        raise ValueError(_describe(start)) from None
+    with opened as image:
         if image.size != (96, 96):
             raise ValueError(f"{image.width} x {image.height} pixels, not 96 x 96")
         if image.tile and ";16" in str(image.tile[0]):  # Pillow would cut them to 8 bits without a word
@@ -56,6 +64,26 @@ def read_pixels(path: str | os.PathLike[str]) -> bytes:
         raise ValueError(f"pixels of mode {image.mode}: no lossless way to RGB")
 
 
+def _describe(content: bytes) -> str:
+    """Return what a file is that Pillow cannot read as a TIFF or PNG, by its first bytes."""
+    for magic, name in _OTHERS.items():
+        if content.startswith(magic):
+            return f"{name} under another name: convert it to PNG"
+    if not content:
+        return "an empty file"
+    if content[:4] in _ORDERS:
+        try:
+            directory = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
+            file = io.BytesIO(content)
+            file.seek(directory.next)
+            directory.load(file)
+            bits, kind = directory[258], _KINDS.get(directory.get(339, (1,))[0], "other")
+        except (KeyError, IndexError, TypeError, ValueError, OSError, struct.error):
+            return "a damaged TIFF image"
+        return f"a TIFF of {bits[0]}-bit {kind} pixels, {len(bits)} a pixel: no lossless way to 8-bit RGB"
+    return "not a TIFF or PNG image"
+
+
 def plain_tiff(content: bytes) -> bytes | None:
     """Cut the pixels out of an uncompressed 96 x 96 RGB TIFF, as Kaggle's are; a tenth of the time that Pillow takes.
 
@@ -65,7 +93,7 @@ def plain_tiff(content: bytes) -> bytes | None:
     Returns:
         The RGB bytes, 27,648 of them; None where the file is anything else, which is Pillow's to judge.
     """
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(content[:4])
+    order = _ORDERS.get(content[:4])
     if order is None:
         return None
     try:

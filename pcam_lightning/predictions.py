@@ -15,7 +15,7 @@ from scipy.special import logit as to_logit
 from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError, say, warn
-from pcam_lightning.table import read_labels
+from pcam_lightning.table import read_labels, without_suffix
 
 _KAGGLES = 57_458  # patches to predict
 
@@ -102,9 +102,10 @@ def read_labelled(file: Path, labels: Path | None = None) -> pd.DataFrame:
         rows["logit"] = to_logit(prob.clip(1e-38, 1 - 1e-16))
     if labels is not None:
         truth = read_labels(labels, "--labels takes a CSV with id,label").set_index("id")["label"]
-        if missing := int((~rows["id"].isin(truth.index)).sum()):
+        found = without_suffix(rows["id"]).map(truth)
+        if missing := int(found.isna().sum()):
             raise UserError(f"{labels}: {missing:,} of the {len(rows):,} ids of {file} have no label there.")
-        rows["label"] = rows["id"].map(truth)
+        rows["label"] = found
     if "label" not in rows:
         raise UserError(f"{file}: holds no labels to judge by; --labels FILE names them (id,label).")
     rows["logit"] = pd.to_numeric(rows["logit"], errors="coerce").astype(np.float64)

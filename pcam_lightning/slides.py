@@ -30,10 +30,13 @@ def slides(pcam: Path, root: Path = Path("data"), overwrite: bool = False) -> No
         root: data folder with train_labels.csv in Kaggle's layout.
         overwrite: replace a map that is there and differs.
     """
+    read_meta(pcam, "train")
     ids = set(read_labels(root / "train_labels.csv")["id"])
     has = [part for part in ("valid", "test") if has_part(pcam, part)]
     # What is wrong with a file shows now, not after minutes of hashing.
     tables = {part: read_part(pcam, part) for part in ("train", *has)}
+    for table in tables.values():
+        table["slide"] = table.get("slide", "unknown slides")
     told: dict[str, set[str]] = {}
     for row in _hashed(pcam, tables["train"], root).itertuples():
         if row.sha1 in ids:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from pcam_lightning.layout import HOW_TO_GET, check_layout
 from pcam_lightning.messages import UserError, warn
-from pcam_lightning.official import has_part, is_official, read_part
+from pcam_lightning.official import is_official, read_part
 
 SUFFIXES = (".tif", ".tiff", ".png")  # the earlier one wins where an id has several
+_SUFFIX = re.compile(r"\.(tiff?|png)$", re.IGNORECASE)
 SLIDES_FILES = ("patch_id_wsi_full.csv", "patch_id_wsi.csv")  # the community's, and what `slides` writes
 UNKNOWN_SLIDE = "unknown"  # of patches that a map of slides does not name, taken for one slide
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
-_HOW_TO_GET = "download and unzip Kaggle's histopathologic-cancer-detection, or name its folder with --data.root"
 
 
 def read_train(root: Path, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
@@ -34,9 +35,14 @@ def read_train(root: Path, slides: Path | None = None, unknown_slides: str = "er
     Raises:
         UserError: something is missing, malformed or of one class only; the message names the file and the row.
     """
-    if is_official(_existing_folder(root)):
+    check_layout(root, "train")
+    if is_official(root):
         parts = {part: read_part(root, part) for part in ("train", "valid")}
-        return pd.concat([part.assign(val=name == "valid") for name, part in parts.items()], ignore_index=True)
+        table = pd.concat([part.assign(val=name == "valid") for name, part in parts.items()], ignore_index=True)
+        if "slide" in table and table["slide"].isna().any():
+            warn(f"{root}: one of its meta.csv files is missing, so that no slides are used.")
+            table = table.drop(columns="slide")
+        return table
     files = _find_images(root, "train")
     labels = read_labels(root / "train_labels.csv")
     table = _join_files(labels, files, root / "train_labels.csv", root / "train")
@@ -68,13 +74,6 @@ def read_train(root: Path, slides: Path | None = None, unknown_slides: str = "er
     return table
 
 
-def parts(root: Path) -> list[str]:
-    """Return which of train and test a data folder has; patches alone are there to be predicted."""
-    if is_official(root):
-        return [part for part in ("train", "test") if has_part(root, part)]
-    return [part for part in ("train", "test") if (root / part).is_dir()] or ["test"]
-
-
 def find_slides(root: Path) -> Path | None:
     """Return the map of ids to slides that lies in a data folder; None where there is none."""
     return next((root / name for name in SLIDES_FILES if (root / name).is_file()), None)
@@ -95,13 +94,16 @@ def read_test(root: Path, *, answers: bool = False) -> pd.DataFrame:
     Raises:
         UserError: something is missing or malformed; the message names the file and the row.
     """
-    if is_official(_existing_folder(root)):
+    check_layout(root, "test")
+    if is_official(root):
         return read_part(root, "test", labels=answers)
-    part = "test" if (root / "test").is_dir() or (root / "train").is_dir() else "."
+    bare = not any((root / name).exists() for name in ("test", "train", "train_labels.csv"))
+    part = "." if bare else "test"
     files = _find_images(root, part)
     sample = root / "sample_submission.csv"
     if sample.is_file():
-        table = _join_files(_read_csv(sample, ("id",))[["id"]], files, sample, root / part)
+        # Kaggle wants its own ids back, with a suffix or without.
+        table = _join_files(_read_csv(sample, ("id",), keep_suffix=True)[["id"]], files, sample, root / part)
         if len(files) > len(table):
             warn(f"{root / part}: {len(files) - len(table):,} image files are not in {sample}; not predicted.")
     else:
@@ -112,23 +114,18 @@ def read_test(root: Path, *, answers: bool = False) -> pd.DataFrame:
         if not path.is_file():
             raise UserError(f"{path}: no such file. Scoring test/ needs its labels there, as id,label.")
         truth = read_labels(path).set_index("id")["label"]
-        _complain_of_missing(table.loc[~table["id"].isin(truth.index), "id"], path, "have no label there")
-        table["label"] = table["id"].map(truth).astype("int8")
+        label = without_suffix(table["id"]).map(truth)
+        _complain_of_missing(table.loc[label.isna(), "id"], path, "have no label there")
+        table["label"] = label.astype("int8")
         if table["label"].nunique() < 2:
             raise UserError(f"{path}: all labels are the same; AUROC needs patches of both classes.")
     return table
 
 
-def _existing_folder(root: Path) -> Path:
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; {_HOW_TO_GET}.")
-    return root
-
-
 def _find_images(root: Path, part: str) -> dict[str, str]:
     """Map id to path below `root` for all images below `root/part`; folders are listed, no file is opened."""
     if not (root / part).is_dir():
-        raise UserError(f"{root / part}: no such folder; {_HOW_TO_GET}.")
+        raise UserError(f"{root / part}: no such folder; {HOW_TO_GET}.")
     found: dict[str, str] = {}
     jpegs = 0
     folders = ["" if part == "." else part + "/"]  # below root, each with a slash at its end
@@ -148,7 +145,7 @@ def _find_images(root: Path, part: str) -> dict[str, str]:
             else:
                 jpegs += suffix.lower() in (".jpg", ".jpeg")
     if not found:
-        way_on = f"{jpegs:,} .jpg: convert to PNG, 96 x 96 pixels" if jpegs else _HOW_TO_GET
+        way_on = f"{jpegs:,} .jpg: convert to PNG, 96 x 96 pixels" if jpegs else HOW_TO_GET
         raise UserError(f"{root / part}: no .tif or .png file in it or below; {way_on}.")
     return found
 
@@ -162,8 +159,13 @@ def _preferred(root: Path, first: str, second: str) -> str:
     return min(first, second, key=rank)
 
 
-def _read_csv(path: Path, columns: tuple[str, ...], way_on: str = _HOW_TO_GET) -> pd.DataFrame:
-    """Read a CSV as text, blank lines dropped; the index is the line number in the file, as an editor shows it."""
+def _read_csv(
+    path: Path, columns: tuple[str, ...], way_on: str = HOW_TO_GET, *, keep_suffix: bool = False
+) -> pd.DataFrame:
+    """Read a CSV as text, blank lines dropped; the index is the line number in the file, as an editor shows it.
+
+    An id is a file's name without suffix; one with a suffix loses it, unless it is to be kept.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file; {way_on}.")
     try:
@@ -188,8 +190,15 @@ def _read_csv(path: Path, columns: tuple[str, ...], way_on: str = _HOW_TO_GET) -
     frame = frame.loc[(frame != "").any(axis=1)]
     if frame.empty:
         raise UserError(f"{path}: no rows below the header; no patches at all.")
+    if not keep_suffix:
+        frame["id"] = without_suffix(frame["id"])
     _complain_of_ids(frame["id"], path)
     return frame
+
+
+def without_suffix(ids: "pd.Series[str]") -> "pd.Series[str]":
+    """Return ids without the suffix of an image file, which some CSVs give them."""
+    return ids.str.replace(_SUFFIX, "", regex=True)
 
 
 def _complain_of_ids(ids: "pd.Series[str]", path: Path) -> None:
@@ -207,7 +216,7 @@ def _complain_of_ids(ids: "pd.Series[str]", path: Path) -> None:
         )
 
 
-def read_labels(path: Path, way_on: str = _HOW_TO_GET) -> pd.DataFrame:
+def read_labels(path: Path, way_on: str = HOW_TO_GET) -> pd.DataFrame:
     """Read a CSV of labels; return columns `id` and `label` (int8), each row under its line number.
 
     Args:
@@ -239,7 +248,8 @@ def read_slides(path: Path) -> "pd.Series[str]":
 
 
 def _join_files(rows: pd.DataFrame, files: dict[str, str], csv: Path, folder: Path) -> pd.DataFrame:
-    table = rows.assign(path=rows["id"].map(files))
+    path = rows["id"].map(files)
+    table = rows.assign(path=path.where(path.notna(), without_suffix(rows["id"]).map(files)))
     _complain_of_missing(table.loc[table["path"].isna(), "id"], csv, f"have no .tif or .png file in {folder}")
     return table.reset_index(drop=True)
 

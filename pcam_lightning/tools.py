@@ -10,11 +10,11 @@ from pcam_lightning.datamodule import PCamDataModule
 from pcam_lightning.evaluate import evaluate
 from pcam_lightning.explain import explain
 from pcam_lightning.explore import EXPLORE
+from pcam_lightning.layout import parts
 from pcam_lightning.messages import say
 from pcam_lightning.parser import Studies, Tools
 from pcam_lightning.slides import slides
 from pcam_lightning.synthetic import synthesize
-from pcam_lightning.table import parts
 
 
 def pack(root: Path = Path("data"), cache_dir: Path | None = None, verify: bool = False) -> None:

@@ -174,7 +174,6 @@ def _no_wsi(root: Path) -> None:
         (_cut_gzip, "train_y.h5.gz: a damaged .gz file"),
         (_cut_packed_images, "train_x.h5.gz: a damaged .gz file"),
         (_turn_labels, "valid_y.h5: 5 labels differ from center_tumor_patch in .*valid_meta.csv"),
-        (_remove("train_meta.csv"), "train_meta.csv: no such file"),
         (_remove("valid_x.h5"), "valid_x.h5: no such file, nor .*valid_x.h5.gz"),
         (_no_wsi, "train_meta.csv: not a CSV file with a column wsi"),
     ],
@@ -287,3 +286,29 @@ def test_exact_copies_across_the_official_parts_are_counted(pcam: Path, capsys: 
     assert main(["fit", "-c", BASE, "--data.root", str(pcam), "--trainer.max_epochs=1", *FAST]) == 0
     printed = capsys.readouterr().err
     assert "3 of 30 validation patches have an exact copy in the training part" in printed
+
+
+@pytest.mark.parametrize("missing", [("train", "valid", "test"), ("valid",)])
+def test_without_meta_files_slides_are_not_known(
+    missing: tuple[str, ...], pcam: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in missing:
+        (pcam / f"{PREFIX}{part}_meta.csv").unlink()
+    table = read_train(pcam)
+    assert "slide" not in table
+    assert len(table) == 90
+    assert f"{PREFIX}valid_meta.csv: no such file; the slides of valid are not known" in capsys.readouterr().err
+    assert main(["fit", "-c", BASE, "--data.root", str(pcam), "--trainer.max_epochs=1", *FAST]) == 0
+    assert "optimistic: patches of one slide" not in capsys.readouterr().err  # the parts are of different slides
+    run = Path("lightning_logs/base/version_0")
+    best = str(run / "checkpoints" / "best.ckpt")
+    assert main(["test", "--ckpt_path", best, "--trainer.accelerator=cpu"]) == 0
+    assert main(["evaluate", str(run)]) == 0
+    assert main(["slides", str(pcam), "--root", str(pcam)]) == 2
+
+
+def test_folds_without_meta_files_are_at_random(pcam: Path) -> None:
+    for part in ("train", "valid"):
+        (pcam / f"{PREFIX}{part}_meta.csv").unlink()
+    args = ["fit", "-c", BASE, "--data.root", str(pcam), "--data.folds=2", "--trainer.max_epochs=1", *FAST]
+    assert main(args) == 0
