@@ -176,7 +176,7 @@ def test_resuming_refuses_another_split_and_a_finished_run(run_copy: Path, capsy
     assert main(resume) == 2
     assert re.search(r"error: --ckpt_path: has had 2 epochs already; a higher --trainer", capsys.readouterr().err)
     assert main([*resume, "--trainer.max_epochs=3", "--data.split_seed=7"]) == 2
-    assert re.search(r"error: .*version_0: the patches or their split are others", capsys.readouterr().err)
+    assert re.search(r"error: .*version_0: the patches or their split differ from this run", capsys.readouterr().err)
     assert (run_copy / "checkpoints" / "last.ckpt").read_bytes() == last
 
 
@@ -369,6 +369,7 @@ def _keep(keeper: KeepCheckpoints, scores: list[float], first: int = 0) -> None:
         trainer: Any = SimpleNamespace(
             callback_metrics={"val/auroc": torch.tensor(score)},
             current_epoch=epoch,
+            global_step=4 * epoch + 4,
             is_global_zero=True,
             sanity_checking=False,
             save_checkpoint=lambda path, epoch=epoch, **_: (
@@ -414,7 +415,7 @@ def test_an_optimizer_goes_on_as_it_was(
     shutil.copy(run_copy / "checkpoints" / "last.ckpt", "older.ckpt")
     args = ["fit", "-c", BASE, "--ckpt_path", checkpoint, "--data.root", str(drawn), "--trainer.max_epochs=3", *FAST]
     assert main([*args, f"--model.{option}"]) == 2
-    assert "the optimizer goes on as it was" in capsys.readouterr().err
+    assert "a resumed optimizer keeps its options; use --model." in capsys.readouterr().err
     assert [path.name for path in run_copy.parent.iterdir()] == ["version_0"]
 
 
