@@ -68,11 +68,11 @@ class Averaging(WeightAveraging):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the statistics of the averaged weights, which are about to be validated."""
         if not trainer.sanity_checking:
-            self._measure(trainer)
+            self._measure(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure them before the weights are kept, where no validation has done so."""
-        self._measure(trainer)
+        self._measure(trainer, pl_module)
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
@@ -86,19 +86,25 @@ class Averaging(WeightAveraging):
         self.count += 1
 
     @torch.no_grad()
-    def _measure(self, trainer: L.Trainer) -> None:
-        """Set the averaged network's running statistics to their mean over the epoch's last batches."""
+    def _measure(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Set the averaged network's running statistics to their mean over the epoch's last batches.
+
+        Those of a frozen layer stay as they are.
+        """
         assert self._average_model is not None
         model: Any = self._average_model.module
-        norms = [module for module in model.modules() if hasattr(module, "running_mean")]
+        both: Any = zip(model.modules(), pl_module.modules(), strict=True)
+        norms = [norm for norm, own in both if hasattr(own, "running_mean") and own.weight.requires_grad]
         if self._measured == trainer.global_step or not norms or not self._recent:
             return
         self._measured = trainer.global_step
         statistics = list(chain.from_iterable((norm.running_mean, norm.running_var) for norm in norms))
         total = [torch.zeros_like(value) for value in statistics]
-        with _follows_each_batch(norms), trainer.precision_plugin.forward_context(), torch.random.fork_rng():
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        random, precision = torch.random.fork_rng(devices), trainer.precision_plugin.forward_context()
+        with _follows_each_batch(norms), random, precision:
             for batch in self._recent:
-                model.net(model.augmented(batch)[0])
+                model.net(pl_module.augmented(batch)[0])
                 torch._foreach_add_(total, statistics)
         torch._foreach_div_(total, len(self._recent))
         for value, mean in zip(statistics, total, strict=True):

@@ -165,10 +165,12 @@ class StagesCLI(LightningCLI):
         self._collect("val", self.datamodule.table)
 
     def _report_overlap(self, table: pd.DataFrame) -> None:
-        """Count the patches of a part, with columns `id` and `pixel_sha1`, that trained the checkpoint's weights."""
+        """Count the patches of a part, with columns `id` and `pixel_sha1`, that trained one of the networks."""
         assert self.checkpoint is not None
         path = Path(self.config[self.subcommand].ckpt_path)
         trained = TrainingPatches.of_checkpoint(path, self.checkpoint)
+        for other in self.model.others:
+            trained |= other.trained
         self.overlap = trained.count(table)
         if self.overlap:
             warn(f"{self.overlap:,} of these {len(table):,} patches trained the network of {path}.")

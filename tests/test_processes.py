@@ -57,6 +57,8 @@ def test_processes_that_the_trainer_starts_itself(strategy: str, drawn: Path) ->
     score = pd.read_csv(run / "metrics.csv")["val/auroc"].max()
     assert f"best: epoch 1, val/auroc {score:.4f}" in printed
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+    if strategy != "ddp_spawn":  # which alone sends objects to the processes that it starts
+        return
     checkpoint = str(run / "checkpoints" / "best.ckpt")
     _run("validate", "--ckpt_path", checkpoint, "--trainer.accelerator=cpu", *two)
     assert abs(pd.read_json(run / "validate.json", typ="series")["val/auroc"] - score) < 1e-6

@@ -53,23 +53,28 @@ def _state(run: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.fixture(scope="module")
+def whole(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that was never stopped, without loader workers."""
+    place = tmp_path_factory.mktemp("whole")
+    assert main(_fit(drawn, "--trainer.max_epochs=2", f"--trainer.default_root_dir={place}")) == 0
+    return place / RUNS / "version_0"
+
+
 @pytest.mark.parametrize(("workers", "method"), [(0, "fork"), (1, "fork"), (2, "fork"), (2, "spawn")])
 def test_resumed_with_workers_is_the_run_never_stopped(
-    workers: int, method: str, drawn: Path, monkeypatch: pytest.MonkeyPatch
+    workers: int, method: str, whole: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method(method, force=True)
     try:
-        args = _fit(drawn, f"--data.num_workers={workers}")
-        assert main(args) == 0
         with monkeypatch.context() as patch:
             patch.setattr(cli, "PCamCLI", stopping(Stop(1), [0]))
-            assert main(args) == 1
+            assert main(_fit(drawn, "--trainer.max_epochs=2", f"--data.num_workers={workers}")) == 1
         assert main(["fit", "-c", BASE, "--ckpt_path=last"]) == 0
-        shutil.copy(RUNS / "version_1" / "checkpoints" / "best.ckpt", "first.ckpt")
     finally:
         multiprocessing.set_start_method(before, force=True)
-    whole, resumed = RUNS / "version_0", RUNS / "version_1"
+    resumed = RUNS / "version_0"
     pd.testing.assert_frame_equal(read_metrics(whole), read_metrics(resumed), check_exact=True)
     state, other = _state(whole), _state(resumed)
     assert all(torch.equal(state[name], other[name]) for name in state)
