@@ -45,7 +45,7 @@ def files_key(table: pd.DataFrame, root: Path, version: int) -> str:
     lines: list[str] = []
     before = ""
     try:
-        for patch_id, path in zip(table["id"], table["path"], strict=True):
+        for patch_id, path in zip(table["id"].tolist(), table["path"].tolist(), strict=True):
             if path != before:
                 status = os.stat(os.path.join(base, path))
                 # One f-string a file: this loop is what a warm start waits for.

@@ -142,7 +142,7 @@ def _read_store(folder: Path, table: pd.DataFrame) -> Store:
         file, images = _map_images(path, len(table))
     except OSError as error:
         raise ValueError(f"{Path(error.filename or path).name}: {error.strerror}") from None
-    if list(index) != ["id", "pixel_sha1"] or list(index["id"]) != list(table["id"]):
+    if list(index) != ["id", "pixel_sha1"] or not np.array_equal(index["id"].to_numpy(), table["id"].to_numpy()):
         file.close()
         raise ValueError("index.csv is damaged")
     return Store(

@@ -198,6 +198,8 @@ def _read_csv(
 
 def without_suffix(ids: "pd.Series[str]") -> "pd.Series[str]":
     """Return ids without the suffix of an image file, which some CSVs give them."""
+    if not any("." in one for one in ids.tolist()):  # a tenth of the time that the expression takes
+        return ids
     return ids.str.replace(_SUFFIX, "", regex=True)
 
 
@@ -249,7 +251,9 @@ def read_slides(path: Path) -> "pd.Series[str]":
 
 def _join_files(rows: pd.DataFrame, files: dict[str, str], csv: Path, folder: Path) -> pd.DataFrame:
     path = rows["id"].map(files)
-    table = rows.assign(path=path.where(path.notna(), without_suffix(rows["id"]).map(files)))
+    if path.isna().any():
+        path = path.where(path.notna(), without_suffix(rows["id"]).map(files))
+    table = rows.assign(path=path)
     _complain_of_missing(table.loc[table["path"].isna(), "id"], csv, f"have no .tif or .png file in {folder}")
     return table.reset_index(drop=True)
 
