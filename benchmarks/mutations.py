@@ -310,7 +310,7 @@ MUTATIONS = [
     Mutation(
         "answers are joined by id",
         "predictions.py",
-        'rows["id"].map(truth)',
+        'without_suffix(rows["id"]).map(truth)',
         "truth.to_numpy()",
         ("test_predict.py::test_predictions_are_joined_by_id_in_whichever_order_they_come",),
     ),

@@ -207,3 +207,25 @@ def test_a_sample_is_of_the_training_part_alone(data: PCamDataModule) -> None:
     sample = [image.numpy().tobytes() for image in data.sample(1000)]
     assert len(sample) == 97
     assert set(sample) == train
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_of_two_processes_resumes_with_its_share_of_the_epoch(workers: int, drawn: Path) -> None:
+    """Loader workers fetch the first batches before Lightning calls `set_epoch`."""
+    torch.manual_seed(0)
+    module = PCamDataModule(drawn, batch_size=16, num_workers=workers)
+    module.setup("fit")
+    module.start_epoch = 3
+    device = SimpleNamespace(root_device=torch.device("cpu"))
+    found = []
+    for rank in range(2):
+        trainer = SimpleNamespace(world_size=2, global_rank=rank, current_epoch=0, strategy=device)
+        module.trainer = trainer  # type: ignore[assignment]
+        loader = module.train_dataloader()
+        batches = iter(loader)
+        loader.sampler.set_epoch(3)  # type: ignore[attr-defined]
+        found.append(torch.cat([batch["row"] for batch in batches]))
+        expected = BatchSampler(97, 16, torch.initial_seed(), rank, 2, epoch=3)
+        rows = np.concatenate([module.ids[found[-1]]])
+        assert list(rows) == list(loader.dataset.ids(np.concatenate(list(expected))))  # type: ignore[attr-defined]
+    assert not torch.equal(found[0], found[1])

@@ -17,6 +17,7 @@ from PIL import Image
 from pcam_lightning.cli import main
 from pcam_lightning.messages import UserError
 from pcam_lightning.official import PREFIX
+from pcam_lightning.pixels import BYTES
 from pcam_lightning.store import open_store
 from pcam_lightning.table import read_test, read_train
 
@@ -312,3 +313,18 @@ def test_folds_without_meta_files_are_at_random(pcam: Path) -> None:
         (pcam / f"{PREFIX}{part}_meta.csv").unlink()
     args = ["fit", "-c", BASE, "--data.root", str(pcam), "--data.folds=2", "--trainer.max_epochs=1", *FAST]
     assert main(args) == 0
+
+
+def test_room_for_what_is_unpacked_is_counted(pcam: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compressed x is unpacked beside the array that is written: twice the size of its patches."""
+    for path in pcam.glob(f"{PREFIX}*_x.h5"):
+        with gzip.open(f"{path}.gz", "wb") as file:
+            file.write(path.read_bytes())
+        path.unlink()
+    usage = shutil.disk_usage(pcam)
+    patches = len(read_train(pcam))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=int(1.5 * patches * BYTES)))
+    with pytest.raises(UserError, match="packing needs"):
+        open_store(read_train(pcam), pcam, "train")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * patches * BYTES))
+    assert len(open_store(read_train(pcam), pcam, "train").ids) == patches
