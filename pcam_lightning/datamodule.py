@@ -136,7 +136,8 @@ class PCamDataModule(L.LightningDataModule):
         split_file: split.csv of an older run, used instead of a new split; `slides` then only tell whose patches
             they are.
         cache_dir: folder for the packed images, 27.6 kB a patch; by default .pcam_cache in the data folder.
-        verify: stop where pixels are not what the ids say (Kaggle's ids are the SHA-1 of the pixels).
+        verify: hash all packed pixels and image files, pack again where they differ, and stop where pixels are not what
+            the ids say (Kaggle's ids are the SHA-1 of the pixels).
         num_workers: processes that gather batches. With 0 the training process does, one copy from memory a batch; 2
             or more hide a slow disk.
     """
@@ -185,9 +186,9 @@ class PCamDataModule(L.LightningDataModule):
         self.cache_dir = _path(cache_dir)
         self.verify = verify
         self.num_workers = num_workers
-        self.table: pd.DataFrame | None = None  # of the labelled part, with `pixel_sha1`
+        self.table: pd.DataFrame | None = None  # of the labeled part, with `pixel_sha1`
         self.val_mask: np.ndarray | None = None  # over the table's rows
-        self.test_table: pd.DataFrame | None = None  # of test/, in the order of the submission, too
+        self.test_table: pd.DataFrame | None = None  # of test/, in the order of the submission, with `pixel_sha1`
         self.always_train: np.ndarray | None = None  # over the table's rows: blank patches that no split holds out
         self.train_store: Store | None = None  # packed images of the labeled part
         self.test_store: Store | None = None  # packed images of test/

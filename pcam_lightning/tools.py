@@ -23,7 +23,8 @@ def pack(root: Path = Path("data"), cache_dir: Path | None = None, verify: bool 
     Args:
         root: data folder in Kaggle's layout; one that has only test/ is packed too.
         cache_dir: folder for the packed images; by default .pcam_cache in the data folder.
-        verify: stop where pixels are not what the ids say (Kaggle's ids are the SHA-1 of the pixels).
+        verify: hash all packed pixels and image files, pack again where they differ, and stop where pixels are not what
+            the ids say (Kaggle's ids are the SHA-1 of the pixels).
     """
     data = PCamDataModule(root, val_fraction=0, cache_dir=cache_dir, verify=verify)
     for part in parts(root):
