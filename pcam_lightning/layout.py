@@ -4,12 +4,14 @@ import os
 import re
 from pathlib import Path
 
-from pcam_lightning.messages import UserError
+from pcam_lightning.messages import UserError, warn
 from pcam_lightning.official import has_part, is_official
 
 HOW_TO_GET = "download and unzip Kaggle's histopathologic-cancer-detection, or name its folder with --data.root"
-_PART = r"(?i){}([ _-]?(images?|imgs?|patches|data|set))?"  # how folders of a part are called elsewhere
-_MOST_FOLDERS = 100  # within a folder, that are looked into for a data folder
+# How folders of a part are called elsewhere; a slide's own folder, such as test_001, is none of them.
+_PART = r"(?i){}(ing)?([ _-]?(images?|imgs?|patches|data|set))?"
+_DEPTH = 4  # levels below a folder that are searched for a data folder
+_MOST_FOLDERS = 10_000  # that are searched: somebody may name a home folder
 
 
 def check_layout(root: Path, *needed: str) -> None:
@@ -35,11 +37,10 @@ def check_layout(root: Path, *needed: str) -> None:
             raise UserError(f"{root}: has a folder {like}/ and none called {part}/; rename it to {part}/.")
     if _is_kaggle(root):
         return
-    if root.name == "train" and (root.parent / "train_labels.csv").is_file():
-        raise UserError(f"{root}: is the training part of {root.parent}; use --data.root {root.parent}.")
-    inner = [root / name for name in folders]
-    inner += [folder / name for folder in inner[:_MOST_FOLDERS] for name in _folders(folder)]
-    if found := next((folder for folder in inner if _is_kaggle(folder) or is_official(folder)), None):
+    if root.resolve().name == "train" and (root.resolve().parent / "train_labels.csv").is_file():
+        outer = root.resolve().parent if root.name != "train" else root.parent
+        raise UserError(f"{root}: is the training part of {outer}; use --data.root {outer}.")
+    if found := _find_inner(root):
         raise UserError(f"{root}: is not a data folder, and {found} looks like one; use --data.root {found}.")
 
 
@@ -55,7 +56,22 @@ def parts(root: Path) -> list[str]:
         if not found:
             raise UserError(f"{root}: has neither PCam's train nor its test files; valid alone is of no use here.")
         return found
+    if (root / "train_labels.csv").is_file() and not (root / "train").is_dir():
+        warn(f"{root}: has a train_labels.csv and no train/; only its test part is used.")
     return [part for part in ("train", "test") if (root / part).is_dir()] or ["test"]
+
+
+def _find_inner(root: Path) -> Path | None:
+    """Return the first folder below `root` that looks like a data folder, the outermost before others."""
+    part = re.compile(_PART.format("(train|test)"))
+    folders = [(root, 0)]  # and their levels; grows while it is read, level by level
+    for folder, level in folders:
+        names = _folders(folder)
+        if folder != root and (_is_kaggle(folder) or is_official(folder) or any(map(part.fullmatch, names))):
+            return folder
+        if level < _DEPTH and len(folders) < _MOST_FOLDERS:
+            folders += [(folder / name, level + 1) for name in names]
+    return None
 
 
 def _is_kaggle(root: Path) -> bool:

@@ -16,6 +16,11 @@ class UserError(Exception):
     """
 
 
+def shorten(text: str) -> str:
+    """Cut a text from a user's file to a length that a message can hold."""
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def say(text: str) -> None:
     """Print one line on stderr, on the first process of several alone."""
     if getattr(rank_zero_only, "rank", 0) in (0, None):

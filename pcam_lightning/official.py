@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pcam_lightning.messages import UserError, say
+from pcam_lightning.messages import UserError, say, shorten
 from pcam_lightning.pixels import BYTES, SHAPE
 
 if TYPE_CHECKING:
@@ -181,7 +181,9 @@ def _open(path: Path, kind: str, scratch: Path, told: Path | None = None) -> "It
         with file:
             data = file.get(kind)
             if not isinstance(data, h5py.Dataset) or not data.shape:
-                raise UserError(f"{told}: holds {', '.join(file) or 'nothing'}, and no array {kind}; {_WHERE}.")
+                raise UserError(
+                    f"{told}: holds {shorten(', '.join(file)) or 'nothing'}, and no array {kind}; {_WHERE}."
+                )
             yield data
 
 

@@ -17,7 +17,7 @@ from pcam_lightning.files import write_whole
 from pcam_lightning.messages import UserError, say, warn
 from pcam_lightning.official import open_images, read_images
 from pcam_lightning.pixels import BYTES, SHAPE, read_pixels
-from pcam_lightning.table import looks_like_sha1
+from pcam_lightning.table import looks_like_sha1, without_suffix
 from pcam_lightning.workers import workers
 
 _CHUNK = 128  # patches that one task decodes and writes: 3.5 MB
@@ -38,7 +38,9 @@ def pack(table: pd.DataFrame, root: Path, folder: Path, part: str) -> None:
     try:
         pixel_sha1 = _write_images(temporary / "images.npy", table, root, part)
         index = pd.DataFrame({"id": table["id"], "pixel_sha1": pixel_sha1})
-        write_whole(temporary / "index.csv", index.to_csv(index=False, lineterminator="\n"))
+        content = index.to_csv(index=False, lineterminator="\n").encode()
+        write_whole(temporary / "index.csv", content)
+        write_whole(temporary / "index.sha256", hashlib.sha256(content).hexdigest())
         temporary.rename(folder)
         for path in stale:
             remove_pack(path)
@@ -211,7 +213,8 @@ def check_ids(index: pd.DataFrame, root: Path, part: str, *, error: bool) -> Non
     Raises:
         UserError: some differ, and that is an error.
     """
-    wrong = index.loc[looks_like_sha1(index["id"]) & (index["id"] != index["pixel_sha1"]), "id"]
+    ids = without_suffix(index["id"])
+    wrong = index.loc[looks_like_sha1(ids) & (ids != index["pixel_sha1"]), "id"]
     if wrong.empty:
         return
     message = (

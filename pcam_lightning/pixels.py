@@ -1,8 +1,9 @@
 """One image file -> the RGB bytes of one patch."""
 
-import io
 import os
 import struct
+import warnings
+from pathlib import Path
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
@@ -48,7 +49,7 @@ def read_pixels(path: str | os.PathLike[str]) -> bytes:
     try:
         opened = Image.open(path, formats=("TIFF", "PNG"))
     except UnidentifiedImageError:
-        raise ValueError(_describe(start)) from None
+        raise ValueError(_describe(Path(path), start)) from None
     with opened as image:
         if image.size != (96, 96):
             raise ValueError(f"{image.width} x {image.height} pixels, not 96 x 96")
@@ -64,7 +65,7 @@ def read_pixels(path: str | os.PathLike[str]) -> bytes:
         raise ValueError(f"pixels of mode {image.mode}: no lossless way to RGB")
 
 
-def _describe(content: bytes) -> str:
+def _describe(path: Path, content: bytes) -> str:
     """Return what a file is that Pillow cannot read as a TIFF or PNG, by its first bytes."""
     for magic, name in _OTHERS.items():
         if content.startswith(magic):
@@ -74,9 +75,10 @@ def _describe(content: bytes) -> str:
     if content[:4] in _ORDERS:
         try:
             directory = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
-            file = io.BytesIO(content)
-            file.seek(directory.next)
-            directory.load(file)
+            with path.open("rb") as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what Pillow says of a directory that is cut
+                file.seek(directory.next)  # often behind the pixels
+                directory.load(file)
             bits, kind = directory[258], _KINDS.get(directory.get(339, (1,))[0], "other")
         except (KeyError, IndexError, TypeError, ValueError, OSError, struct.error):
             return "a damaged TIFF image"

@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from pcam_lightning.datamodule import SPLIT_OPTIONS
-from pcam_lightning.official import is_official
+from pcam_lightning.official import is_official, meta_of
 
 # Options of the trainer that a network depends on.
 _TRAINING = (
@@ -92,5 +92,8 @@ def _kind(data: dict[str, Any]) -> str:
     if data.get("split_file"):
         return f"as {data['split_file']}"
     if is_official(Path(data["root"])):
-        return "whole slides" if data.get("folds") else "PCam's own parts"
+        if not data.get("folds"):
+            return "PCam's own parts"
+        named = all(meta_of(Path(data["root"]), part).is_file() for part in ("train", "valid"))
+        return "whole slides" if named else "random"
     return "random" if data.get("slides") is None else "whole slides"

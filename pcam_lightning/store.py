@@ -10,6 +10,7 @@ from multiprocessing import reduction
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import filelock
@@ -113,13 +114,14 @@ def open_store(
         except ValueError as error:
             say(f"{folder}: {error}; packing again.")
             store = None
-            remove_pack(folder)
     if store is None:
         folder = _writable(places) / name
         # Whoever comes second waits for the first one's pack instead of doing the work twice.
         with filelock.FileLock(folder.parent / f"{part}.lock"):
             try:
                 store = _read_store(folder, table)
+                if verify:
+                    _verify(store, table, root, part)
             except ValueError:
                 remove_pack(folder)
                 pack(table, root, folder, part)
@@ -138,11 +140,13 @@ def _read_store(folder: Path, table: pd.DataFrame) -> Store:
     path = folder / "images.npy"
     try:
         content = (folder / "index.csv").read_bytes()
+        recorded = (folder / "index.sha256").read_text(encoding="utf-8")
         index = pd.read_csv(BytesIO(content), dtype=str, keep_default_na=False)
         file, images = _map_images(path, len(table))
     except OSError as error:
         raise ValueError(f"{Path(error.filename or path).name}: {error.strerror}") from None
-    if list(index) != ["id", "pixel_sha1"] or not np.array_equal(index["id"].to_numpy(), table["id"].to_numpy()):
+    fingerprint = hashlib.sha256(content).hexdigest()
+    if fingerprint != recorded or not np.array_equal(index["id"].to_numpy(), table["id"].to_numpy()):
         file.close()
         raise ValueError("index.csv is damaged")
     return Store(
@@ -150,7 +154,7 @@ def _read_store(folder: Path, table: pd.DataFrame) -> Store:
         images=images,
         ids=index["id"].to_numpy(dtype=str),
         pixel_sha1=index["pixel_sha1"].to_numpy(dtype=str),
-        fingerprint=hashlib.sha256(content).hexdigest(),
+        fingerprint=fingerprint,
         file=file,
     )
 
@@ -172,6 +176,9 @@ def _map_images(path: Path, count: int) -> tuple[BinaryIO, np.memmap]:
         if (actual := path.stat().st_size) != size:
             raise ValueError(f"images.npy has {actual:,} bytes, not {size:,}")
         return file, np.memmap(file, dtype, "r", file.tell(), shape)
+    except (SyntaxError, TokenError):
+        file.close()
+        raise ValueError("images.npy has a damaged header") from None
     except BaseException:
         file.close()
         raise

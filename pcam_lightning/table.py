@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from pcam_lightning.layout import HOW_TO_GET, check_layout
-from pcam_lightning.messages import UserError, warn
+from pcam_lightning.messages import UserError, shorten, warn
 from pcam_lightning.official import is_official, read_part
 
 SUFFIXES = (".tif", ".tiff", ".png")  # the earlier one wins where an id has several
@@ -181,9 +181,10 @@ def _read_csv(
             f"{path}: not a CSV file ({error}). It should start with the line {','.join(columns)}."
         ) from None
     if missing := [name for name in columns if name not in frame.columns]:
+        header = shorten(",".join(map(str, frame.columns)))
         raise UserError(
-            f"{path}: no column {' nor '.join(missing)}; its first line is {','.join(map(str, frame.columns))!r}, "
-            f"and should have {','.join(columns)}."
+            f"{path}: no column {' nor '.join(missing)}; its first line is {header!r}, and should have "
+            f"{','.join(columns)}."
         )
     frame = pd.DataFrame({name: frame[name].fillna("").str.strip() for name in columns})
     frame.index += 2
@@ -207,14 +208,14 @@ def _complain_of_ids(ids: "pd.Series[str]", path: Path) -> None:
     odd = ids[(ids == "") | ids.str.contains(r"[/\\\x00]") | ids.isin([".", ".."])]
     if len(odd):
         raise UserError(
-            f"{path}, row {odd.index[0]}: id {_short(odd.iloc[0])!r} is empty or has a path separator in it. "
+            f"{path}, row {odd.index[0]}: id {shorten(odd.iloc[0])!r} is empty or has a path separator in it. "
             "An id is the file's name without folder and suffix."
         )
     twice = ids[ids.duplicated()]
     if len(twice):
         first, second = ids.index[ids == twice.iloc[0]][:2]
         raise UserError(
-            f"{path}, row {second}: id {_short(twice.iloc[0])} stands in row {first} already. Remove one of the two."
+            f"{path}, row {second}: id {shorten(twice.iloc[0])} stands in row {first} already. Remove one of the two."
         )
 
 
@@ -233,7 +234,7 @@ def read_labels(path: Path, way_on: str = HOW_TO_GET) -> pd.DataFrame:
     odd = frame.loc[label.isna(), "label"]
     if len(odd):
         raise UserError(
-            f'{path}, row {odd.index[0]}: label "{_short(odd.iloc[0])}" is neither 0 nor 1. '
+            f'{path}, row {odd.index[0]}: label "{shorten(odd.iloc[0])}" is neither 0 nor 1. '
             "Labels come as id,label with 0 for normal and 1 for tumour."
         )
     return frame.assign(label=label.astype("int8"))
@@ -260,15 +261,11 @@ def _join_files(rows: pd.DataFrame, files: dict[str, str], csv: Path, folder: Pa
 
 def _complain_of_missing(ids: Iterable[str], csv: Path, what: str) -> None:
     if missing := list(ids):
-        named = ", ".join(map(_short, missing[:3]))
+        named = ", ".join(map(shorten, missing[:3]))
         more = ", ..." if len(missing) > 3 else ""
         raise UserError(
             f"{csv}: {len(missing):,} of the ids {what}: {named}{more}. Unzip the download again, or drop them."
         )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def looks_like_sha1(ids: "pd.Series[str]") -> "pd.Series[bool]":

@@ -15,6 +15,7 @@ from pcam_lightning.layout import parts
 from pcam_lightning.messages import UserError
 from pcam_lightning.official import PREFIX
 from pcam_lightning.pixels import read_pixels
+from pcam_lightning.split import read_split
 from pcam_lightning.table import read_labels, read_test, read_train
 
 
@@ -41,17 +42,54 @@ def test_a_folder_above_a_data_folder_names_it(
     assert not (tmp_path / "w" / ".pcam_cache").exists()
 
 
-@pytest.mark.parametrize("name", ["Train", "train_images", "training"])
-def test_a_training_part_under_another_name_is_named(name: str, kaggle: MakeFolder) -> None:
+@pytest.mark.parametrize("name", ["Train", "train_images", "training", "mine"])
+def test_a_training_part_under_another_name_is_named(
+    name: str, kaggle: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = kaggle()
     (root / "train").rename(root / name)
-    if name == "training":  # a name of the user's own
+    if name == "mine":  # no name that tells what it is
         assert parts(root) == ["test"]
+        assert f"warning: {root}: has a train_labels.csv and no train/" in capsys.readouterr().err
         return
     for read in (parts, read_train):
         with pytest.raises(UserError, match=rf"has a folder {name}/ and none called train/; rename it to train/"):
             read(root)
     assert len(read_test(root)) == 4  # what is predicted has nothing to do with it
+
+
+def test_a_data_folder_is_found_at_any_depth_and_beside_many_others(kaggle: MakeFolder, tmp_path: Path) -> None:
+    deep, wide, unlabeled = (tmp_path / name for name in ("deep", "wide", "unlabeled"))
+    kaggle(root=deep / "a" / "b" / "c")
+    for number in range(120):
+        (wide / f"slide_{number:03d}").mkdir(parents=True)
+    kaggle(root=wide / "z" / "kaggle")
+    inner = kaggle(root=unlabeled / "kaggle")
+    (inner / "train").rename(inner / "Train")
+    (inner / "test").rename(inner / "Test")
+    (inner / "train_labels.csv").unlink()
+    for root, found in ((deep, "a/b/c"), (wide, "z/kaggle"), (unlabeled, "kaggle")):
+        with pytest.raises(UserError, match=rf"is not a data folder, and {re.escape(str(root / found))} looks like"):
+            read_test(root)
+
+
+def test_the_training_part_is_known_as_the_current_folder(kaggle: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = kaggle()
+    monkeypatch.chdir(root / "train")
+    with pytest.raises(UserError, match=rf"is the training part of {re.escape(str(root))}"):
+        read_test(Path())
+
+
+def test_errors_quote_no_more_of_a_file_than_a_line_holds(tmp_path: Path) -> None:
+    path = tmp_path / "any.csv"
+    path.write_text(",".join(f"column{number}" for number in range(50_000)) + "\n1\n")
+    with pytest.raises(UserError, match="no column id nor label") as error:
+        read_labels(path)
+    assert len(str(error.value)) < 500
+    path.write_text(f"id,split\na,{'x' * 70_000}\n")
+    with pytest.raises(UserError, match="is neither train nor val") as error:
+        read_split(path, pd.DataFrame({"id": ["a"], "label": [0], "pixel_sha1": ["1"]}))
+    assert len(str(error.value)) < 500
 
 
 def test_a_test_part_under_another_name_is_named(kaggle: MakeFolder) -> None:

@@ -210,6 +210,16 @@ def test_a_part_without_a_class_gets_a_slide_that_another_can_spare() -> None:
         hold_out(table, group, 0.2, 0, folds=3)
 
 
+def test_a_training_patch_that_several_slides_have_puts_none_of_them_on_both_sides() -> None:
+    table = pd.DataFrame(
+        {"id": list("abcd"), "slide": ["s", "s", "t", "t"], "pixel_sha1": ["1", "glass", "2", "glass"], "label": 0}
+    )
+    mask = np.array([True, False, False, False])
+    assert find_leak(table, mask, by_file=False).told == ""
+    told = find_leak(table.assign(pixel_sha1=list("1234")), mask, by_file=False).told
+    assert told == "1 of 1 validation patches are of slides that train it too"
+
+
 def test_slides_on_both_sides_are_told_and_unknown_ones_may_be() -> None:
     mask = np.array([True, True, False, False])
     rows = pd.DataFrame({"id": list("abcd")})

@@ -119,9 +119,29 @@ def _truncate(folder: Path) -> None:
     os.truncate(folder / "images.npy", 30_000)
 
 
+def _damage_header(folder: Path) -> None:
+    path = folder / "images.npy"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"(20,", b"((((", 1))
+
+
+def _cut_index(folder: Path) -> None:
+    path = folder / "index.csv"
+    path.write_bytes(path.read_bytes()[:-30])  # all ids are there, and the last hash is not whole
+
+
+def _change_a_hash(folder: Path) -> None:
+    path = folder / "index.csv"
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + (b"1\n" if content.endswith(b"0\n") else b"0\n"))
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
+        (_damage_header, "images.npy has a damaged header"),
+        (_cut_index, "index.csv is damaged"),
+        (_change_a_hash, "index.csv is damaged"),
         (_truncate, "images.npy has 30,000 bytes, not 553,088"),
         (lambda folder: (folder / "images.npy").unlink(), "images.npy: No such file"),
         (lambda folder: (folder / "images.npy").write_bytes(b"no array"), "magic"),
@@ -290,6 +310,20 @@ def test_bad_files_are_counted_in_one_error(kaggle: MakeFolder, capsys: pytest.C
             read_pixels(path)
     assert not list(root.glob(".pcam_cache/train-*"))
     assert not Path("lightning_logs").exists()
+
+
+def test_a_float_tiff_is_called_one_where_its_directory_follows_the_pixels(tmp_path: Path) -> None:
+    more: dict[int, tuple[int, ...]] = {258: (32, 32, 32), 339: (3, 3, 3)}
+    (tmp_path / "float.tif").write_bytes(_tiff(np.zeros((96, 96, 3), dtype=np.float32), more=more))
+    with pytest.raises(ValueError, match="a TIFF of 32-bit float pixels, 3 a pixel"):
+        read_pixels(tmp_path / "float.tif")
+
+
+def test_ids_with_a_suffix_are_checked_against_pixels_too(drawn: Path, tmp_path: Path) -> None:
+    table = read_train(drawn)
+    table = table.assign(id=["f" * 40 if n == 3 else value for n, value in enumerate(table["id"])])
+    with pytest.raises(UserError, match=r"1 of 120 ids of train are not the SHA-1 of their pixels"):
+        open_store(table.assign(id=table["id"] + ".tif"), drawn, "train", tmp_path, verify=True)
 
 
 def test_grey_palette_and_opaque_rgba_convert_without_loss(tmp_path: Path) -> None:
