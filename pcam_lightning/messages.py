@@ -33,7 +33,7 @@ def warn(text: str) -> None:
 
 
 def check_number(option: str, value: Any, least: float = 0, *, whole: bool = False) -> None:
-    """Refuse what is no number, not finite, or too small; None is left alone.
+    """Refuse a value that is not a number, not finite or too small; None is accepted.
 
     Args:
         option: how the user knows it, such as --model.lr.

@@ -76,7 +76,8 @@ def _describe(path: Path, content: bytes) -> str:
         try:
             directory = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
             with path.open("rb") as file, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what Pillow says of a directory that is cut
+                # Pillow warns of a truncated directory, which is reported here.
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
                 file.seek(directory.next)  # often behind the pixels
                 directory.load(file)
             bits, kind = directory[258], _KINDS.get(directory.get(339, (1,))[0], "other")
