@@ -5,7 +5,6 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -15,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from pcam_lightning import __version__
 from pcam_lightning.checkpoint import FORMAT, epochs_done
 from pcam_lightning.classifier import MEASURED
+from pcam_lightning.figures import best_epoch
 from pcam_lightning.files import write_whole
 from pcam_lightning.logs import TensorBoard
 from pcam_lightning.messages import UserError, say, warn
@@ -179,17 +179,16 @@ class FitCLI(StagesCLI):
             return
         # As its file has them: processes that the trainer started leave nothing of their own here.
         metrics = pd.read_csv(self.run.metrics)
-        scores = metrics.get("val/auroc", pd.Series(dtype=float))
+        validated = "val/auroc" in metrics and bool(metrics["val/auroc"].notna().any())
         say(f"\nrun: {self.run.folder}, {int(metrics['epoch'].iloc[-1])} epochs.")
-        if scores.notna().any():
-            best = self.run.best
-            epoch = int(metrics["epoch"].iloc[int(np.nanargmax(scores))])
-            say(f"best: epoch {epoch}, val/auroc {scores.max():.4f}.")
+        if validated:
+            best, row = self.run.best, best_epoch(metrics)
+            say(f"best: epoch {int(row['epoch'])}, val/auroc {row['val/auroc']:.4f}.")
         else:
             best = self.run.last
             say("no val/auroc to choose an epoch by: last.ckpt counts.")
         say(f"curves:     tensorboard --logdir {self.run.folder.parent.parent}")
-        if scores.notna().any():
+        if validated:
             say(f"report:     {PROG} evaluate {self.run.folder}")
         say(f"submission: {PROG} predict --ckpt_path {best}")
         if self.rehearsal:
