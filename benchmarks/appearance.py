@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from sklearn.cluster import MiniBatchKMeans
 
-from pcam_lightning.files import write_whole
-from pcam_lightning.store import open_store
-from pcam_lightning.table import read_train
+from pcam_lightning.data.packed_store import open_store
+from pcam_lightning.data.sources import open_source, read_train
+from pcam_lightning.utils.atomic_io import atomic_write
 
 PATCHES = 300  # a group, on the mean: slides of PatchCamelyon have about a thousand
 _CHUNK = 512
@@ -56,8 +56,8 @@ def describe(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
         chunk = images[rows[start : start + _CHUNK]]
         density = -np.log((chunk[:, ::2, ::2].astype(np.float32) + 1) / 256)
         density = density.reshape(len(density), -1, 3)
-        centred = density - density.mean(axis=1, keepdims=True)
-        covariance = np.einsum("npi,npj->nij", centred, centred)[:, *np.triu_indices(3)] / density.shape[1]
+        centerd = density - density.mean(axis=1, keepdims=True)
+        covariance = np.einsum("npi,npj->nij", centerd, centerd)[:, *np.triu_indices(3)] / density.shape[1]
         extremes = np.percentile(density, [10, 90], axis=1).transpose(1, 0, 2).reshape(len(density), -1)
         found.append(np.hstack([density.mean(axis=1), np.sign(covariance) * np.sqrt(np.abs(covariance)), extremes]))
     features: np.ndarray = np.vstack(found).astype(np.float32)
@@ -69,10 +69,10 @@ def describe(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def write_groups(root: Path, path: Path, seed: int) -> None:
     """Group the training patches of a folder and write id,wsi."""
     table = read_train(root)
-    store = open_store(table, root, "train")
+    store = open_store(table, open_source(root), "train")
     group = appearance_groups(store.images, store.rows(table["id"]), seed)
     rows = pd.DataFrame({"id": table["id"], "wsi": [f"group_{one:03d}" for one in group]})
-    write_whole(path, rows.to_csv(index=False, lineterminator="\n"))
+    atomic_write(path, rows.to_csv(index=False, lineterminator="\n"))
 
 
 def main() -> None:

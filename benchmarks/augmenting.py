@@ -4,7 +4,7 @@
         [--rounds 5] [--device cpu]
 
 ROOT is in Kaggle's layout. One batch is on the device already. In each round all of these take turns: augmentation with
-each option alone, at the strength that `EACH` has, above that of the eight symmetries; the stains' normalisers; and of
+each option alone, at the strength that `EACH` has, above that of the eight symmetries; the stains' normalizers; and of
 each config, stacked on base.yaml, all that happens to a batch before the network sees it, a step of its network, in the
 precision that `fit` would take here, and where it averages weights a step of that. Told are medians over the rounds,
 with least and most; shares are of the step with it. With nothing else on the machine.
@@ -24,21 +24,21 @@ import yaml
 from device import wait_for_device
 from timers import spread
 
-from pcam_lightning.augment import Augmentation, augment, to_unit
-from pcam_lightning.averaging import Averaging
-from pcam_lightning.classifier import PCamClassifier
-from pcam_lightning.datamodule import PCamDataModule
-from pcam_lightning.machine import cpu_has_bf16, keep_freed_memory
-from pcam_lightning.stain import StainNormalizer
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.training.weight_averaging import ExponentialMovingAverage
+from pcam_lightning.transforms.augment import Augmentation, augment, to_float
+from pcam_lightning.transforms.stain import StainNormalizer
+from pcam_lightning.utils.system import cpu_has_bf16, keep_freed_memory
 
 EACH: dict[str, float] = {
     "degrees": 90, "shift": 4, "zoom": 0.1, "stain": 0.1, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2,
-    "hue": 0.05, "blur": 0.5, "noise": 0.02, "erase": 0.5, "cutmix": 0.5, "mixup": 0.2,
+    "hue": 0.05, "blur": 0.5, "noise": 0.02, "random_erasing": 0.5, "cutmix": 0.5, "mixup": 0.2,
 }  # fmt: skip
 TIMES = 4  # calls a round, one after another
 
 
-def read_config(config: Path) -> tuple[PCamClassifier, Averaging | None]:
+def read_config(config: Path) -> tuple[PCamClassifier, ExponentialMovingAverage | None]:
     """Build the network of a config stacked on base.yaml, and its averaging."""
     base = yaml.safe_load((Path(__file__).parents[1] / "configs" / "base.yaml").read_text())
     own = yaml.safe_load(config.read_text())
@@ -46,7 +46,7 @@ def read_config(config: Path) -> tuple[PCamClassifier, Averaging | None]:
     model["augment"] = {**base["model"]["augment"], **((own.get("model") or {}).get("augment") or {})}
     callbacks = (own.get("trainer") or {}).get("callbacks") or []
     decays = [one["init_args"]["decay"] for one in callbacks if one["class_path"].endswith("averaging.Averaging")]
-    return PCamClassifier(**model), Averaging(*decays) if decays else None
+    return PCamClassifier(**model), ExponentialMovingAverage(*decays) if decays else None
 
 
 def seconds_of(call: Callable[[], object]) -> float:
@@ -74,12 +74,10 @@ def main() -> None:
     data.setup("fit")
     image = data.sample(args.batch_size).to(device)
     label = (torch.arange(len(image), device=device) % 2).float()
-    unit = to_unit(image)
-    calls: dict[str, Callable[[], object]] = {
-        "eight symmetries": lambda: augment(image, label, Augmentation(quarter_turns=True))
-    }
+    unit = to_float(image)
+    calls: dict[str, Callable[[], object]] = {"eight symmetries": lambda: augment(image, label, Augmentation(d4=True))}
     for name, strength in EACH.items():
-        how = Augmentation(**{"quarter_turns": name != "degrees", name: strength})  # type: ignore[arg-type]
+        how = Augmentation(**{"d4": name != "degrees", name: strength})  # type: ignore[arg-type]
         calls[name] = lambda how=how: augment(image, label, how)  # type: ignore[misc]
     for method in ("macenko", "reinhard"):
         normalizer = StainNormalizer(method).to(device)
@@ -89,8 +87,8 @@ def main() -> None:
     for config in args.configs:
         model, averaging = read_config(config)
         model.to(device)
-        if model.preprocess.measures:
-            model.preprocess.measure(image)
+        if model.preprocess.needs_fit:
+            model.preprocess.fit(image)
         optimizer = torch.optim.AdamW(model.net.parameters(), fused=True)
         seen = model.preprocess(image)
 

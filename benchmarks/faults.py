@@ -32,7 +32,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import measure
 import numpy as np
@@ -41,9 +40,11 @@ import psutil
 import torch
 import yaml
 
-from pcam_lightning.pixels import read_pixels
-from pcam_lightning.store import open_store
-from pcam_lightning.table import read_train
+from pcam_lightning.data.image_io import read_patch
+from pcam_lightning.data.packed_store import open_store
+from pcam_lightning.data.sources import open_source, read_train
+from pcam_lightning.training.fit import fit
+from pcam_lightning.training.options import Config
 
 COMMAND = [sys.executable, "-m", "pcam_lightning"]
 CPU = "--trainer.accelerator=cpu"
@@ -108,7 +109,7 @@ def whole(root: Path, folder: Path) -> bool:
     index = pd.read_csv(folder / "index.csv", dtype=str)
     images = np.load(folder / "images.npy", mmap_mode="r")
     return list(index["id"]) == list(table["id"]) and all(
-        images[row].tobytes() == read_pixels(root / path) for row, path in enumerate(table["path"])
+        images[row].tobytes() == read_patch(root / path) for row, path in enumerate(table["path"])
     )
 
 
@@ -122,16 +123,16 @@ def training(kills: int, draw: random.Random, numbers: list[signal.Signals]) -> 
     begun = time.perf_counter()
     run(*fresh)
     seconds = time.perf_counter() - begun
-    straight = told(RUNS / "version_0")
+    straight = message(RUNS / "version_0")
     version, stopped, broken, lost = 1, 0, 0, 0
     equal: list[bool] = []  # of each run that ended, whether it is as the one left alone
     while stopped < kills:
         folder = RUNS / f"version_{version}"
-        goes_on = (folder / "checkpoints" / "last.ckpt").is_file()
-        args = ["fit", "--ckpt_path=last"] if goes_on else fresh
+        resuming = (folder / "checkpoints" / "last.ckpt").is_file()
+        args = ["fit", "--ckpt_path=last"] if resuming else fresh
         status = stop(args, numbers[stopped % len(numbers)], draw.uniform(0, seconds))
         if status is None:
-            equal.append(told(folder) == straight)
+            equal.append(message(folder) == straight)
             version += 1
             continue
         stopped += 1
@@ -141,18 +142,18 @@ def training(kills: int, draw: random.Random, numbers: list[signal.Signals]) -> 
         if folder.exists() and not (folder / "checkpoints" / "last.ckpt").is_file():
             version += 1  # stopped before there was anything to go on with
         elif folder.exists() and epochs(folder) == EPOCHS:  # between its last checkpoint and its end
-            equal.append(told(folder) == straight)
+            equal.append(message(folder) == straight)
             version += 1
     folder = RUNS / f"version_{version}"
     if (folder / "checkpoints" / "last.ckpt").is_file():  # the last one goes on to its end
         run("fit", "--ckpt_path=last")
-        equal.append(told(folder) == straight)
+        equal.append(message(folder) == straight)
     name = "SIGKILL" if numbers == [signal.SIGKILL] else "ctrl-C and SIGTERM"
     more = f"one takes {seconds:.1f} s; {len(equal)} runs ended, {sum(equal)} of them equal to the one left alone"
     return [(f"{name} while training", stopped, broken + lost + equal.count(False), more)]
 
 
-def told(folder: Path) -> tuple[str, str]:
+def message(folder: Path) -> tuple[str, str]:
     """Return what a run comes to: its metrics, and a hash of its last weights."""
     metrics = pd.read_csv(folder / "metrics.csv").drop(columns=TIMES).to_csv()
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -255,7 +256,7 @@ def again(name: str, count: int) -> None:
 
     import lightning as L
 
-    from pcam_lightning.cli import main
+    from pcam_lightning.cli.main import main
 
     taken: list[tuple[int, float]] = []
 
@@ -271,16 +272,15 @@ def again(name: str, count: int) -> None:
 
     root, last = Path("small"), RUNS / "version_0" / "checkpoints" / "last.ckpt"
     if name.startswith("epochs"):
-        from pcam_lightning.fit import FitCLI
-
-        opened = FitCLI._open_run
-
-        def open_run(self: Any) -> None:
-            opened(self)
-            self._add(Note())
-
-        FitCLI._open_run = open_run  # type: ignore[method-assign]
-        main(["fit", "--data.root", str(root), *FIT, f"--trainer.max_epochs={count}", "--trainer.logger=false"])
+        options = {"max_epochs": count, "logger": False, "accelerator": "cpu", "enable_progress_bar": False}
+        fit(
+            Config.load(
+                data={"root": str(root), "batch_size": 32},
+                model={"backbone": "p4m_resnet16", "weights": "none"},
+                trainer=options,
+            ),
+            callbacks=[Note()],
+        )
     else:
         for number in range(1, count + 1):
             if name == "predictions":
@@ -288,7 +288,7 @@ def again(name: str, count: int) -> None:
                     ["predict", "--ckpt_path", str(last), "--output=again", CPU, "--trainer.enable_progress_bar=false"]
                 )
             else:
-                open_store(read_train(root), root, "train").images.sum()
+                open_store(read_train(root), open_source(root), "train").images.sum()
             if number in (count // 10, count):
                 note()
     print(json.dumps(list(zip(*taken, strict=True))))

@@ -1,10 +1,10 @@
 """How long does a verdict take? Bootstrap over slides at the size of a fifth of Kaggle's training part.
 
-    python benchmarks/judge.py [--patches 44000] [--slides 43] [--draws 1000] [--rounds 3]
+    python benchmarks/judge.py [--patches 44000] [--slides 43] [--bootstrap_samples 1000] [--rounds 3]
 
-Draws labels and logits with slide effects (no data are needed) and takes turns: `draw_scores`, which sorts once and
-weighs, against a plain bootstrap that resamples whole slides and calls scikit-learn's AUROC and average precision on
-each sample (measured over 20 draws and scaled up). Both must give the same numbers for the same draw. Then the whole
+Draws labels and logits with slide effects (no data are needed) and takes turns: `bootstrap_scores`, which sorts once
+and weighs, against a plain bootstrap that resamples whole slides and calls scikit-learn's AUROC and average precision
+on each sample (measured over 20 draws and scaled up). Both must give the same numbers for the same draw. Then the whole
 command: `evaluate` on a CSV of them, imports, figures and page included. Told are medians, with least and most.
 """
 
@@ -20,13 +20,13 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from pcam_lightning.scores import draw_scores
+from pcam_lightning.metrics.bootstrap import bootstrap_scores
 
 PLAIN = 20  # draws that the plain bootstrap is measured over
 
 
 def draw_rows(patches: int, slides: int) -> pd.DataFrame:
-    """Draw predictions of slides that differ in their share of tumour and in how well they are read."""
+    """Draw predictions of slides that differ in their share of tumor and in how well they are read."""
     rng = np.random.default_rng(0)
     slide = rng.integers(slides, size=patches)
     share, skill = rng.beta(1, 1.5, slides), rng.normal(2.5, 0.8, slides)
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patches", type=int, default=44_000)
     parser.add_argument("--slides", type=int, default=43)
-    parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--bootstrap_samples", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     rows = draw_rows(args.patches, args.slides)
@@ -65,16 +65,24 @@ def main() -> None:
     whole: list[float] = []
     for _ in range(args.rounds):
         begun = time.perf_counter()
-        draw_scores(label, logit, cluster, args.draws, 0)
+        bootstrap_scores(label, logit, cluster, args.draws, 0)
         ours.append(time.perf_counter() - begun)
         begun = time.perf_counter()
         expected = draw_plainly(label, logit, cluster, PLAIN, 0)
         plain.append((time.perf_counter() - begun) * args.draws / PLAIN)
-        if not np.allclose(expected, draw_scores(label, logit, cluster, PLAIN, 0)):
+        if not np.allclose(expected, bootstrap_scores(label, logit, cluster, PLAIN, 0)):
             raise SystemExit("the two bootstraps differ")
         with tempfile.TemporaryDirectory() as folder:
             rows.to_csv(Path(folder) / "rows.csv", index=False)
-            command = [sys.executable, "-m", "pcam_lightning", "evaluate", "rows.csv", "--draws", str(args.draws)]
+            command = [
+                sys.executable,
+                "-m",
+                "pcam_lightning",
+                "evaluate",
+                "rows.csv",
+                "--bootstrap_samples",
+                str(args.draws),
+            ]
             whole.append(measure.watch(command, cwd=Path(folder)).seconds)
     ratio = [one / other for one, other in zip(plain, ours, strict=True)]
     machine = measure.machine()

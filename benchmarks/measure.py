@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from pcam_lightning.files import write_whole
+from pcam_lightning.utils.atomic_io import atomic_write
 
 QUICK = 0.05  # seconds between two looks at the kernel's counters, some 30 microseconds a process
 THOROUGH = 0.2  # seconds, at least, between two looks at the page tables, which take longer the more there is
@@ -34,7 +34,7 @@ def machine() -> dict[str, str]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    told = {
+    message = {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": str(cores()),
         "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
@@ -42,7 +42,7 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "lightning")},
     }
-    return told | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+    return message | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Watched:
     seconds: float
     peak_anonymous: int
     peak_pss: int
-    told: str
+    message: str
 
 
 def watch(command: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Watched:
@@ -74,18 +74,18 @@ def watch(command: Sequence[str], cwd: Path | None = None, env: Mapping[str, str
     Raises:
         SystemExit: it failed; its last lines are shown.
     """
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as told:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as message:
         begun = time.perf_counter()
         with subprocess.Popen(
-            command, cwd=cwd, env={**os.environ, **(env or {})}, stdout=told, stderr=subprocess.STDOUT
+            command, cwd=cwd, env={**os.environ, **(env or {})}, stdout=message, stderr=subprocess.STDOUT
         ) as process:
             memory = _Memory(process.pid)
             memory.start()
             process.wait()
             seconds = time.perf_counter() - begun
             memory.stop()
-        told.seek(0)
-        text = told.read()
+        message.seek(0)
+        text = message.read()
     if process.returncode:
         last = "\n".join(text.splitlines()[-15:])
         raise SystemExit(f"{' '.join(command)}\nended with {process.returncode}:\n{last}")
@@ -166,4 +166,4 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def save(path: Path, results: Any) -> None:
     """Write results as JSON, whole or not at all."""
-    write_whole(path, json.dumps(results, indent=2) + "\n")
+    atomic_write(path, json.dumps(results, indent=2) + "\n")

@@ -21,12 +21,12 @@ import torch
 from device import wait_for_device
 from timers import spread
 
-from pcam_lightning.classifier import PCamClassifier
-from pcam_lightning.datamodule import PCamDataModule
-from pcam_lightning.logs import TensorBoard
-from pcam_lightning.machine import cpu_has_bf16, keep_freed_memory
-from pcam_lightning.pictures import Pictures
-from pcam_lightning.run import Run
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.training.image_logger import ImageLogger
+from pcam_lightning.training.metrics_csv import RunTensorBoardLogger
+from pcam_lightning.utils.run_dir import Run
+from pcam_lightning.utils.system import cpu_has_bf16, keep_freed_memory
 
 KAGGLE, BATCH, STEPS = 44_005, 128, 4
 
@@ -67,14 +67,14 @@ def main() -> None:
         optimizer.step()
 
     with TemporaryDirectory() as folder:
-        page = Pictures(TensorBoard(Run(Path(folder))), data)
+        page = ImageLogger(RunTensorBoardLogger(Run(Path(folder))), data)
         step()
-        page._judge(draw_logits(data, own, 0))  # the first of each loads and warms what it needs
+        page._log_validation(draw_logits(data, own, 0))  # the first of each loads and warms what it needs
         for number in range(args.rounds):
             for name, count in (("own", own), ("Kaggle's", KAGGLE)):
                 logit = draw_logits(data, count, number)
                 begun = time.perf_counter()
-                page._judge(logit)
+                page._log_validation(logit)
                 found[name].append(time.perf_counter() - begun)
             wait_for_device()
             begun = time.perf_counter()
@@ -85,13 +85,13 @@ def main() -> None:
             found["epoch"].append(epoch)
             found["share, %"].append(100 * found["own"][-1] / epoch)
     print("\n".join(f"{name}: {value}" for name, value in measure.machine().items()), end="\n\n")
-    for name, told in (
+    for name, message in (
         ("own", f"pictures of {own:,} scores, s"),
         ("Kaggle's", f"pictures of {KAGGLE:,} scores, s"),
         ("epoch", f"an epoch of {train:,} patches, s"),
         ("share, %", "pictures of the epoch, %"),
     ):
-        print(f"{told}: {spread(found[name])}, n = {args.rounds}")
+        print(f"{message}: {spread(found[name])}, n = {args.rounds}")
 
 
 if __name__ == "__main__":

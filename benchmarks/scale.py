@@ -48,16 +48,16 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from pcam_lightning.official import PREFIX
-from pcam_lightning.pixels import BYTES, SHAPE, read_pixels
-from pcam_lightning.store import open_store
-from pcam_lightning.table import read_train
-from pcam_lightning.workers import workers
+from pcam_lightning.data.h5_files import PREFIX
+from pcam_lightning.data.image_io import BYTES, SHAPE, read_patch
+from pcam_lightning.data.packed_store import open_store
+from pcam_lightning.data.sources import open_source, read_train
+from pcam_lightning.utils.parallel import process_map
 
 HERE = Path(__file__).parent
 PROJECT = [sys.executable, "-m", "pcam_lightning"]
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
-IMPORTS = "import time, pcam_lightning.cli; print(time.time())"
+IMPORTS = "import time, pcam_lightning.cli.main; print(time.time())"
 ON_DISK = 28_672  # bytes of a patch's file, in whole blocks
 CHUNK = 128  # patches a task of the bare loop, as many as the store's
 Row = dict[str, list[float]]  # what was measured of one size, and the value of each repetition
@@ -66,7 +66,7 @@ Row = dict[str, list[float]]  # what was measured of one size, and the value of 
 def draw_patch(folder: Path, part: int, number: int, path: Path, attempt: int = 0) -> str:
     """Perturb a patch into a file of `folder` and return its id."""
     rng = np.random.default_rng([part, number, attempt])
-    pixels = np.frombuffer(read_pixels(path), dtype=np.uint8).reshape(SHAPE)
+    pixels = np.frombuffer(read_patch(path), dtype=np.uint8).reshape(SHAPE)
     pixels = np.rot90(pixels, int(rng.integers(4)))[:, :: int(rng.choice([-1, 1]))]
     pixels = (pixels.astype(np.int16) + rng.integers(-12, 13, 3)).clip(0, 255).astype(np.uint8)
     patch_id = hashlib.sha1(pixels.tobytes()).hexdigest()
@@ -87,7 +87,7 @@ def draw_folder(source: Path, folder: Path, counts: dict[str, int]) -> None:
         draw, before = partial(draw_patch, folder / name, part), len(ids)
         rows = table.iloc[np.resize(np.arange(len(table)), counts[name])]
         paths = [source / path for path in rows["path"]]
-        with workers(len(paths) // CHUNK, chunksize=CHUNK) as map_on_cores:
+        with process_map(len(paths) // CHUNK, chunksize=CHUNK) as map_on_cores:
             drawn = map_on_cores(draw, itertools.count(), paths)
             for number, patch_id in enumerate(tqdm(drawn, desc=f"drawing {name}", total=len(paths), unit=" patches")):
                 attempt = 0
@@ -127,7 +127,7 @@ def alone(function: Callable[..., Any], *paths: Path) -> Any:
     call = f"scale.{function.__name__}(*map(pathlib.Path, {[os.fspath(path) for path in paths]}))"
     os.sync()
     command = [sys.executable, "-c", f"import json, pathlib, scale; print(json.dumps({call}))"]
-    return json.loads(measure.watch(command, env=ENVIRONMENT).told.splitlines()[-1])
+    return json.loads(measure.watch(command, env=ENVIRONMENT).message.splitlines()[-1])
 
 
 def time_table(root: Path) -> float:
@@ -141,7 +141,7 @@ def time_packing(root: Path) -> float:
     """Return the seconds of packing the training part."""
     table = read_train(root)
     begun = time.perf_counter()
-    open_store(table, root, "train")
+    open_store(table, open_source(root), "train")
     return time.perf_counter() - begun
 
 
@@ -174,7 +174,7 @@ def time_bare_loop(root: Path, target: Path) -> tuple[float, float]:
 
 def time_loader(root: Path) -> tuple[list[float], list[float]]:
     """Return the seconds of three setups, and patches/s of three shuffled passes."""
-    from pcam_lightning.datamodule import PCamDataModule
+    from pcam_lightning.data.datamodule import PCamDataModule
 
     setups, rates = [], []
     for _ in range(3):
@@ -230,7 +230,7 @@ def measure_size(root: Path, runs: Path, count: int, rounds: int) -> Row:
     row["setup, s"], row["loader, patches/s"] = alone(time_loader, root)
     for _ in range(3):
         begun = time.time()  # the end of the process is left out: it takes more than a second
-        imports = float(measure.watch([sys.executable, "-c", IMPORTS], env=ENVIRONMENT).told.split()[-1]) - begun
+        imports = float(measure.watch([sys.executable, "-c", IMPORTS], env=ENVIRONMENT).message.split()[-1]) - begun
         first, _ = fit(root, runs, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0")
         row["imports, s"].append(imports)
         row["first step less imports, s"].append(first - imports)
@@ -275,7 +275,7 @@ def measure_official(largest: Path, root: Path, runs: Path) -> Row:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
     table = read_train(largest)
-    store = open_store(table, largest, "train")
+    store = open_store(table, open_source(largest), "train")
     count = len(table)
     edges = {"train": (0, count - count // 9), "valid": (count - count // 9, count)}
     for part, (start, stop) in edges.items():
@@ -301,7 +301,7 @@ def measure_official(largest: Path, root: Path, runs: Path) -> Row:
     }
 
 
-def told(values: list[float]) -> str:
+def message(values: list[float]) -> str:
     """Tell a median, with the least and the most of several values."""
     middle, *ends = (
         f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
@@ -364,8 +364,8 @@ def main() -> None:
     args = parser.parse_args()
     work, sizes = args.work.absolute(), sorted(set(args.sizes))
     work.mkdir(parents=True, exist_ok=True)
-    folders, runs = [work / f"patches-{count}" for count in sizes], work / "runs"
-    largest = folders[-1]
+    numbered_folders, runs = [work / f"patches-{count}" for count in sizes], work / "runs"
+    largest = numbered_folders[-1]
 
     files = 0 if (largest / "whole.json").is_file() else (sizes[-1] + args.test) * ON_DISK
     need, free = files + (sum(sizes) + 2 * sizes[-1] + args.test) * BYTES + 10**9, shutil.disk_usage(work).free
@@ -373,10 +373,10 @@ def main() -> None:
     if need > free:
         raise SystemExit("Make room, or choose smaller sizes.")
     draw_folder(args.source, largest, {"train": sizes[-1], "test": args.test})
-    for folder, count in zip(folders[:-1], sizes, strict=False):
+    for folder, count in zip(numbered_folders[:-1], sizes, strict=False):
         link_folder(largest, folder, count)
     rows = []
-    for folder, count in zip(folders, sizes, strict=True):
+    for folder, count in zip(numbered_folders, sizes, strict=True):
         print(f"measuring {count:,} patches", file=sys.stderr)
         rows.append(measure_size(folder, runs, count, args.rounds if folder == largest else 3))
     predict = measure_predict(largest, runs)
@@ -389,16 +389,16 @@ def main() -> None:
     hardware = f"{machine['processor']}, {machine.get('gpu', machine['cores'] + ' cores')}, {machine['memory']}"
     plot(rows, predict, f"{hardware}, torch {machine['torch']}; medians, least and most")
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), end="\n\n")
-    lines = [[name, *(told(row[name]) for row in rows)] for name in rows[0] if name != "patches"]
+    lines = [[name, *(message(row[name]) for row in rows)] for name in rows[0] if name != "patches"]
     print(measure.table(["training patches", *(f"{count:,}" for count in sizes)], lines))
     growth = statistics.median(rows[-1]["train, peak MB"]) - statistics.median(rows[0]["train, peak MB"])
     print(f"\ntrain memory grows by {growth:,.0f} MB from {sizes[0]:,} to {sizes[-1]:,} patches")
     for way in ("packed", "not packed"):
-        print(f"predict, {args.test:,} patches, {way}: {told(predict[f'{way}, s'])} s; submission.csv is in order")
-    print("explore:", ", ".join(f"{name} {told(value)}" for name, value in explore.items()))
-    print("PCam's own files:", ", ".join(f"{name} {told(value)}" for name, value in official.items()))
+        print(f"predict, {args.test:,} patches, {way}: {message(predict[f'{way}, s'])} s; submission.csv is in order")
+    print("explore:", ", ".join(f"{name} {message(value)}" for name, value in explore.items()))
+    print("PCam's own files:", ", ".join(f"{name} {message(value)}" for name, value in official.items()))
     if not args.keep:
-        for folder in (*folders, runs, work / "official", work / "official-runs"):
+        for folder in (*numbered_folders, runs, work / "official", work / "official-runs"):
             shutil.rmtree(folder)
 
 

@@ -39,8 +39,8 @@ from device import wait_for_device
 from reference import Baseline, make_loader, read_split
 from timers import spread
 
-from pcam_lightning.datamodule import PCamDataModule
-from pcam_lightning.machine import cpu_has_bf16, keep_freed_memory
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.utils.system import cpu_has_bf16, keep_freed_memory
 
 HERE = Path(__file__).parent
 GFLOP = {"training step": 1.955, "predicting": 0.666}  # of one patch
@@ -48,9 +48,9 @@ WARM = 3  # steps left out of a median: kernels are chosen and memory is taken i
 STEPS = 12
 _GIVES_BACK = """
 import sys
-import pcam_lightning.trainer
-from pcam_lightning.cli import main
-pcam_lightning.trainer.keep_freed_memory = lambda: False
+import pcam_lightning.training.trainer
+from pcam_lightning.cli.main import main
+pcam_lightning.training.trainer.keep_freed_memory = lambda: False
 sys.exit(main())
 """
 
@@ -146,15 +146,15 @@ class Bench:
         done = subprocess.run(
             [*command, "--batch_size", str(self.args.batch_size)], stdout=subprocess.PIPE, text=True, check=True
         )
-        told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return told
+        message: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return message
 
     def baseline_first_step(self) -> float:
         """Return the seconds from the start of the baseline's command to the end of its first step."""
         command = [sys.executable, str(HERE / "reference.py"), str(self.args.root), "--first_step"]
         command += ["--batch_size", str(self.args.batch_size), "--device", self.args.device]
         begun = time.time()
-        return float(measure.watch(command).told.splitlines()[-1]) - begun
+        return float(measure.watch(command).message.splitlines()[-1]) - begun
 
     def project(self, stage: str, *flags: str, gives_back: bool = False) -> tuple[dict[str, Any], float]:
         """Run a stage of the project with a timer on its steps; return what that tells, and when the command began."""
@@ -164,8 +164,8 @@ class Bench:
         command = [sys.executable, *(("-c", _GIVES_BACK) if gives_back else ("-m", "pcam_lightning"))]
         command += [stage, *flags, *timer]
         measure.watch(command, env={"PYTHONPATH": f"{HERE}:{HERE.parent}"})
-        told: dict[str, Any] = json.loads(file.read_text())
-        return told, begun
+        message: dict[str, Any] = json.loads(file.read_text())
+        return message, begun
 
     def fit(self, *flags: str, gives_back: bool = False) -> tuple[dict[str, Any], float]:
         """Run a few steps of fit, without validation."""
@@ -179,26 +179,26 @@ class Bench:
 
     def steps(self, row: Row, side: str, *flags: str) -> None:
         """Measure the project's training step, first step and predicting."""
-        told, begun = self.fit("--trainer.max_steps", str(STEPS), *flags)
-        row["first step, s"][side] = told["first"] - begun
-        row["training step, patches/s"][side] = median_rate(told["seconds"], self.args.batch_size)
+        message, begun = self.fit("--trainer.max_steps", str(STEPS), *flags)
+        row["first step, s"][side] = message["first"] - begun
+        row["training step, patches/s"][side] = median_rate(message["seconds"], self.args.batch_size)
         checkpoint = self.last_run() / "checkpoints" / "last.ckpt"
-        told, _ = self.project("predict", "--ckpt_path", str(checkpoint), *self.device, *flags)
-        full = told["seconds"][:-1]  # the last batch is smaller
+        message, _ = self.project("predict", "--ckpt_path", str(checkpoint), *self.device, *flags)
+        full = message["seconds"][:-1]  # the last batch is smaller
         row["predicting, patches/s"][side] = median_rate(full, self.args.batch_size)
         shutil.rmtree(self.last_run())
 
     def epochs(self, row: Row) -> None:
         """Measure a whole epoch of both."""
-        told = {}
+        message = {}
         command = [sys.executable, str(HERE / "reference.py"), str(self.args.root), "--epochs", "1"]
         command += ["--batch_size", str(self.args.batch_size), "--device", self.args.device]
-        told["baseline"] = measure.watch(command)
-        fields = dict(field.rsplit(" ", 1) for field in told["baseline"].told.splitlines()[-1].split(", "))
+        message["baseline"] = measure.watch(command)
+        fields = dict(field.rsplit(" ", 1) for field in message["baseline"].message.splitlines()[-1].split(", "))
         command = [sys.executable, "-m", "pcam_lightning", "fit", *self.recipe, "--trainer.max_epochs", "1"]
-        told["project"] = measure.watch(command, env={"PYTHONPATH": str(HERE.parent)})
+        message["project"] = measure.watch(command, env={"PYTHONPATH": str(HERE.parent)})
         metrics = pd.read_csv(self.last_run() / "metrics.csv").iloc[-1]
-        for side, watched in told.items():
+        for side, watched in message.items():
             row["epoch, s"][side] = watched.seconds
             row["peak memory, GB"][side] = watched.peak_anonymous / 1e9
         row["waiting for data, share"] = {
@@ -213,9 +213,9 @@ class Bench:
         for side in ("baseline", "project"):
             row["loader, patches/s"][side] = self.probe(f"{side}_loader")["rate"]
         row["first step, s"]["baseline"] = self.baseline_first_step()
-        told = self.probe("baseline_step")
-        row["training step, patches/s"]["baseline"] = told["step"]
-        row["predicting, patches/s"]["baseline"] = told["predict"]
+        message = self.probe("baseline_step")
+        row["training step, patches/s"]["baseline"] = message["step"]
+        row["predicting, patches/s"]["baseline"] = message["predict"]
         self.steps(row, "project")
         self.steps(row, "in float32", "--trainer.precision", "32-true")
         if self.args.device == "cpu":
@@ -225,8 +225,8 @@ class Bench:
         if self.args.compile:
             self.steps(row, "compiled", "--model.compile", "true")
         cold = self.scratch / "cold"
-        told, begun = self.fit("--trainer.max_steps", "1", "--data.cache_dir", str(cold))
-        row["first step, s"]["no pack yet"] = told["first"] - begun
+        message, begun = self.fit("--trainer.max_steps", "1", "--data.cache_dir", str(cold))
+        row["first step, s"]["no pack yet"] = message["first"] - begun
         shutil.rmtree(cold)
         self.epochs(row)
         for what, gflop in GFLOP.items():
@@ -238,7 +238,7 @@ class Bench:
 
 
 def tell(rows: list[Row]) -> str:
-    """Lay out medians, lowest and highest, and the ratios in the project's favour."""
+    """Lay out medians, lowest and highest, and the ratios in the project's favor."""
     lines = []
     for what, sides in rows[0].items():
         baseline = [row[what]["baseline"] for row in rows]
@@ -262,8 +262,8 @@ def main() -> None:
     parser.add_argument("--probe", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.probe:
-        told = globals()[f"probe_{args.probe}"](args, torch.device(args.device))
-        print(json.dumps(told))
+        message = globals()[f"probe_{args.probe}"](args, torch.device(args.device))
+        print(json.dumps(message))
         return
     args.root = args.root.absolute()
     if sum(1 for _ in (args.root / "test").iterdir()) < (WARM + 2) * args.batch_size:

@@ -37,9 +37,9 @@ from reference import Baseline, fit, make_loader
 from sklearn.cluster import KMeans
 from timers import reached, spread
 
-from pcam_lightning.split import write_split
-from pcam_lightning.store import open_store
-from pcam_lightning.table import read_test, read_train
+from pcam_lightning.data.packed_store import open_store
+from pcam_lightning.data.sources import open_source, read_test, read_train
+from pcam_lightning.data.splits import write_split
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs"
@@ -65,13 +65,13 @@ def lay_out_race(root: Path, work: Path) -> None:
     stop, report = test[::2], test[1::2]
     for folder in ("train", "test"):
         (work / folder).mkdir(parents=True)
-    labelled = pd.concat([train, stop], ignore_index=True)
-    for folder, table in (("train", labelled), ("test", report)):
+    labeled = pd.concat([train, stop], ignore_index=True)
+    for folder, table in (("train", labeled), ("test", report)):
         for path in table["path"]:
             link(root / path, work / folder / Path(path).name)
-    labelled[["id", "label"]].to_csv(work / "train_labels.csv", index=False)
+    labeled[["id", "label"]].to_csv(work / "train_labels.csv", index=False)
     report[["id", "label"]].to_csv(work / "answers.csv", index=False)
-    write_split(work / "split.csv", labelled, labelled["id"].isin(stop["id"]).to_numpy())
+    write_split(work / "split.csv", labeled, labeled["id"].isin(stop["id"]).to_numpy())
 
 
 def lay_out_parts(root: Path, work: Path) -> None:
@@ -81,7 +81,7 @@ def lay_out_parts(root: Path, work: Path) -> None:
     for path in table["path"]:
         link(root / path, work / "train" / Path(path).name)
     shutil.copyfile(root / "train_labels.csv", work / "train_labels.csv")
-    store = open_store(table, root, "train")
+    store = open_store(table, open_source(root), "train")
     group = KMeans(GROUPS, n_init=3, random_state=0).fit_predict(describe(store.images, store.rows(table["id"])))
     mask = np.zeros(len(table), dtype=bool)
     for drawn in np.random.default_rng(0).permutation(GROUPS):
@@ -137,16 +137,18 @@ def race(root: Path, work: Path, seeds: int, baseline_seeds: int, most: float) -
     """Let both sides train to the target."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lay_out_race(root, work)
-    told: dict[str, list[Run]] = {"project": [], "baseline": []}
+    message: dict[str, list[Run]] = {"project": [], "baseline": []}
     for number in range(seeds):
-        told["project"].append(run_project(work, 42 + number, stop=True) | {"report": score_report(work)})
-        print(f"project: {told['project'][-1]}", flush=True)
+        message["project"].append(run_project(work, 42 + number, stop=True) | {"report": score_report(work)})
+        print(f"project: {message['project'][-1]}", flush=True)
     for number in range(baseline_seeds):
-        told["baseline"].append(run_baseline(work, 42 + number, device, most))
-        print(f"baseline: {told['baseline'][-1]}", flush=True)
-    measure.save(Path("race.json"), {"machine": measure.machine(), "target": TARGET, **told})
+        message["baseline"].append(run_baseline(work, 42 + number, device, most))
+        print(f"baseline: {message['baseline'][-1]}", flush=True)
+    measure.save(Path("race.json"), {"machine": measure.machine(), "target": TARGET, **message})
     print(measure.machine())
-    rows = [[side, *(summary(runs, name) for name in ("seconds", "training", "report"))] for side, runs in told.items()]
+    rows = [
+        [side, *(summary(runs, name) for name in ("seconds", "training", "report"))] for side, runs in message.items()
+    ]
     names = [f"seconds of training to {TARGET}", "of all training", "AUROC on the other half"]
     print(measure.table(["", *names], rows))
 
@@ -179,7 +181,7 @@ CHANGES: dict[str, list[str]] = {
     "- angles for symmetries": [
         *ONE,
         *NOT_AVERAGED,
-        "--model.augment.quarter_turns=false",
+        "--model.augment.d4=false",
         "--model.augment.degrees=90",
     ],
     "- batch 128": [*ONE, *NOT_AVERAGED, "--data.batch_size=128"],
@@ -194,15 +196,15 @@ CHANGES: dict[str, list[str]] = {
 def parts(root: Path, work: Path, seeds: int) -> None:
     """Run fast.yaml with each part changed in turn."""
     lay_out_parts(root, work)
-    told: dict[str, list[Run]] = {name: [] for name in CHANGES}
+    message: dict[str, list[Run]] = {name: [] for name in CHANGES}
     for number in range(seeds):
         for name, flags in CHANGES.items():
-            told[name].append(run_project(work, 42 + number, *flags, stop=False))
-            print(f"{name}: {told[name][-1]}", flush=True)
-    measure.save(Path("parts.json"), {"machine": measure.machine(), "target": TARGET, **told})
+            message[name].append(run_project(work, 42 + number, *flags, stop=False))
+            print(f"{name}: {message[name][-1]}", flush=True)
+    measure.save(Path("parts.json"), {"machine": measure.machine(), "target": TARGET, **message})
     print(measure.machine())
     names = ("seconds", "training", "auroc")
-    rows = [[change, *(summary(runs, name) for name in names)] for change, runs in told.items()]
+    rows = [[change, *(summary(runs, name) for name in names)] for change, runs in message.items()]
     print(measure.table(["", f"seconds of training to {TARGET}", "of all training", "AUROC at the end"], rows))
 
 

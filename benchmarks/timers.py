@@ -12,7 +12,7 @@ import torch
 from device import wait_for_device
 from torch.nn import functional
 
-from pcam_lightning.files import write_whole
+from pcam_lightning.utils.atomic_io import atomic_write
 
 
 class StepTimer(L.Callback):
@@ -60,7 +60,7 @@ class StepTimer(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write what was timed."""
-        write_whole(self.file, json.dumps({"first": self.first, "seconds": self.seconds}))
+        atomic_write(self.file, json.dumps({"first": self.first, "seconds": self.seconds}))
 
     def _start(self) -> None:
         wait_for_device()
@@ -126,7 +126,7 @@ class Clock(L.Callback):
         """Note the score, and start the clock again."""
         auroc = float(trainer.callback_metrics["val/auroc"])
         self.rows.append({"step": trainer.global_step, "seconds": self._seconds, "auroc": auroc})
-        write_whole(self.file, json.dumps(self.rows))
+        atomic_write(self.file, json.dumps(self.rows))
         trainer.should_stop = trainer.should_stop or reached(self.rows, self.target) is not None
         self._begun = time.perf_counter()
 

@@ -31,8 +31,9 @@ import measure
 import numpy as np
 from appearance import write_groups
 
-from pcam_lightning.predictions import read_labelled
-from pcam_lightning.scores import auroc, draw_scores
+from pcam_lightning.metrics.bootstrap import bootstrap_scores
+from pcam_lightning.metrics.classification import auroc
+from pcam_lightning.training.predictions import read_predictions_csv
 
 DRAWS = 1000
 FILE = Path("unseen_slides.json")
@@ -52,10 +53,10 @@ def fit(root: Path, seed: int, split: str, recipe: list[str]) -> Result:
     begun = time.perf_counter()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        told = [line for line in process.stderr if line.startswith(("run: ", "error: "))]
+        message = [line for line in process.stderr if line.startswith(("run: ", "error: "))]
     if process.returncode:
-        raise SystemExit(told[-1] if told else f"fit ended with {process.returncode}")
-    return {"run": told[0].removeprefix("run: ").strip(), "seconds": time.perf_counter() - begun}
+        raise SystemExit(message[-1] if message else f"fit ended with {process.returncode}")
+    return {"run": message[0].removeprefix("run: ").strip(), "seconds": time.perf_counter() - begun}
 
 
 def judge(run: Path, views: str, seed: int) -> Result:
@@ -65,11 +66,11 @@ def judge(run: Path, views: str, seed: int) -> Result:
     for part, stage, draw_seed in (("val", "validate", seed), ("unseen", "test", 0)):
         flags = ["--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--model.tta", views]
         subprocess.run([*COMMAND, stage, *flags], check=True, stdout=subprocess.DEVNULL)
-        rows = read_labelled(run / f"{'val' if part == 'val' else 'test'}_predictions.csv")
+        rows = read_predictions_csv(run / f"{'val' if part == 'val' else 'test'}_predictions.csv")
         label, logit = rows["label"].to_numpy(), rows["logit"].to_numpy()
         scores[part] = auroc(label, logit)
         # The unseen patches are the same for all seeds, and so are their draws.
-        drawn[part] = draw_scores(label, logit, rows["id"].to_numpy(), DRAWS, draw_seed)[0]
+        drawn[part] = bootstrap_scores(label, logit, rows["id"].to_numpy(), DRAWS, draw_seed)[0]
     return scores | {"distances": [round(float(one), 5) for one in drawn["val"] - drawn["unseen"]]}
 
 

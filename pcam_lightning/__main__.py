@@ -9,7 +9,7 @@ if __name__ == "__main__":
         # import, and another one when the process ends.
         gc.disable()
         # Imported here, so that a spawned process which imports this module again does not load torch for it.
-        from pcam_lightning.cli import main
+        from pcam_lightning.cli.main import main
 
         gc.freeze()
         gc.enable()

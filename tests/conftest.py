@@ -4,20 +4,21 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import settings
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from pcam_lightning.cli import main
-from pcam_lightning.parser import PCamCLI
-from pcam_lightning.synthetic import synthesize
+from pcam_lightning.cli.main import main
+from pcam_lightning.synthetic.kaggle_folder import synthesize
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores; they would wait for each other's threads
     torch.set_num_threads(1)
@@ -26,7 +27,7 @@ settings.register_profile("unhurried", deadline=None)  # the first call may impo
 settings.load_profile("unhurried")
 gc.freeze()  # as python -m does: each command looks for garbage once, in a second of libraries otherwise
 CONFIGS = Path(__file__).parents[1] / "configs"
-FAST = (
+QUICK = (
     "--model.weights=none",
     "--data.batch_size=32",
     "--trainer.accelerator=cpu",
@@ -34,7 +35,9 @@ FAST = (
     "--trainer.log_every_n_steps=1",
     "--trainer.logger=false",
 )
+FAST = (*QUICK, "--model.backbone=p4m_resnet16", "--model.crop=32")  # a network that is small on disk too
 LOGGED = (*FAST, "--trainer.logger=true")  # a TensorBoard page too, which takes half a second a validation
+TRAINER = "pcam_lightning.training.trainer.Trainer"  # to replace by what `stopping` returns
 MakeFolder = Callable[..., Path]
 
 
@@ -74,7 +77,7 @@ def small(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of one epoch whose checkpoints are small; tests copy it before they write."""
     place = tmp_path_factory.mktemp("small")
     args = ["fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), "--trainer.max_epochs=1", *FAST]
-    args += ["--model.backbone=p4m_resnet16", f"--trainer.default_root_dir={place}"]
+    args += ["--model.crop=96", f"--trainer.default_root_dir={place}"]
     assert main(args) == 0
     return place / "lightning_logs" / "base" / "version_0"
 
@@ -89,17 +92,15 @@ def with_callback(class_path: str, **init: object) -> str:
     return f"--trainer.callbacks={json.dumps([{'class_path': class_path, 'init_args': init}])}"
 
 
-def stopping(callback: Callback, left: list[int]) -> type[PCamCLI]:
-    """Return a command line that runs so many whole stages, which it counts down, and the next with a callback."""
+def stopping(callback: Callback, left: list[int]) -> Callable[..., Trainer]:
+    """Return what builds so many trainers as usual, which it counts down, and the next with a callback."""
 
-    class Stops(PCamCLI):
-        def _run_subcommand(self, subcommand: str) -> None:
-            if left[0] == 0:
-                self._add(callback)
-            left[0] -= 1
-            super()._run_subcommand(subcommand)
+    def build(*args: Any, callbacks: Sequence[Callback] = (), **kwargs: Any) -> Trainer:
+        callbacks = [*callbacks, *([callback] if left[0] == 0 else [])]
+        left[0] -= 1
+        return Trainer(*args, callbacks=callbacks, **kwargs)
 
-    return Stops
+    return build
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 
 from pcam_lightning import __version__
-from pcam_lightning.cli import main
-from pcam_lightning.synthetic import synthesize
+from pcam_lightning.cli.main import main
+from pcam_lightning.synthetic.kaggle_folder import synthesize
 
 OLD = Path(__file__).parent / "old"
 TIME = 1_700_000_000_000_000_000  # ns: when all image files were last changed

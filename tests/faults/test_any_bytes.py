@@ -15,18 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pcam_lightning.messages import UserError
-from pcam_lightning.pixels import BYTES, read_pixels
-from pcam_lightning.predictions import read_labelled
-from pcam_lightning.split import read_split
-from pcam_lightning.table import read_labels, read_slides
+from pcam_lightning.data.csv_tables import read_labels
+from pcam_lightning.data.image_io import BYTES, read_patch
+from pcam_lightning.data.slide_map import read_slides
+from pcam_lightning.data.splits import read_split
+from pcam_lightning.training.predictions import read_predictions_csv
+from pcam_lightning.utils.errors import UserError
 
 TABLE = pd.DataFrame({"id": ["a", "b"], "label": [0, 1], "pixel_sha1": ["1", "2"]})
 READERS: dict[str, Callable[[Path], object]] = {
     "labels": read_labels,
     "slides": read_slides,
     "split": lambda path: read_split(path, TABLE),
-    "predictions": read_labelled,
+    "predictions": read_predictions_csv,
 }
 # Close to a CSV: what the readers look for, in any order, with whatever goes wrong.
 PIECES = st.sampled_from(
@@ -48,7 +49,7 @@ def _memory() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", READERS)
 def test_any_bytes_as_a_csv(name: str) -> None:
-    told: list[str] = []
+    message: list[str] = []
     with tempfile.TemporaryDirectory() as folder, _memory():
         path = Path(folder) / "any.csv"
 
@@ -58,10 +59,10 @@ def test_any_bytes_as_a_csv(name: str) -> None:
             try:
                 READERS[name](path)
             except UserError as error:
-                told.append(str(error))
+                message.append(str(error))
 
         read()
-        assert all(str(path) in one for one in told)
+        assert all(str(path) in one for one in message)
 
 
 def _written(kind: str, **how: object) -> bytes:
@@ -99,7 +100,7 @@ def test_any_bytes_as_an_image(name: str) -> None:
             path.write_bytes(bytes(content) if size % 2 else bytes(content[:size]) + more)
             # An error of any kind will do: whoever packs makes one complaint of it, see store.py.
             with suppress(Exception):
-                sizes.add(len(read_pixels(path)))
+                sizes.add(len(read_patch(path)))
 
         read()
     assert sizes <= {BYTES}

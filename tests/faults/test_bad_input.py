@@ -21,8 +21,8 @@ from conftest import CONFIGS, FAST, MakeFolder, with_callback
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from pcam_lightning.cli import main
-from pcam_lightning.official import PREFIX
+from pcam_lightning.cli.main import main
+from pcam_lightning.data.h5_files import PREFIX
 
 Change = Callable[[Path], None]
 LABELS, SAMPLE = "kaggle/train_labels.csv", "kaggle/sample_submission.csv"
@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
     change: Change | None
     args: tuple[str, ...]
-    told: str
+    message: str
 
 
 def _write(name: str, content: bytes | str) -> Change:
@@ -243,7 +243,7 @@ TABLES = {
     "no label": Case(_edit(LABELS, "train010,0", "train010,"), FIT, r'row 12: label "" is neither 0 nor 1'),
     "label 2": Case(_edit(LABELS, "train011,1", "train011,2"), FIT, r'row 13: label "2" is neither'),
     "label nan": Case(_edit(LABELS, "train011,1", "train011,nan"), FIT, r'row 13: label "nan" is neither'),
-    "id twice": Case(_edit(LABELS, "train005", "train004"), FIT, r"row 7: id train004 stands in row 6 already"),
+    "id twice": Case(_edit(LABELS, "train005", "train004"), FIT, r"row 7: id train004 is in row 6 already"),
     "empty id": Case(_edit(LABELS, "train005", ""), FIT, r"row 7: id '' is empty or has a path separator"),
     "id up": Case(_edit(LABELS, "train005", "../train005"), FIT, r"row 7: id '../train005' is empty or has a path"),
     "id absolute": Case(_edit(LABELS, "train005", "/etc/passwd"), FIT, r"row 7: id '/etc/passwd' is empty or has a p"),
@@ -254,7 +254,7 @@ TABLES = {
     "id no file": Case(_remove("kaggle/train/train00[0-4].tif"), FIT, r"5 of the ids have no .* file in .*: train000"),
     "one class": Case(_one_class(LABELS), FIT, r"train_labels.csv: every label is 0; training needs patches of both"),
     "sample without ids": Case(_edit(SAMPLE, "id,", "name,"), PREDICT, r"sample_submission.csv: no column id"),
-    "sample's ids twice": Case(_edit(SAMPLE, "test003", "test002"), PREDICT, r"row 3: id test002 stands in row 2"),
+    "sample's ids twice": Case(_edit(SAMPLE, "test003", "test002"), PREDICT, r"row 3: id test002 is in row 2"),
     "sample's file gone": Case(_remove("kaggle/test/test001.tif"), PREDICT, r"1 of the ids have no .* file in .*test"),
     "answers of one class": Case(
         _write("kaggle/answers.csv", "id,label\n" + "".join(f"test{n:03d},0\n" for n in range(4))),
@@ -279,14 +279,12 @@ IMAGES = {
     "a TIFF bomb": Case(_bomb, FIT, r"train000.tif \(.*(20000 x 20000|decompression bomb)"),
 }
 MAPS = {
-    "no slides": Case(None, SLIDES, r"slides.csv: no such file; .*slides makes one"),
+    "no slides": Case(None, SLIDES, r"slides.csv: no such file; the slides command makes one"),
     "slides without wsi": Case(_write("slides.csv", "id,slide\na,b\n"), SLIDES, r"slides.csv: no column wsi"),
     "slides of few": Case(
         _write("slides.csv", "id,wsi\ntrain000,a\n"), SLIDES, r"19 of 20 .* have no slide .*unknown_sl"
     ),
-    "slides twice": Case(
-        _write("slides.csv", "id,wsi\na,b\na,c\n"), SLIDES, r"slides.csv, row 3: id a stands in row 2"
-    ),
+    "slides twice": Case(_write("slides.csv", "id,wsi\na,b\na,c\n"), SLIDES, r"slides.csv, row 3: id a is in row 2"),
     "one slide": Case(
         _write("slides.csv", "id,wsi\n" + "".join(f"{one},s\n" for one in TRAIN_IDS)), SLIDES, r"leave none of label"
     ),
@@ -319,9 +317,11 @@ CONFIG_FILES = {
         r"callbacks",
     ),
     "itself": Case(_write("mine.yaml", "a: &a [*a]\n"), CONFIG, r"mine.yaml: more than 100,000 values"),
-    "no ablations": Case(None, ("ablate", *FIT[1:]), r"ablate needs --with"),
+    "no ablations": Case(None, ("ablate", *FIT[1:]), r"--ablations FILE is required"),
     "ablations of others": Case(
-        _write("rows.yaml", "a: {data: {val_fraction: 0.5}}"), ("ablate", *FIT[1:], "--with=rows.yaml"), r"other patch"
+        _write("rows.yaml", "a: {data: {val_fraction: 0.5}}"),
+        ("ablate", *FIT[1:], "--ablations=rows.yaml"),
+        r"other patch",
     ),
 }  # fmt: skip
 FIT_ON = ("fit", *OTHER, "--model.weights=none")
@@ -353,18 +353,20 @@ CHECKPOINTS = {
     "another network": Case(RESNET, ("predict", *OTHER), r"does not fit --model.backbone resnet18"),
     "an unknown option": Case(
         _checkpoint(lambda state: state["pcam"]["config"]["model"].update(depth=3)), ("predict", *OTHER),
-        r"last.ckpt: its run had options that are none of this version.*depth",
+        r"last.ckpt: its run had options that this version.*depth",
     ),
     "a class of its choice": Case(
-        CLASSES, ("predict", *OTHER), r"last.ckpt: its run had options that are none of this version.*Augmentation"
+        CLASSES, ("predict", *OTHER), r"last.ckpt: its run had options that this version.*Augmentation"
     ),
-    "no numbers": Case(NO_NUMBERS, ("predict", *OTHER), r"4 of 4 predictions are not finite"),
+    "no numbers": Case(NO_NUMBERS, ("predict", *OTHER), r"4 of 4 predictions are NaN or infinite"),
     "code": Case(CODE, ("predict", *OTHER), r"last.ckpt: .*would run \S*exec, so it is not loaded"),
     "code to go on with": Case(CODE, FIT_ON, r"last.ckpt: .*would run \S*exec, so it is not loaded"),
-    "no run to go on with": Case(None, (*FIT, "--ckpt_path=last"), r"no run with a last.ckpt to go on with"),
-    "untrained": Case(None, ("predict", *PREDICT[3:]), r"predict needs --ckpt_path"),
+    "no run to go on with": Case(None, (*FIT, "--ckpt_path=last"), r"no run with a last.ckpt to resume"),
+    "untrained": Case(None, ("predict", *PREDICT[3:]), r"--ckpt_path is required: predict"),
     "another's submission": Case(_write("run/submission.csv", "id,label\n"), PREDICT, r"--overwrite replaces it"),
-    "ensemble without a place": Case(None, (*PREDICT, "--also", "run/checkpoints/last.ckpt"), r"--output DIR takes it"),
+    "ensemble without a place": Case(
+        None, (*PREDICT, "--ensemble", "run/checkpoints/last.ckpt"), r"--output DIR takes them"
+    ),
 }  # fmt: skip
 WEIGHT_FILES = {
     "no weights": Case(None, WEIGHTS, r"mine.pth: no such file; imagenet, none, or the path"),
@@ -425,13 +427,13 @@ TOOLS = {
     "pack nothing": Case(None, ("pack", "--data.root", "nowhere"), r"nowhere"),
 }
 FLAGS = {
-    "nothing": Case(None, (), r"no command: one of fit, .*explore, .*; --help says what each does"),
+    "nothing": Case(None, (), r"no command: one of fit, .*explore, .*; --help describes them"),
     "unknown command": Case(None, ("fly",), r"fly"),
     "unknown flag": Case(None, ("fit", "--data.rot", "x"), r"--data.rot x; --data has .*root,.*split_seed"),
-    "unknown flag of none": Case(None, ("fit", "--dunno=x"), r"--dunno=x; its options are explained by fit --help"),
-    "flag without its kind": Case(None, ("fit", "--lr=1"), r"--lr=1; --model.lr is one that there is"),
-    "another without its kind": Case(None, ("fit", "--tta=d4"), r"--tta=d4; --model.tta is one that there is"),
-    "mistyped flag": Case(None, ("fit", "--rot=x"), r"--rot=x; --data.root is one that there is"),
+    "unknown flag of none": Case(None, ("fit", "--dunno=x"), r"--dunno=x; fit --help lists the options"),
+    "flag without its kind": Case(None, ("fit", "--lr=1"), r"--lr=1; did you mean --model.lr\?"),
+    "another without its kind": Case(None, ("fit", "--tta=d4"), r"--tta=d4; did you mean --model.tta\?"),
+    "mistyped flag": Case(None, ("fit", "--rot=x"), r"--rot=x; did you mean --data.root\?"),
     "word for a number": Case(None, ("fit", "--data.batch_size", "many"), r"batch_size"),
     "unknown accelerator": Case(None, ("fit", "--trainer.accelerator", "abacus"), r"abacus"),
     "no such machine": Case(None, ("fit", "--trainer.accelerator", "tpu"), r"error: --trainer: "),
@@ -569,13 +571,13 @@ def test_one_line_status_2_and_nothing_written(name: str, place: Path, capsys: p
         change(place)
     before = _snapshot(place)
     assert main(list(args)) == 2
-    told = capsys.readouterr()
-    lines = [line for line in told.err.splitlines() if line.startswith("error:")]
+    message = capsys.readouterr()
+    lines = [line for line in message.err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert re.search(expected, lines[0]), lines[0]
     assert len(lines[0]) < 1000
-    assert "Traceback" not in told.err
-    assert "usage:" not in told.err + told.out
+    assert "Traceback" not in message.err
+    assert "usage:" not in message.err + message.out
     assert _snapshot(place) == before
 
 

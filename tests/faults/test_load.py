@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pcam_lightning.classifier import PCamClassifier
-from pcam_lightning.cli import main
-from pcam_lightning.store import open_store
-from pcam_lightning.table import read_train
+from pcam_lightning.cli.main import main
+from pcam_lightning.data.packed_store import open_store
+from pcam_lightning.data.sources import open_source, read_train
+from pcam_lightning.models.classifier import PCamClassifier
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="open files are counted as POSIX has them")
 SLACK = 30 << 20  # bytes that may be taken for good by whatever is loaded late
@@ -26,7 +26,7 @@ def _taken() -> tuple[int, int]:
 def test_stores_that_are_opened_are_closed(drawn: Path) -> None:
     def read() -> None:
         table = read_train(drawn)
-        assert open_store(table, drawn, "train").images.sum() > 0
+        assert open_store(table, open_source(drawn), "train").images.sum() > 0
 
     read()
     files, memory = _taken()

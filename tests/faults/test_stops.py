@@ -20,9 +20,9 @@ import torch
 from conftest import CONFIGS, FAST, MakeFolder, read_metrics, with_callback
 from PIL import Image
 
-from pcam_lightning.cli import main
-from pcam_lightning.store import open_store
-from pcam_lightning.table import read_train
+from pcam_lightning.cli.main import main
+from pcam_lightning.data.packed_store import open_store
+from pcam_lightning.data.sources import open_source, read_train
 
 BASE = str(CONFIGS / "base.yaml")
 RUN = Path("lightning_logs") / "base" / "version_0"
@@ -33,7 +33,7 @@ CPU = "--trainer.accelerator=cpu"
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pcam_lightning.cli import main
+from pcam_lightning.cli.main import main
 
 name, left = sys.argv[1], [int(sys.argv[2])]
 replace = Path.replace
@@ -52,7 +52,7 @@ sys.exit(main(sys.argv[3:]))
 # A process that may write no more than so many bytes into a file: a quota.
 _BOUNDED = """
 import resource, sys
-from pcam_lightning.cli import main
+from pcam_lightning.cli.main import main
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 sys.exit(main(sys.argv[2:]))
@@ -93,7 +93,7 @@ def test_killed_while_it_writes_it_goes_on_as_if_nothing_had_been(
         assert read_metrics(RUN.with_name("version_1")).equals(read_metrics(straight))
         return
     state = torch.load(last, weights_only=True)
-    assert len(state["callbacks"]["MetricsFile"]["rows"]) == epochs
+    assert len(state["callbacks"]["MetricsCSV"]["rows"]) == epochs
     assert main(["fit", "-c", BASE, "--ckpt_path=last"]) == 0
     pd.testing.assert_frame_equal(read_metrics(RUN), read_metrics(straight), check_exact=True)
     assert not list(RUN.rglob("*.tmp"))
@@ -113,7 +113,7 @@ def test_no_room_for_a_checkpoint(drawn: Path, straight: Path) -> None:
     assert error.startswith("error: ")
     assert error.endswith(".ckpt: File too large")
     command = f"python -m pcam_lightning fit -c {BASE} --trainer.max_epochs=4 --ckpt_path last"
-    assert last.endswith(f"is of the last whole epoch. What goes on from it: {command}")
+    assert last.endswith(f"is of the last whole epoch. Resume with: {command}")
     assert "Traceback" not in done.stderr
     assert _hashes(RUN / "checkpoints") == before
     assert main(resume) == 0  # with room it goes on
@@ -157,7 +157,7 @@ class Changes(L.Callback):
         path = sorted((self.root / "train").iterdir())[0]
         Image.fromarray(np.zeros((96, 96, 3), dtype=np.uint8)).save(path)
         if self.how == "packed anew":
-            open_store(read_train(self.root), self.root, "train")
+            open_store(read_train(self.root), open_source(self.root), "train")
 
 
 @pytest.mark.parametrize("how", ["cache gone", "file changed", "packed anew"])
@@ -170,10 +170,10 @@ def test_a_data_folder_that_changes_while_training(
     assert read_metrics(RUN).equals(read_metrics(straight))
     capsys.readouterr()
     assert main(["fit", "-c", BASE, "--ckpt_path=last", "--trainer.max_epochs=4", "--trainer.callbacks=[]"]) == 0
-    told = capsys.readouterr().err
-    assert ("the image files have changed since this run began" in told) == (how != "cache gone")
+    message = capsys.readouterr().err
+    assert ("the image files have changed since this run began" in message) == (how != "cache gone")
     if how == "file changed":  # the pack that is there is of the older files
-        assert "what is packed there is of other files, or of another version; packing again" in told
+        assert "what is packed there is of other files, or of another version; packing again" in message
 
 
 def test_two_at_once_on_one_folder(drawn: Path, straight: Path, tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_two_at_once_on_one_folder(drawn: Path, straight: Path, tmp_path: Path) 
     command: list[Any] = [sys.executable, "-m", "pcam_lightning", *_fit(root)]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:
-        _, told = process.communicate(timeout=180)
-        assert process.returncode == 0, told
+        _, message = process.communicate(timeout=180)
+        assert process.returncode == 0, message
     assert [read_metrics(RUN.with_name(f"version_{n}")).equals(read_metrics(straight)) for n in range(2)] == [
         True,
         True,

@@ -9,7 +9,7 @@ import torch
 from conftest import CONFIGS
 from test_bad_input import Runs
 
-from pcam_lightning.cli import main
+from pcam_lightning.cli.main import main
 
 MARKUP = "<script>alert(1)</script>"
 CPU = "--trainer.accelerator=cpu"
@@ -31,7 +31,7 @@ def test_pages_show_markup_in_names_as_text(drawn: Path) -> None:
     flags = ["-c", str(CONFIGS / "base.yaml"), "--data.root", str(root), "--model.backbone=p4m_resnet16"]
     flags += ["--model.weights=none", "--data.slides", str(root / "patch_id_wsi_full.csv"), "--data.batch_size=32"]
     assert main(["fit", *flags, CPU, "--trainer.max_epochs=1", "--trainer.logger=false"]) == 0
-    assert main(["evaluate", "lightning_logs/base/version_0", "--draws=100"]) == 0
+    assert main(["evaluate", "lightning_logs/base/version_0", "--bootstrap_samples=100"]) == 0
     assert main(["explore", *flags, "--points=20"]) == 0
     for page in (Path("lightning_logs/base/version_0/report.html"), Path("explore/explore.html")):
         text = page.read_text()
@@ -45,7 +45,7 @@ def test_pages_show_markup_in_names_as_text(drawn: Path) -> None:
         ["validate", "--ckpt_path", "x.ckpt"],
         ["test", "--ckpt_path", "x.ckpt"],
         ["predict", "--ckpt_path", "x.ckpt"],
-        ["predict", "--ckpt_path", "good.ckpt", "--also", "x.ckpt", "--output=out"],
+        ["predict", "--ckpt_path", "good.ckpt", "--ensemble", "x.ckpt", "--output=out"],
         ["fit", "--ckpt_path", "x.ckpt", "--model.weights=none"],
         ["fit", "--model.weights", "x.ckpt", "--model.backbone=p4m_resnet16"],
         ["explore", "--ckpt_path", "x.ckpt"],

@@ -1,0 +1,85 @@
+"""Draw the images of the README from synthetic tissue: teaser.png, and report.png by a headless browser.
+
+    python docs/draw_images.py WORK [--browser chromium]
+
+Draws tissue below WORK, a new folder, trains a ResNet-18 on it for four epochs, evaluates it, and writes the images
+into docs/images/. Two CPU cores: some four minutes.
+"""
+
+import shutil
+import subprocess
+from argparse import ArgumentParser
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import expit
+
+from pcam_lightning import Config, evaluate, fit
+from pcam_lightning.evaluation.interpret import cam_layer, grad_cam
+from pcam_lightning.evaluation.labeled_predictions import read_labeled_predictions
+from pcam_lightning.plotting.patch_grids import heatmap_grid
+from pcam_lightning.plotting.style import as_png
+from pcam_lightning.synthetic.kaggle_folder import synthesize
+from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
+from pcam_lightning.utils.atomic_io import atomic_write
+from pcam_lightning.utils.run_dir import Run
+
+IMAGES = Path(__file__).parent / "images"
+SHOWN = 8  # patches of the teaser, half of them with tumor
+
+
+def train(work: Path) -> Run:
+    """Train on synthetic tissue, slides held out whole; return the run."""
+    data = work / "data"
+    synthesize(data, train=2000, test=0, slides=40, seed=3)
+    config = Config.load(
+        data={"root": str(data), "batch_size": 64, "slides": str(data / "patch_id_wsi_full.csv")},
+        model={"weights": "none", "augment": {"degrees": 0, "d4": True, "stain": 0.1}},
+        trainer={"max_epochs": 4, "precision": "16-mixed", "default_root_dir": str(work)},
+    )
+    run = fit(config).run
+    assert run is not None
+    return run
+
+
+def draw_teaser(run: Run) -> None:
+    """Draw patches, the network's probability of tumor, and Grad-CAM over them."""
+    predictions = read_labeled_predictions(run.folder)
+    rows, data = predictions.rows, predictions.data
+    assert data is not None
+    rng = np.random.default_rng(0)
+    right = rows[(rows["logit"] > 0) == (rows["label"] == 1)]
+    chosen = [right[right["label"] == label].sample(SHOWN // 2, random_state=rng) for label in (1, 0)]
+    model = load_classifier(run.best, read_checkpoint(run.best), None)
+    images, titles = [], []
+    for part in chosen:
+        images.append(data.train_store.images[data.train_store.rows(part["id"])])
+        name = "tumor" if part["label"].iloc[0] else "normal"
+        titles += [f"{name}, p = {prob:.2f}" for prob in expit(part["logit"])]
+    shown = np.concatenate(images)
+    layer = cam_layer(model, torch.zeros(1, 96, 96, 3, dtype=torch.uint8))
+    heat = grad_cam(model, torch.from_numpy(shown), layer)
+    atomic_write(IMAGES / "teaser.png", as_png(heatmap_grid(shown, heat, titles), dpi=130))
+
+
+def shoot_report(run: Run, browser: str) -> None:
+    """Take a screenshot of the first screen of the report."""
+    page = evaluate(run.folder).page.absolute()
+    picture = run.folder / "report.png"
+    size = "--window-size=1100,900"
+    flags = ["--headless", "--no-sandbox", "--hide-scrollbars", size, f"--screenshot={picture.absolute()}"]
+    subprocess.run([browser, *flags, page.as_uri()], check=True, capture_output=True)
+    shutil.copyfile(picture, IMAGES / "report.png")
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--browser", default="chromium")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True)
+    IMAGES.mkdir(exist_ok=True)
+    finished = train(args.work)
+    draw_teaser(finished)
+    shoot_report(finished, args.browser)

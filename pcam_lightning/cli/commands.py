@@ -1,0 +1,93 @@
+"""Commands whose options are the arguments of a function."""
+
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pcam_lightning.cli.parser import PROG
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.sources import parts
+from pcam_lightning.utils.errors import rank_zero_info
+from pcam_lightning.utils.run_dir import Run
+
+
+def pack(root: Path = Path("data"), cache_dir: Path | None = None, verify: bool = False) -> None:
+    """Pack the images of a data folder ahead of the first fit and the first predict.
+
+    Args:
+        root: data folder; one that has only test/ is packed too.
+        cache_dir: folder for the packed images; by default .pcam_cache in the data folder.
+        verify: hash all packed pixels and image files, pack again where they differ, and stop where pixels are not what
+            the ids say (Kaggle's ids are the SHA-1 of the pixels).
+    """
+    data = PCamDataModule(root, val_fraction=0, cache_dir=cache_dir, verify=verify)
+    for part in parts(root):
+        data.setup({"train": "fit", "test": "predict"}[part])
+        store = data.train_store if part == "train" else data.test_store
+        assert store is not None
+        distinct = len(set(store.pixel_sha1))
+        rank_zero_info(f"{part}: {len(store.ids):,} patches, {distinct:,} distinct, in {store.path}.")
+
+
+def _evaluate(
+    target: Path,
+    labels: Path | None = None,
+    slides: Path | None = None,
+    root: Path | None = None,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+) -> None:
+    """Score a run, a cross-validation or a file of predictions: report.html and report.json.
+
+    Args:
+        target: a run's folder (its best checkpoint is validated again), a cross-validation's, or a CSV with id,logit or
+            a submission.
+        labels: CSV with id,label, for a CSV that has no labels itself.
+        slides: CSV with id,wsi, where the slides are not known already.
+        root: data folder, where it has moved since the run.
+        bootstrap_samples: for the intervals.
+        seed: of the bootstrap and of the parts that threshold and temperature are cross-fitted on.
+    """
+    from pcam_lightning.evaluation.evaluate import evaluate
+
+    next_steps = {}
+    run = Run(target)
+    if target.is_dir() and (run.best.is_file() or run.last.is_file()):
+        checkpoint = run.best if run.best.is_file() else run.last
+        moved = [] if root is None else [str(root)]
+        explain = ["explain", str(target), *(f"--root={one}" for one in moved)]
+        predicts = ["predict", "--ckpt_path", str(checkpoint), *(f"--data.root={one}" for one in moved)]
+        next_steps["shows where in its top errors the network finds tumor"] = f"{PROG} {shlex.join(explain)}"
+        next_steps["writes a submission for test/"] = f"{PROG} {shlex.join(predicts)}"
+    result = evaluate(target, labels, slides, root, bootstrap_samples, seed, next_steps=next_steps)
+    report = result.report
+    value = report["auroc"]
+    bounds = "no interval" if value["low"] is None else f"95 % {value['low']:.4f} to {value['high']:.4f}"
+    rank_zero_info(
+        f"AUROC {value['value']:.4f} ({bounds}, over {report['clusters']:,} {report['clustered_by']}), "
+        f"n = {report['patches']:,}."
+    )
+    for message in (report["synthetic"], *report["warnings"], report["leak"]):
+        if message:
+            rank_zero_info(message)
+    rank_zero_info(f"{result.page}: open it in a browser.")
+
+
+def functions() -> Mapping[str, Callable[..., Any]]:
+    """Return the commands whose options are a function's arguments; their libraries take half a second to load."""
+    from pcam_lightning.data.slide_map import slides
+    from pcam_lightning.evaluation.compare import compare
+    from pcam_lightning.evaluation.curves import curves
+    from pcam_lightning.evaluation.explain import explain
+    from pcam_lightning.synthetic.kaggle_folder import synthesize
+
+    return {
+        "evaluate": _evaluate,
+        "compare": compare,
+        "curves": curves,
+        "explain": explain,
+        "slides": slides,
+        "pack": pack,
+        "synthesize": synthesize,
+    }

@@ -1,0 +1,207 @@
+"""Commands that take the options of a run: each calls a function of the library and prints what it returns."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from jsonargparse.typing import PositiveInt
+
+from pcam_lightning.cli.arguments import without_option
+from pcam_lightning.cli.parser import PROG, PCamCLI, RunCommand
+from pcam_lightning.training.demo_run import is_synthetic
+from pcam_lightning.training.fit import fit
+from pcam_lightning.training.predict import predict, test, validate
+from pcam_lightning.training.predictions import write_submission
+from pcam_lightning.utils.errors import UserError, rank_zero_info
+from pcam_lightning.utils.run_dir import check_writable, run_of
+
+_KAGGLE_TEST = 57_458  # patches that the competition asks for
+
+
+def _fit(cli: PCamCLI) -> None:
+    resume_with = f"{PROG} fit {shlex.join([*without_option(cli.args, '--ckpt_path'), '--ckpt_path', 'last'])}"
+    ckpt_path = None if cli.resumed else cli.options.ckpt_path
+    result = fit(cli.run_config, run=cli.resumed, ckpt_path=ckpt_path, resume_with=resume_with)
+    if result.run is None:
+        return
+    rank_zero_info(f"\nrun: {result.run.folder}, {int(result.metrics['epoch'].iloc[-1])} epochs.")
+    if result.best_epoch is None:
+        rank_zero_info("no val/auroc to choose an epoch by: last.ckpt counts.")
+    else:
+        rank_zero_info(f"best: epoch {result.best_epoch}, val/auroc {result.best_score:.4f}.")
+    rank_zero_info(f"curves:     tensorboard --logdir {result.run.folder.parent.parent}")
+    if result.best_epoch is not None:
+        rank_zero_info(f"report:     {PROG} evaluate {result.run.folder}")
+    rank_zero_info(f"submission: {PROG} predict --ckpt_path {result.checkpoint}")
+    if result.demo:
+        rank_zero_info(
+            "This was a demo run on synthetic tissue; with data in data/, or --data.root DIR, fit trains on them."
+        )
+
+
+def _validate(cli: PCamCLI) -> None:
+    validate(cli.options.ckpt_path, cli.run_config)
+
+
+def _test(cli: PCamCLI) -> None:
+    test(cli.options.ckpt_path, cli.run_config)
+
+
+def _predict(cli: PCamCLI) -> None:
+    options = cli.options
+    path = _submission(options.ckpt_path, options.output, several=bool(options.ensemble))
+    predictions = predict(
+        options.ckpt_path,
+        config := cli.run_config,
+        ensemble=options.ensemble,
+        chosen=cli.chosen,
+        calibrate=options.calibrate,
+    )
+    if len(predictions):  # in the first of several processes
+        write_submission(path, predictions, overwrite=options.overwrite)
+        _print_submission(path, len(predictions), synthetic=is_synthetic(config.options.data.root))
+
+
+def _submission(ckpt_path: str, output: Path | None, *, several: bool) -> Path:
+    """Return where a submission goes; refuse what cannot be written before there is anything to write."""
+    run = run_of(Path(ckpt_path))
+    if output is None:
+        if several:
+            raise UserError("`ensemble`: its predictions belong to none of the runs; `output` DIR takes them.")
+        check_writable(run.folder)
+        return run.submission
+    if output.suffix.lower() == ".csv":
+        raise UserError(f"`output` {output}: takes a folder; {run.submission.name} is put into it.")
+    output.mkdir(parents=True, exist_ok=True)
+    check_output(output)
+    return output / run.submission.name
+
+
+def check_output(folder: Path) -> None:
+    """Refuse an output folder that cannot be written."""
+    try:
+        check_writable(folder)
+    except UserError:
+        raise UserError(f"`output` {folder}: cannot be written.") from None
+
+
+def _print_submission(path: Path, patches: int, *, synthetic: bool) -> None:
+    """Print how a submission is sent, where it is one for Kaggle."""
+    if synthetic:
+        rank_zero_info(
+            "Synthetic tissue: nothing to submit. With data in data/, or --data.root DIR, fit trains on them."
+        )
+    elif patches == _KAGGLE_TEST:
+        file = shlex.quote(str(path))
+        rank_zero_info(
+            f"To submit: kaggle competitions submit -c histopathologic-cancer-detection -f {file} -m MESSAGE"
+        )
+
+
+def _crossval(cli: PCamCLI) -> None:
+    from pcam_lightning.evaluation.crossval import crossval
+
+    config = cli.run_config
+    folder = crossval(config, int(cli.options.folds))
+    submission = folder / "submission.csv"
+    if submission.is_file():
+        synthetic = is_synthetic(config.options.data.root)
+        _print_submission(submission, len(pd.read_csv(submission)), synthetic=synthetic)
+    rank_zero_info(f"report: {PROG} evaluate {folder}")
+
+
+def _ablate(cli: PCamCLI) -> None:
+    from pcam_lightning.evaluation.ablate import ablate
+
+    if cli.options.ablations is None:
+        raise UserError("`ablations` FILE is required: the changed options of each row, as in configs/ablations.yaml.")
+    ablate(cli.run_config, cli.options.ablations, int(cli.options.seeds))
+
+
+def _explore(cli: PCamCLI) -> None:
+    from pcam_lightning.evaluation.explore import explore
+
+    options, config = cli.options, cli.run_config
+    root = config.options.data.root
+    next_command = f"{PROG} fit -c configs/base.yaml" + (
+        "" if root is None else f" --data.root {shlex.quote(str(root))}"
+    )
+    explore(
+        config,
+        output=options.output,
+        augmented=options.augmented,
+        points=options.points,
+        ckpt_path=options.ckpt_path,
+        next_command=next_command,
+    )
+
+
+RUN_COMMANDS: Mapping[str, RunCommand] = {
+    "fit": RunCommand(
+        _fit,
+        "Train, and keep the best and the last epoch's checkpoint in a run folder of its own.",
+        "fit -c configs/base.yaml --data.root DIR",
+        "resume",
+    ),
+    "validate": RunCommand(
+        _validate,
+        "Score a run's checkpoint on the validation part of its split.",
+        "validate --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
+        "required",
+    ),
+    "test": RunCommand(
+        _test,
+        "Score a run's checkpoint on test/, where answers.csv holds its labels.",
+        "test --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
+        "required",
+    ),
+    "predict": RunCommand(
+        _predict,
+        "Write submission.csv for test/ into the run of a checkpoint.",
+        "predict --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
+        "required",
+        {
+            "overwrite": {"action": "store_true", "help": "Replace a submission that exists already."},
+            "calibrate": {"action": "store_true", "help": "Divide logits by the temperature that evaluate found."},
+            "ensemble": {
+                "type": Path,
+                "nargs": "+",
+                "default": [],
+                "help": "More checkpoints; the mean of all their logits is used.",
+            },
+            "output": {"type": Path | None, "default": None, "help": "Folder to write into, by default the run's."},
+        },
+    ),
+    "crossval": RunCommand(
+        _crossval,
+        "Train on all folds but one, for each in turn; write out-of-fold predictions and the folds' mean submission.",
+        "crossval -c configs/base.yaml --data.root DIR",
+        options={"folds": {"type": PositiveInt, "default": 5, "help": "Number of folds."}},
+    ),
+    "ablate": RunCommand(
+        _ablate,
+        "Train a recipe and changed ones, each with several seeds; tabulate what each change is worth.",
+        "ablate -c configs/base.yaml --ablations configs/ablations.yaml --data.root DIR",
+        options={
+            "ablations": {"type": Path | None, "default": None, "help": "YAML with the changed options of each row."},
+            "seeds": {"type": PositiveInt, "default": 3, "help": "Seeds per row."},
+        },
+    ),
+    "explore": RunCommand(
+        _explore,
+        "Write explore.html: classes, patches, augmentation, colors, slides, flagged patches, t-SNE of a data folder.",
+        "explore -c configs/base.yaml --data.root DIR",
+        "optional",
+        {
+            "output": {
+                "type": Path,
+                "default": Path("explore"),
+                "help": "Folder to write into; a page there is replaced.",
+            },
+            "augmented": {"type": PositiveInt, "default": 10, "help": "Augmented patches to show."},
+            "points": {"type": PositiveInt, "default": 2000, "help": "Patches for t-SNE."},
+        },
+        defaults={"model.weights": "none"},
+    ),
+}

@@ -1,0 +1,1 @@
+"""A folder of patches -> uint8 batches."""

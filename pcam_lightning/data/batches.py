@@ -1,0 +1,103 @@
+"""Packed patches -> uint8 batches: which patches one has, in which order, on which process."""
+
+from collections.abc import Iterator
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from pcam_lightning.data.packed_store import PackedStore
+
+
+class Batch(TypedDict):
+    """What every loader yields.
+
+    `image` uint8 (B, 96, 96, 3), `row` int64 (B,) of `PCamDataModule.ids`, and where labels are known `label` float32
+    (B,).
+    """
+
+    image: torch.Tensor
+    row: torch.Tensor
+    label: torch.Tensor
+
+
+class Patches(Dataset[Batch]):
+    """Patches of a packed store; an index is a whole batch of them.
+
+    Args:
+        store: the packed images. They stay mapped even if another process replaces them.
+        rows: row of the store for each patch, shape (N,).
+        labels: label of each patch, shape (N,); None where unknown.
+        first_row: row of the store's first id in `PCamDataModule.ids`.
+    """
+
+    def __init__(self, store: PackedStore, rows: np.ndarray, labels: np.ndarray | None, first_row: int) -> None:
+        self.store = store
+        self.rows = rows
+        self.labels = labels
+        self.first_row = first_row
+
+    def __len__(self) -> int:
+        """Return the number of patches."""
+        return len(self.rows)
+
+    def __getitem__(self, batch: np.ndarray) -> Batch:
+        """Gather the patches at the given indices, int64 (B,), in one sweep over the memory map."""
+        rows = self.rows[batch]
+        gathered: Batch = {  # type: ignore[typeddict-item]
+            "image": torch.from_numpy(np.take(self.store.images, rows, axis=0)),
+            "row": torch.from_numpy(rows + self.first_row),
+        }
+        if self.labels is not None:
+            gathered["label"] = torch.from_numpy(self.labels[batch])
+        return gathered
+
+    def ids(self, batch: np.ndarray) -> np.ndarray:
+        """Return the ids of the patches at the given indices, text, shape (B,)."""
+        ids: np.ndarray = self.store.ids[self.rows[batch]]
+        return ids
+
+
+class BatchSampler(Sampler[np.ndarray]):
+    """Yields the places of one batch after another, for this process among several.
+
+    Args:
+        count: number of patches.
+        batch_size: patches a batch.
+        seed: of the shuffle, which follows from (seed, epoch) alone; None for no shuffle.
+        rank: of this process.
+        world_size: number of processes. With a shuffle, all get the same number of whole batches, for which a few
+            patches stand twice; without, each patch is seen by exactly one, and the last batch may be smaller.
+        epoch: the first one that is drawn. Loader workers prefetch its batches before `set_epoch` is called.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int | None, rank: int = 0, world_size: int = 1, epoch: int = 0
+    ) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order; Lightning calls this before each."""
+        self.epoch = epoch
+
+    def _share(self) -> np.ndarray:
+        if self.seed is None:
+            return np.arange(self.count)[self.rank :: self.world_size]
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        # A last batch of another shape would cost a compiled network another compilation; one patch alone could not
+        # be normalized by its batch at all. Fewer patches than a batch stay as few.
+        whole = self.world_size * min(self.batch_size, -(-self.count // self.world_size))
+        return np.resize(order, -(-self.count // whole) * whole)[self.rank :: self.world_size]
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-len(self._share()) // self.batch_size)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield int64 arrays of places."""
+        share = self._share()
+        for start in range(0, len(share), self.batch_size):
+            yield share[start : start + self.batch_size]

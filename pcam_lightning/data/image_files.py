@@ -1,0 +1,84 @@
+"""Image files of a folder: where they are, and their pixels, chunk by chunk."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from pcam_lightning.data.csv_tables import HOW_TO_GET
+from pcam_lightning.data.image_io import BYTES, read_patch
+from pcam_lightning.utils.errors import UserError
+
+SUFFIXES = (".tif", ".tiff", ".png")  # the earlier one wins where an id has several
+CHUNK = 128  # patches that one task decodes and writes: 3.5 MB
+BadFiles = dict[int, tuple[str, str]]  # number within a chunk: name, reason
+
+
+class FileChunk(NamedTuple):
+    """Some patches, each of a file of its own."""
+
+    root: str
+    paths: list[str]
+
+    @property
+    def size(self) -> int:
+        """Number of patches."""
+        return len(self.paths)
+
+    def read(self) -> tuple[bytearray, BadFiles]:
+        """Return the RGB bytes of all patches, black for a bad file; and the bad ones."""
+        bad: BadFiles = {}
+        pixels = bytearray()
+        for number, path in enumerate(self.paths):
+            try:
+                pixels += read_patch(os.path.join(self.root, path))
+            except Exception as error:  # whatever a decoder raises over foreign bytes is about that file
+                bad[number] = path, str(error) or type(error).__name__
+                pixels += bytes(BYTES)
+        return pixels, bad
+
+
+def cut_files(root: Path, table: pd.DataFrame) -> Iterator[FileChunk]:
+    """Cut a table with the column `path` into chunks of files."""
+    paths = table["path"].tolist()
+    for start in range(0, len(paths), CHUNK):
+        yield FileChunk(os.fspath(root), paths[start : start + CHUNK])
+
+
+def find_images(root: Path, part: str) -> dict[str, str]:
+    """Map id to path below `root` for all images below `root/part`; folders are listed, no file is opened."""
+    if not (root / part).is_dir():
+        raise UserError(f"{root / part}: no such folder; {HOW_TO_GET}.")
+    found: dict[str, str] = {}
+    jpegs = 0
+    numbered_folders = ["" if part == "." else part + "/"]  # below root, each with a slash at its end
+    while numbered_folders:
+        folder = numbered_folders.pop()
+        for entry in os.scandir(root / folder):
+            if entry.name.startswith("."):  # what macOS leaves beside files, and our own cache folder
+                continue
+            stem, suffix = os.path.splitext(entry.name)
+            if suffix.lower() in SUFFIXES:
+                path = folder + entry.name
+                other = found.setdefault(stem, path)
+                if other != path:
+                    found[stem] = _preferred(root, other, path)
+            elif entry.is_dir():
+                numbered_folders.append(folder + entry.name + "/")
+            else:
+                jpegs += suffix.lower() in (".jpg", ".jpeg")
+    if not found:
+        hint = f"{jpegs:,} .jpg: convert to PNG, 96 x 96 pixels" if jpegs else HOW_TO_GET
+        raise UserError(f"{root / part}: no .tif or .png file in it or below; {hint}.")
+    return found
+
+
+def _preferred(root: Path, first: str, second: str) -> str:
+    def rank(path: str) -> int:
+        return SUFFIXES.index(os.path.splitext(path)[1].lower())
+
+    if rank(first) == rank(second):
+        raise UserError(f"{root / first} and {root / second} have the same id; remove or rename one of them.")
+    return min(first, second, key=rank)

@@ -1,0 +1,170 @@
+"""Data folders: which layout one has, and what all layouts have in common."""
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import pandas as pd
+
+from pcam_lightning.data.csv_tables import HOW_TO_GET
+from pcam_lightning.data.image_files import BadFiles
+from pcam_lightning.data.kaggle import KaggleFolder
+from pcam_lightning.data.patch_folder import PatchFolder
+from pcam_lightning.data.pcam_h5 import PCamH5
+from pcam_lightning.utils.errors import UserError
+
+# How folders of a part are called elsewhere; a slide's own folder, such as test_001, is none of them.
+_PART = r"(?i){}(ing)?([ _-]?(images?|imgs?|patches|data|set))?"
+_DEPTH = 4  # levels below a folder that are searched for a data folder
+_MOST_FOLDERS = 10_000  # that are searched: somebody may name a home folder
+
+
+class Chunk(Protocol):
+    """Some patches that one process reads; it can be pickled."""
+
+    @property
+    def size(self) -> int:
+        """Number of patches."""
+
+    def read(self) -> tuple[bytearray, BadFiles]:
+        """Return the RGB bytes of all patches, 27,648 each, black for a bad file; and the bad ones."""
+
+
+class PatchSource(Protocol):
+    """A layout of a data folder: the tables of its parts, and how their pixels are read.
+
+    Attributes:
+        has_own_split: whether the layout itself says which patches validate, and of which slides they are.
+    """
+
+    has_own_split: ClassVar[bool]
+    root: Path
+
+    def __init__(self, root: Path) -> None: ...
+
+    @classmethod
+    def detect(cls, root: Path) -> bool:
+        """Tell whether a folder has this layout, by the names in it."""
+
+    def parts(self) -> list[str]:
+        """Return which of train and test there are.
+
+        Raises:
+            UserError: there is neither.
+        """
+
+    def read_train(self, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
+        """Read the labeled patches.
+
+        Args:
+            slides: CSV with columns id and wsi.
+            unknown_slides: what to do with ids that `slides` does not name: "error" or "as_one_slide".
+
+        Returns:
+            One row a patch with columns `id`, `label` (int8, 0 or 1), `path` (of its file, below `root`), where known
+            `slide`, and with `has_own_split` `val` (bool). A layout may add columns that it reads pixels by.
+
+        Raises:
+            UserError: something is missing or malformed; the message names the file and the row.
+        """
+
+    def read_test(self, *, answers: bool = False) -> pd.DataFrame:
+        """Read the patches to predict in the order of the submission: `id`, `path` and, with `answers`, `label`.
+
+        Raises:
+            UserError: something is missing or malformed; the message names the file and the row.
+        """
+
+    def scratch_patches(self, table: pd.DataFrame) -> int:
+        """Return for how many patches there must be room beside the packed ones while a table is packed."""
+
+    def open(self, table: pd.DataFrame, scratch: Path) -> AbstractContextManager[Sequence[Chunk]]:
+        """Cut a table into chunks, in its order, that can be read within the context.
+
+        Args:
+            table: what `read_train` or `read_test` returns, or rows of it.
+            scratch: folder for temporary files.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+
+
+SOURCES: tuple[type[PatchSource], ...] = (PCamH5, KaggleFolder, PatchFolder)  # the first that fits counts
+
+
+def open_source(root: Path, *needed: str) -> PatchSource:
+    """Find the layout of a data folder; refuse a folder that has none, naming the one that was probably meant.
+
+    Args:
+        root: the folder.
+        needed: which of train and test are going to be read.
+
+    Raises:
+        UserError: it is missing, a file, a folder above or within a data folder, or names a part in another way.
+    """
+    if root.is_file():
+        unzip = "unzip it and name" if root.suffix.lower() == ".zip" else "name"
+        raise UserError(f"{root}: is a file, not a folder; {unzip} the data folder with `data.root`.")
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; {HOW_TO_GET}.")
+    layout = layout_of(root)
+    if layout.has_own_split:
+        return layout(root)
+    names = _folders(root)
+    for part in needed:
+        if part not in names and (like := next(filter(re.compile(_PART.format(part)).fullmatch, names), None)):
+            raise UserError(f"{root}: has a folder {like}/ and none called {part}/; rename it to {part}/.")
+    if layout is not PatchFolder:
+        return layout(root)
+    if root.resolve().name == "train" and (root.resolve().parent / "train_labels.csv").is_file():
+        outer = root.resolve().parent if root.name != "train" else root.parent
+        raise UserError(f"{root}: is the training part of {outer}; use `data.root` {outer}.")
+    if found := _find_inner(root):
+        raise UserError(f"{root}: is not a data folder, and {found} looks like one; use `data.root` {found}.")
+    return layout(root)
+
+
+def layout_of(root: Path) -> type[PatchSource]:
+    """Return the layout of a folder, which need not be there."""
+    return next(layout for layout in SOURCES if layout.detect(root))
+
+
+def read_train(root: Path, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
+    """Read the labeled patches of a data folder, see `PatchSource.read_train`."""
+    return open_source(root, "train").read_train(slides, unknown_slides)
+
+
+def read_test(root: Path, *, answers: bool = False) -> pd.DataFrame:
+    """Read the patches to predict of a data folder, see `PatchSource.read_test`."""
+    return open_source(root, "test").read_test(answers=answers)
+
+
+def parts(root: Path) -> list[str]:
+    """Return which of train and test a data folder has.
+
+    Raises:
+        UserError: it is no data folder, or has neither.
+    """
+    return open_source(root, "train", "test").parts()
+
+
+def _find_inner(root: Path) -> Path | None:
+    """Return the first folder below `root` that looks like a data folder, the outermost before others."""
+    part = re.compile(_PART.format("(train|test)"))
+    folders = [(root, 0)]  # and their levels; grows while it is read, level by level
+    for folder, level in folders:
+        names = _folders(folder)
+        if folder != root and (layout_of(folder) is not PatchFolder or any(map(part.fullmatch, names))):
+            return folder
+        if level < _DEPTH and len(folders) < _MOST_FOLDERS:
+            folders += [(folder / name, level + 1) for name in names]
+    return None
+
+
+def _folders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())

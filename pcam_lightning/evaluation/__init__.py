@@ -1,0 +1,1 @@
+"""Labeled predictions -> scores, comparisons, reports; and what is done with several runs."""

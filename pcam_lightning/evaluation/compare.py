@@ -1,0 +1,77 @@
+"""compare: the difference of two AUROCs on the same patches, with its interval."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pcam_lightning.evaluation.labeled_predictions import FEW, check_bootstrap, clusters, read_labeled_predictions
+from pcam_lightning.metrics.bootstrap import Interval, bootstrap_scores, delong_test, percentile_interval
+from pcam_lightning.metrics.classification import auroc
+from pcam_lightning.utils.errors import UserError, rank_zero_info
+
+
+def compare(
+    first: Path, second: Path, slides: Path | None = None, bootstrap_samples: int = 1000, seed: int = 0
+) -> None:
+    """Tell by how much one run's AUROC is above another's on the same patches, with intervals.
+
+    Args:
+        first: a run's folder, a cross-validation's, or a CSV with id,label,logit.
+        second: another one, of the same patches.
+        slides: CSV with id,wsi, where the slides are not known already.
+        bootstrap_samples: for the interval over slides.
+        seed: of the bootstrap.
+    """
+    check_bootstrap(bootstrap_samples, seed)
+    for target in (first, second):  # before the first one is validated for nothing
+        if not target.exists():
+            raise UserError(f"{target}: no such run, cross-validation or CSV of predictions.")
+    read = [read_labeled_predictions(target, None, slides, pictures=False) for target in (first, second)]
+    one, other = (predictions.rows.set_index("id") for predictions in read)
+    if set(one.index) != set(other.index):
+        both = len(set(one.index) & set(other.index))
+        raise UserError(
+            f"{first} has {len(one):,} patches and {second} has {len(other):,}, {both:,} of them the same; a paired "
+            "comparison needs the same ones: fit the second with `data.split_file` FIRST/split.csv."
+        )
+    other = other.loc[one.index]
+    if one["label"].value_counts().min() < 2:
+        raise UserError(f"{first}: one patch of a class tells nothing of the spread; two of each at least are needed.")
+    if not one["label"].equals(other["label"]):
+        raise UserError(f"{first} and {second}: the same patches have other labels.")
+    label, a, b = (np.asarray(column) for column in (one["label"], one["logit"], other["logit"]))
+    for target, predictions, logit in zip((first, second), read, (a, b), strict=True):
+        best = " (best.ckpt, chosen by these patches)" if predictions.chosen_by_these else ""
+        rank_zero_info(f"{target}{best}: AUROC {auroc(label, logit):.4f}")
+        if predictions.overlap:
+            rank_zero_info(
+                f"{target}: {predictions.overlap:,} of these patches trained its network; its AUROC is optimistic."
+            )
+    rank_zero_info(f"n = {len(label):,} patches")
+    difference, p = delong_test(label, a, b)
+    _tell("difference, patches taken for independent (DeLong)", difference, f", p = {p:.2g}")
+    cluster, name = clusters((one if "slide" in one else other).reset_index())
+    count = len(np.unique(cluster))
+    if name == "slides" and count > 1:
+        drawn = (
+            bootstrap_scores(label, a, cluster, bootstrap_samples, seed)[0]
+            - bootstrap_scores(label, b, cluster, bootstrap_samples, seed)[0]
+        )
+        drawn = drawn[np.isfinite(drawn)]
+        message = f"difference, bootstrap over {count:,} slides"
+        _tell(
+            message,
+            percentile_interval(difference.value, drawn),
+            f", {np.mean(drawn > 0):.1%} of {len(drawn):,} draws above 0",
+        )
+        if count < FEW:
+            rank_zero_info(f"{count} slides are few: an interval from fewer than {FEW} is too narrow.")
+    elif name == "slides":
+        rank_zero_info("all patches are of one slide: what another slide would say cannot be told.")
+    else:
+        rank_zero_info("no slides are known: `slides` FILE gives the interval that counts.")
+
+
+def _tell(what: str, value: Interval, more: str) -> None:
+    bounds = "no interval" if value.low is None else f"95 % {value.low:+.4f} to {value.high:+.4f}"
+    rank_zero_info(f"{what}: {value.value:+.4f} ({bounds}){more}")

@@ -1,0 +1,164 @@
+"""crossval: each fold an ordinary run; out-of-fold predictions, their scores, and a submission that averages."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.sources import parts
+from pcam_lightning.evaluation.runner import (
+    check_options,
+    claim_folder,
+    fingerprint,
+    read_record,
+    try_build,
+    write_record,
+)
+from pcam_lightning.metrics.classification import auroc
+from pcam_lightning.training.checkpoint import is_finished, read_checkpoint
+from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder
+from pcam_lightning.training.fit import fit
+from pcam_lightning.training.options import Config
+from pcam_lightning.training.predict import predict, validate
+from pcam_lightning.training.predictions import read_predictions_csv, write_submission
+from pcam_lightning.utils.atomic_io import atomic_link, atomic_write
+from pcam_lightning.utils.errors import UserError, rank_zero_info
+from pcam_lightning.utils.run_dir import Run
+
+KIND = "crossval"
+
+
+def crossval(config: Config, folds: int = 5) -> Path:
+    """Train on all folds but one, for each in turn; write out-of-fold predictions and the folds' mean submission.
+
+    All of it lies in `crossval_N/` below `config.runs`: `config.yaml`, `fold_I/`, each an ordinary run, `oof_I.csv` and
+    `predictions_I.csv`, the predictions for its fold and for the test part, and at the end `oof.csv`
+    (id,label,logit,fold and, where known, slide), `crossval.json`, and where there is a test part `submission.csv` and
+    `predictions.csv` (id,logit). The same call resumes where an earlier one was stopped.
+
+    Args:
+        config: options of a run.
+        folds: their number.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: an option, the data or the weights cannot be used.
+    """
+    _check(config, folds)
+    config.resolve(what=KIND)
+    config.use_slides_for_folds()
+    try_build(config)
+    root = config.options.data.root
+    if is_demo_folder(root):
+        draw_demo_data()
+    has_test = "test" in parts(root)
+    data, test = _open(config, folds, has_test=has_test)
+    with ExitStack() as stack:
+        identity = {"config": config.plain(), "folds": folds, **fingerprint(data)}
+        folder = claim_folder(config.runs, KIND, identity, "oof.csv", stack)
+        record = read_record(folder, KIND)
+        if has_test:
+            if record.get("test", test) != test:
+                rank_zero_info(f"{root}: its test part has changed since; all folds predict it again.")
+                for path in (*folder.glob("predictions*.csv"), folder / "submission.csv"):
+                    path.unlink(missing_ok=True)
+            record["test"] = test
+        for fold in range(folds):
+            rank_zero_info(f"\nfold {fold + 1} of {folds}: {Run(folder / f'fold_{fold}').folder}")
+            _run_fold(config.replace(data={"folds": folds, "fold": fold}), folder, fold, record, has_test=has_test)
+        _summarize(folder, record, set(data.table["id"][~data.always_train]), folds, has_test=has_test)
+    return folder
+
+
+def _run_fold(config: Config, folder: Path, fold: int, record: dict[str, Any], *, has_test: bool) -> None:
+    """Do what is left to do of a fold: train, validate, predict the test part."""
+    run, trainer = Run(folder / f"fold_{fold}"), config.options.trainer
+    if fold not in record.setdefault("fitted", []):
+        limits = trainer.max_epochs, trainer.max_steps
+        if not run.last.is_file() or not is_finished(read_checkpoint(run.last), *limits):
+            fit(config, run=run)
+        record["fitted"].append(fold)
+        write_record(folder, KIND, record)
+    # Not the best epoch's: it was chosen by the very patches that it is to be scored on. And kept under names of their
+    # own: whoever validates a fold's run with another checkpoint does not change what comes out here.
+    if not _oof(folder, fold).is_file():
+        validate(run.last, _of_last(config, run))
+        atomic_link(run.predictions("val"), _oof(folder, fold))
+    if has_test and not _predictions(folder, fold).is_file():
+        write_submission(run.submission, predict(run.last, _of_last(config, run)), overwrite=True)
+        atomic_link(run.submission.with_name("predictions.csv"), _predictions(folder, fold))
+
+
+def _of_last(config: Config, run: Run) -> Config:
+    """Return the options with which a fold's last checkpoint is used, on the device that trained it."""
+    accelerator = config.options.trainer.accelerator
+    return Config.of_checkpoint(read_checkpoint(run.last), trainer={"accelerator": accelerator})
+
+
+def _check(config: Config, folds: int) -> None:
+    check_options(config, KIND)
+    data = config.options.data
+    for wrong, message in (
+        (folds < 2, f"`folds` {folds}: should be at least 2, such as 5."),
+        (data.split_file is not None, "crossval draws its own folds: leave `data.split_file` out."),
+        (data.folds is not None or data.fold, "crossval runs all folds: set `folds`, and leave `data.folds` out."),
+    ):
+        if wrong:
+            raise UserError(message)
+
+
+def _open(config: Config, folds: int, *, has_test: bool) -> tuple[PCamDataModule, str]:
+    """Read, pack and split all that the folds will need: what is wrong with it shows now, not after hours.
+
+    Returns:
+        The data, split for the first fold, which stands for all: they are dealt in one go. And the fingerprint of the
+        test part.
+    """
+    data, test = config.data_module(folds=folds, fold=0), ""
+    if has_test:
+        data.setup("predict")
+        test = data.test_store.fingerprint
+    data.setup("fit")
+    return data, test
+
+
+def _oof(folder: Path, fold: int) -> Path:
+    return folder / f"oof_{fold}.csv"
+
+
+def _predictions(folder: Path, fold: int) -> Path:
+    return folder / f"predictions_{fold}.csv"
+
+
+def _summarize(folder: Path, record: dict[str, Any], ids: set[str], folds: int, *, has_test: bool) -> None:
+    each_fold = [read_predictions_csv(_oof(folder, fold)).assign(fold=fold) for fold in range(folds)]
+    oof = pd.concat(each_fold).sort_values("id", ignore_index=True)
+    if oof["id"].duplicated().any() or set(oof["id"]) != ids:
+        raise UserError(f"{folder}: its oof_I.csv are not of each patch once; remove them, and run crossval again.")
+    atomic_write(folder / "oof.csv", oof.to_csv(index=False, lineterminator="\n"))
+    scores = [auroc(part["label"].to_numpy(), part["logit"].to_numpy()) for part in each_fold]
+    record |= {
+        "val/auroc": scores,
+        "mean": float(np.mean(scores)),
+        "sd": float(np.std(scores, ddof=1)),
+        "oof/auroc": auroc(oof["label"].to_numpy(), oof["logit"].to_numpy()),
+    }
+    write_record(folder, KIND, record)
+    rank_zero_info(f"\n{folder / 'oof.csv'}: {len(oof):,} patches, each predicted by the fold that had not seen it.")
+    message = ", ".join(f"{score:.4f}" for score in scores)
+    rank_zero_info(
+        f"val/auroc {message}: mean {record['mean']:.4f}, sd {record['sd']:.4f}; pooled {record['oof/auroc']:.4f}."
+    )
+    if has_test:
+        each = [pd.read_csv(_predictions(folder, fold), dtype={"id": str}) for fold in range(folds)]
+        logit = pd.concat([one.set_index("id")["logit"] for one in each], axis=1).mean(axis=1, skipna=False)
+        logit = logit.loc[each[0]["id"]]
+        prob = expit(logit.to_numpy(dtype=np.float64))
+        mean = pd.DataFrame({"id": each[0]["id"], "logit": logit.to_numpy(), "prob": prob})
+        write_submission(folder / "submission.csv", mean, overwrite=True)

@@ -1,0 +1,104 @@
+"""A data folder -> its patches, measured, and draws of them: what the page and the notebooks look at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.packed_store import PackedStore
+from pcam_lightning.data.quality import measure_quality
+from pcam_lightning.data.sources import parts
+from pcam_lightning.plotting.style import CLASSES
+from pcam_lightning.transforms.augment import Augmentation, augment
+from pcam_lightning.transforms.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class DatasetOverview:
+    """What lies in a data folder.
+
+    Attributes:
+        stores: the packed images of train, of test or of both, by name.
+        patches: all of them: `part`, `id`, `group` (normal, tumor or unlabeled), what `measure_quality` finds, and
+            where known `label` and `slide`.
+        rows: those of the part that is shown, train where there is one.
+        rng: of the draws.
+    """
+
+    stores: dict[str, PackedStore]
+    patches: pd.DataFrame
+    rows: pd.DataFrame
+    rng: np.random.Generator
+
+    def counts(self) -> dict[str, int]:
+        """Return how many patches there are of each group."""
+        counts = self.patches["group"].value_counts()
+        return {group: int(counts[group]) for group in (*CLASSES, "unlabeled") if group in counts}
+
+    def draw(self, count: int, group: str | None = None) -> pd.DataFrame:
+        """Draw up to so many rows of the part that is shown, of one group or of all."""
+        rows = self.rows if group is None else self.rows[self.rows["group"] == group]
+        return rows.iloc[np.sort(self.rng.permutation(len(rows))[:count])]
+
+    def images(self, rows: pd.DataFrame) -> np.ndarray:
+        """Return the pixels of rows of any part, uint8 (N, 96, 96, 3)."""
+        pixels = np.empty((len(rows), 96, 96, 3), dtype=np.uint8)
+        for part, store in self.stores.items():
+            chosen = (rows["part"] == part).to_numpy()
+            pixels[chosen] = store.images[store.rows(rows["id"][chosen])]
+        return pixels
+
+
+def read_overview(
+    root: Path,
+    slides: Path | None = None,
+    unknown_slides: Literal["error", "as_one_slide"] = "error",
+    cache_dir: Path | None = None,
+    seed: int = 42,
+) -> DatasetOverview:
+    """Read, pack and measure all patches of a data folder.
+
+    Args:
+        root: in Kaggle's layout, or of PCam's own files; train/ or test/ may be missing.
+        slides: CSV with id,wsi; by default the one that lies in the folder.
+        unknown_slides: see `PCamDataModule`.
+        cache_dir: see `PCamDataModule`.
+        seed: of the draws.
+
+    Raises:
+        UserError: see `table` and `store`.
+    """
+    stores, tables = {}, []
+    for part in parts(root):
+        data = PCamDataModule(root, val_fraction=0, slides=slides, unknown_slides=unknown_slides, cache_dir=cache_dir)
+        data.setup({"train": "fit", "test": "predict"}[part])
+        table, store = (data.table, data.train_store) if part == "train" else (data.test_table, data.test_store)
+        assert table is not None
+        assert store is not None
+        known = table[[name for name in ("id", "label", "slide") if name in table]]
+        group = np.array(list(CLASSES))[known["label"]] if "label" in known else "unlabeled"
+        tables.append(known.assign(part=part, group=group).merge(measure_quality(store), on="id"))
+        stores[part] = store
+    patches = pd.concat(tables, ignore_index=True)
+    rows = patches[patches["part"] == next(iter(stores))].dropna(axis="columns", how="all")
+    return DatasetOverview(stores, patches, rows, np.random.default_rng(seed))
+
+
+def augment_patches(images: np.ndarray, how: Augmentation, preprocess: Preprocess) -> torch.Tensor:
+    """Return what a step of training would see of patches before they are cropped, scaled and standardized.
+
+    Args:
+        images: uint8, (N, 96, 96, 3).
+        how: what happens to training patches.
+        preprocess: of the network, for stains that it normalizes.
+
+    Returns:
+        float32 in [0, 1], (N, 3, 96, 96); the same for the same patches each time.
+    """
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return augment(torch.from_numpy(images), torch.zeros(len(images)), how, preprocess.stain)[0]

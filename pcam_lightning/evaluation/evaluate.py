@@ -1,0 +1,214 @@
+"""evaluate: labeled predictions -> report.html and report.json."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from pcam_lightning import __version__
+from pcam_lightning.data.splits import split_groups
+from pcam_lightning.evaluation.labeled_predictions import (
+    FEW,
+    check_bootstrap,
+    clusters,
+    find_evaluation_leakage,
+    read_labeled_predictions,
+)
+from pcam_lightning.evaluation.related_runs import related_runs
+from pcam_lightning.evaluation.report import render
+from pcam_lightning.evaluation.report_metrics import score_with_intervals
+from pcam_lightning.metrics.calibration import (
+    TEMPERATURES,
+    brier_score,
+    cross_fit,
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+)
+from pcam_lightning.metrics.classification import (
+    RATES,
+    ConfusionCounts,
+    auroc,
+    confusion_counts,
+    sensitivity_at_specificity,
+    specificity_at_sensitivity,
+    youden_threshold,
+)
+from pcam_lightning.training.demo_run import NOT_REAL, is_synthetic
+from pcam_lightning.utils.atomic_io import atomic_write
+from pcam_lightning.utils.errors import UserError
+
+PARTS = 5  # of slides or patches, for what is fitted on all but one of them
+_RATES = (0.90, 0.95, 0.99)
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` found.
+
+    Attributes:
+        report: the numbers, as report.json has them.
+        page: report.html.
+    """
+
+    report: dict[str, Any]
+    page: Path
+
+
+def evaluate(
+    target: Path | str,
+    labels: Path | None = None,
+    slides: Path | None = None,
+    root: Path | None = None,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+    *,
+    next_steps: Mapping[str, str] = MappingProxyType({}),
+) -> Evaluation:
+    """Judge a run, a cross-validation or a file of predictions: report.html and report.json.
+
+    Args:
+        target: a run's folder (its best checkpoint is validated again), a cross-validation's, or a CSV with id,logit or
+            a submission.
+        labels: CSV with id,label, for a CSV that has no labels itself.
+        slides: CSV with id,wsi, where the slides are not known already.
+        root: data folder, where it has moved since the run.
+        bootstrap_samples: for the intervals.
+        seed: of the bootstrap and of the parts that threshold and temperature are cross-fitted on.
+        next_steps: commands that the page names, by what they do.
+
+    Returns:
+        The numbers and the page, which are in report.json and report.html.
+
+    Raises:
+        UserError: something is missing or malformed.
+    """
+    target = Path(target)
+    check_bootstrap(bootstrap_samples, seed)
+    predictions = read_labeled_predictions(target, labels, slides, root)
+    rows = predictions.rows
+    report, calibrated, chosen = _score(rows, bootstrap_samples, seed)
+    report |= {"target": str(target), "version": __version__, "seed": seed, "made_by": predictions.made_by}
+    report["chosen_by_these"] = predictions.chosen_by_these
+    report["training_overlap"] = predictions.overlap
+    if predictions.overlap:
+        report["warnings"].insert(
+            0,
+            f"{predictions.overlap:,} of these {len(rows):,} patches trained the network: all numbers are optimistic.",
+        )
+        report["temperature"] = None  # what it was fitted on says nothing about patches that are new
+    leak = find_evaluation_leakage(predictions)
+    report["leak"] = f"This score {leak.verb}: {leak.message}." if leak.message else ""
+    synthetic = predictions.split is not None and is_synthetic(root or predictions.split["root"])
+    report["synthetic"] = f"Synthetic tissue. {NOT_REAL}" if synthetic else ""
+    if target.is_dir():
+        report["splits"] = related_runs(target)
+        if (target / "oof.csv").is_file():
+            report["folds"] = _folds(rows)
+    page = render(rows, predictions.data, report, calibrated, chosen, next_steps)
+    folder, name = predictions.report.parent, predictions.report.name
+    atomic_write(folder / f"{name}.json", json.dumps(report, indent=2) + "\n")
+    atomic_write(folder / f"{name}.html", page)
+    return Evaluation(report, folder / f"{name}.html")
+
+
+def _folds(rows: pd.DataFrame) -> dict[str, float]:
+    each = [auroc(fold["label"].to_numpy(), fold["logit"].to_numpy()) for _, fold in rows.groupby("fold")]
+    return {"count": len(each), "mean": float(np.mean(each)), "sd": float(np.std(each, ddof=1))}
+
+
+def _score(rows: pd.DataFrame, bootstrap_samples: int, seed: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """Return the report's numbers, the cross-calibrated logits, and the decisions at the cross-fitted threshold."""
+    label, logit = rows["label"].to_numpy(dtype=np.int64), rows["logit"].to_numpy()
+    cluster, clustered_by = clusters(rows)
+    scores, of_one_class = score_with_intervals(label, logit, cluster, bootstrap_samples, seed)
+    part, parted_by = _parts(rows, cluster, clustered_by, seed)
+    count = len(np.unique(cluster))
+    warnings = []
+    if clustered_by == "patches":
+        warnings.append("No slides are known: these intervals take patches for independent, and are too narrow.")
+    elif count < FEW:
+        warnings.append(f"{count} slides are few: intervals from fewer than {FEW} are too narrow.")
+    if of_one_class:
+        warnings.append(
+            f"{of_one_class:,} of {bootstrap_samples:,} draws were of one class and are left out: too few slides."
+        )
+    if parted_by != clustered_by and parted_by != "folds":
+        warnings.append(f"Threshold and temperature are cross-fitted over {parted_by}, for want of {clustered_by}.")
+    calibrated, chosen = np.empty_like(logit), np.empty(len(logit), dtype=bool)
+    for mask, temperature in cross_fit(label, logit, part, fit_temperature):
+        calibrated[mask] = logit[mask] / temperature
+    for mask, threshold in cross_fit(label, logit, part, youden_threshold):
+        chosen[mask] = logit[mask] >= threshold
+    of_all = fit_temperature(label, logit)
+    if not (fits := 1.01 * TEMPERATURES[0] < of_all < 0.99 * TEMPERATURES[1]):
+        warnings.append("No temperature fits: too few patches are wrong, or too few are right.")
+    report: dict[str, Any] = {
+        "patches": len(rows),
+        "tumor_share": float(label.mean()),
+        "clusters": count,
+        "clustered_by": clustered_by,
+        "cross_fitted_over": parted_by,
+        "draws": bootstrap_samples,
+        "warnings": warnings,
+        **{name: interval._asdict() for name, interval in scores.items()},
+        "at_0.5": _rates(confusion_counts(label, logit >= 0)),
+        "at_threshold": _rates(confusion_counts(label, chosen)),
+        "threshold": float(expit(youden_threshold(label, logit))),
+        "temperature": of_all if fits else None,
+        "sensitivity_at_specificity": {
+            f"{rate:.2f}": sensitivity_at_specificity(label, logit, rate) for rate in _RATES
+        },
+        "specificity_at_sensitivity": {
+            f"{rate:.2f}": specificity_at_sensitivity(label, logit, rate) for rate in _RATES
+        },
+        "calibration": {
+            name: {
+                "nll": negative_log_likelihood(label, values),
+                "brier": brier_score(label, values),
+                "ece": expected_calibration_error(label, values),
+            }
+            for name, values in (("as_it_is", logit), ("calibrated", calibrated))
+        },
+    }
+    if "slide" in rows:
+        report["slides"] = _by_slide(rows.assign(wrong=chosen != (label == 1)))
+    return report, calibrated, chosen
+
+
+def _parts(rows: pd.DataFrame, cluster: np.ndarray, clustered_by: str, seed: int) -> tuple[np.ndarray, str]:
+    """Choose the parts that threshold and temperature are cross-fitted on, each left out in turn."""
+    choices = [(cluster, clustered_by), (rows["id"].to_numpy(), "patches")]
+    if clustered_by == "patches" and "fold" in rows:
+        choices.insert(0, (rows["fold"].astype(str).to_numpy(), "folds"))
+    for group, name in choices:
+        part = group if name == "folds" else split_groups(rows, group, [1 / PARTS] * PARTS, seed)
+        rest = [rows["label"][part != one].nunique() for one in np.unique(part)]
+        if len(rest) > 1 and min(rest) == 2:
+            return part, name
+    raise UserError("too few patches of each class to fit a threshold on some for the others.")
+
+
+def _rates(counts: ConfusionCounts) -> dict[str, float]:
+    return {**counts._asdict(), **{name: getattr(counts, name) for name in sorted(RATES)}}
+
+
+def _by_slide(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    message = []
+    for slide, of_slide in rows.groupby("slide"):
+        label, logit = of_slide["label"].to_numpy(), of_slide["logit"].to_numpy()
+        message.append(
+            {
+                "slide": str(slide),
+                "patches": len(of_slide),
+                "tumor_share": float(label.mean()),
+                "auroc": auroc(label, logit) if 0 < label.mean() < 1 else None,
+                "wrong": float(of_slide["wrong"].mean()),
+                "nll": negative_log_likelihood(label, logit),
+            }
+        )
+    return sorted(message, key=lambda row: (-row["wrong"], -row["nll"]))

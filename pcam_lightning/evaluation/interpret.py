@@ -1,0 +1,162 @@
+"""Patches -> what a network makes of them: its features before the head, and where in a patch it finds tumor."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.manifold import TSNE
+from torch import nn
+from torch.nn import functional
+
+from pcam_lightning.models.backbones import head_of
+from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.utils.errors import UserError
+from pcam_lightning.utils.system import cpu_has_bf16
+
+_BATCH = 64
+_CELLS = 6  # of a side: a coarser map cannot tell the center 32 x 32 from what surrounds it
+
+
+def features(model: PCamClassifier, image: torch.Tensor) -> np.ndarray:
+    """Return what the head of a network on the CPU gets of each patch.
+
+    Args:
+        model: the network; it is left in evaluation mode.
+        image: uint8, (N, 96, 96, 3).
+
+    Returns:
+        float32, (N, F).
+    """
+    model.eval()
+    found: list[torch.Tensor] = []
+    head = model.net.get_submodule(head_of(model.net))
+    hook = head.register_forward_pre_hook(lambda _, given: found.append(given[0].float()))
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
+            for batch in torch.split(image, _BATCH):
+                model(model.preprocess(batch))
+    finally:
+        hook.remove()
+    return torch.cat(found).numpy()
+
+
+def tsne(features: np.ndarray) -> np.ndarray:
+    """Lay patches out in a plane by t-SNE (van der Maaten and Hinton 2008): neighbors have like features.
+
+    Args:
+        features: float32, (N, F), of eight patches or more.
+
+    Returns:
+        float32, (N, 2), the same for the same features each time.
+    """
+    tsne = TSNE(perplexity=min(30, (len(features) - 1) / 3), init="pca", random_state=0, n_jobs=-1)
+    embedded: np.ndarray = tsne.fit_transform(features)
+    return embedded
+
+
+def grad_cam(model: PCamClassifier, image: torch.Tensor, layer: str) -> np.ndarray:
+    """Return where in each patch a network on the CPU finds tumor, by Grad-CAM (Selvaraju et al. 2017).
+
+    Args:
+        model: the network; it is left in evaluation mode.
+        image: uint8, (N, 96, 96, 3).
+        layer: whose output is looked at, by its name within the network, such as `cam_layer` returns.
+
+    Returns:
+        Heat, float32 (N, 96, 96), from 0 to 1, the highest of each patch, or 0 everywhere where nothing speaks for
+        tumor.
+
+    Raises:
+        UserError: no such layer, or one whose output is no map.
+    """
+    model.eval()
+    try:
+        module = model.net.get_submodule(layer)
+    except AttributeError:
+        names = ", ".join(name for name, _ in model.net.named_children())
+        raise UserError(f"`layer` {layer}: the network has none of that name; its first are {names}.") from None
+    output: list[torch.Tensor] = []
+    hook = module.register_forward_hook(lambda _, given, made: output.append(made))
+    heats = []
+    try:
+        for batch in torch.split(image, _BATCH):
+            output.clear()
+            with torch.enable_grad():
+                logit = model(model.preprocess(batch))
+                (slope,) = torch.autograd.grad(logit.sum(), output[0])
+            map_, slope = (_as_map(model.net, one.detach(), layer) for one in (output[0], slope))
+            heat = (slope.mean(dim=(2, 3), keepdim=True) * map_).sum(dim=1, keepdim=True).relu()
+            side = model.preprocess.crop
+            heat = functional.interpolate(heat, size=(side, side), mode="bilinear")
+            heat = functional.pad(heat, ((96 - side) // 2,) * 4)[:, 0]
+            heats.append(heat / heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12))
+    finally:
+        hook.remove()
+    return torch.cat(heats).numpy()
+
+
+def cam_layer(model: PCamClassifier, image: torch.Tensor) -> str:
+    """Return the name of the layer that Grad-CAM looks at: the last one whose map has six cells a side, or more.
+
+    Of a vision transformer it is the norm before the last block's attention: behind it nothing but the class token
+    reaches the logit.
+
+    Raises:
+        UserError: there is none.
+    """
+    if _tokens(model.net) is not None:
+        blocks: Any = model.net.blocks
+        return f"blocks.{len(blocks) - 1}.norm1"
+    found: list[str] = []
+
+    def note(name: str, made: Any) -> None:
+        if isinstance(made, torch.Tensor) and made.ndim == 4 and made.shape[2] == made.shape[3] >= _CELLS:
+            found.append(name)
+
+    hooks = [
+        module.register_forward_hook(lambda _, given, made, name=name: note(name, made))
+        for name, module in model.net.named_modules()
+        if name
+    ]
+    try:
+        with torch.inference_mode():
+            model(model.preprocess(image))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        name = model.hparams["backbone"]
+        raise UserError(f"no layer of {name} makes a map of {_CELLS} cells a side; `layer` names another one.")
+    return found[-1]
+
+
+def _tokens(net: nn.Module) -> tuple[int, int, int] | None:
+    """Return rows and columns of a vision transformer's tokens, and how many others stand before them."""
+    grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
+    return (*grid, getattr(net, "num_prefix_tokens", 0)) if grid is not None and hasattr(net, "blocks") else None
+
+
+def _as_map(net: nn.Module, output: torch.Tensor, layer: str) -> torch.Tensor:
+    """Bring a layer's output to (B, C, rows, columns)."""
+    if output.ndim == 3 and (tokens := _tokens(net)) is not None:
+        rows, columns, before = tokens
+        return torch.unflatten(output[:, before:].transpose(1, 2), 2, (rows, columns))
+    if output.ndim != 4:
+        raise UserError(f"`layer` {layer}: its output {tuple(output.shape)} is no map of the patch.")
+    return output
+
+
+def center_heat_labels(heat: np.ndarray) -> list[str]:
+    """Return what `center_heat_fraction` comes to in words, for each patch's picture."""
+    return ["no heat" if np.isnan(share) else f"{share:.0%} inside" for share in center_heat_fraction(heat)]
+
+
+def center_heat_fraction(heat: np.ndarray) -> np.ndarray:
+    """Return the share of the heat (N, 96, 96) in the center 32 x 32, (N,); NaN where there is no heat.
+
+    Heat that is the same everywhere has a ninth of it there.
+    """
+    total = heat.sum(axis=(1, 2))
+    inside = heat[:, 32:64, 32:64].sum(axis=(1, 2))
+    share: np.ndarray = np.divide(inside, total, out=np.full_like(total, np.nan), where=total > 0)
+    return share

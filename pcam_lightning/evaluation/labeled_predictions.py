@@ -1,0 +1,164 @@
+"""A run, a cross-validation or a file of predictions -> labeled predictions, and why their score may be optimistic."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.slide_map import UNKNOWN_SLIDE, read_slides
+from pcam_lightning.data.splits import SlideLeakage, find_slide_leakage
+from pcam_lightning.data.training_patches import TrainingPatches
+from pcam_lightning.training.checkpoint import read_checkpoint
+from pcam_lightning.training.options import Config
+from pcam_lightning.training.predict import validate
+from pcam_lightning.training.predictions import read_predictions_csv
+from pcam_lightning.training.upgrade import read_config
+from pcam_lightning.utils.errors import UserError, rank_zero_info
+from pcam_lightning.utils.run_dir import Run
+
+FEW = 20  # slides: with fewer a bootstrap over them gives intervals that are too narrow
+
+
+class LabeledPredictions(NamedTuple):
+    """Labeled predictions: `rows` has id, label, logit and perhaps slide and fold."""
+
+    rows: pd.DataFrame
+    report: Path  # of the page and the numbers, without .html and .json
+    data: PCamDataModule | None = None  # where its pictures are; of a cross-validation, split as for its first fold
+    made_by: dict[str, Any] | None = None  # checkpoint of a single run: `step` of training, `tta`
+    split: dict[str, Any] | None = None  # options that the folds, or validation part, were drawn by
+    chosen_by_these: bool = False  # the checkpoint is the epoch that was best on these very patches
+    overlap: int | None = None  # of these patches, how many trained the network by id or pixels; None: not known
+    slides: "pd.Series[str] | None" = None  # by id, where the user names a file of them
+
+
+def read_labeled_predictions(
+    target: Path,
+    labels: Path | None = None,
+    slides: Path | None = None,
+    root: Path | None = None,
+    *,
+    pictures: bool = True,
+) -> LabeledPredictions:
+    """Read labeled predictions; a run's best checkpoint is validated again.
+
+    Args:
+        target: a run's folder, a cross-validation's, or a CSV.
+        labels: CSV with id,label, for a CSV that has no labels itself.
+        slides: CSV with id,wsi, where the slides are not known already.
+        root: data folder, where it has moved since the run.
+        pictures: whether a cross-validation's pixels are wanted.
+
+    Raises:
+        UserError: something is missing or malformed.
+    """
+    report = target / "report"
+    if (target / "oof.csv").is_file():
+        options = read_config(Run(target).config)["data"]
+        data = _data(options, root, Run(target / "fold_0").split) if pictures else None
+        rows = read_predictions_csv(target / "oof.csv", labels)
+        predictions = LabeledPredictions(rows, report, data, split=options, overlap=_count_overlap(target, rows, data))
+    elif target.is_dir():
+        run = Run(target)
+        checkpoint = run.best if run.best.is_file() else run.last
+        if not checkpoint.is_file():
+            raise UserError(f"{target}: neither a run nor a finished cross-validation: no checkpoints/, no oof.csv.")
+        moved = {} if root is None else {"data": {"root": str(root)}}
+        try:
+            scores = validate(checkpoint, Config.of_checkpoint(read_checkpoint(checkpoint), **moved))
+        except UserError as error:
+            recorded = Path(read_checkpoint(checkpoint)["pcam"]["config"]["data"]["root"])
+            if root is None and not recorded.is_dir():
+                raise UserError(f"{error} (`root` names a folder that has moved.)") from error
+            raise
+        predictions = LabeledPredictions(
+            read_predictions_csv(scores.predictions, labels),
+            report,
+            scores.data,
+            scores.made_by,
+            scores.checkpoint["pcam"]["config"]["data"],
+            checkpoint == run.best,
+            scores.overlap,
+        )
+    else:
+        # Its own name: a run's report holds the temperature for predict, which no test label may have a say in.
+        predictions = LabeledPredictions(
+            read_predictions_csv(target, labels), target.with_name(f"{target.stem}_report")
+        )
+    if slides is not None:
+        known = read_slides(slides)
+        predictions = predictions._replace(slides=known)
+        predictions.rows["slide"] = predictions.rows["id"].map(known)
+        if unknown := int(predictions.rows["slide"].isna().sum()):
+            raise UserError(
+                f"{slides}: {unknown:,} of {len(predictions.rows):,} patches have no slide there; complete it."
+            )
+    return predictions
+
+
+def _count_overlap(crossval: Path, rows: pd.DataFrame, data: PCamDataModule | None) -> int | None:
+    """Count the out-of-fold patches that trained the network of their own fold; None where that is not known."""
+    if data is None:
+        return None
+    overlap, table = 0, data.table.set_index("id", drop=False)
+    for fold, of_fold in rows.groupby("fold"):
+        path = Run(crossval / f"fold_{fold}").last
+        if not path.is_file():
+            return None
+        trained = TrainingPatches.of_checkpoint(path, read_checkpoint(path))
+        if not trained.known or not of_fold["id"].isin(table.index).all():
+            return None
+        overlap += trained.count(table.loc[of_fold["id"]])
+    return overlap
+
+
+def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataModule | None:
+    """Return the data that pictures are taken from; None, said aloud, where it is not there any more."""
+    cache_dir = Path(options["cache_dir"]) if options["cache_dir"] else None
+    data = PCamDataModule(root or Path(options["root"]), split_file=split, cache_dir=cache_dir)
+    try:
+        data.setup("fit")
+    except UserError as error:
+        rank_zero_info(f"no pictures: {error}")
+        return None
+    return data
+
+
+def find_evaluation_leakage(predictions: LabeledPredictions) -> SlideLeakage:
+    """Find out whether slides of these patches trained the network too; nothing of a file of predictions."""
+    rows, data, split = predictions.rows, predictions.data, predictions.split
+    if split is None:
+        return SlideLeakage()
+    if "fold" in rows:
+        if "slide" not in rows:  # those that were known went into the file
+            return SlideLeakage("patches of one slide are in several folds")
+        several = int((rows.groupby("slide")["fold"].transform("nunique") > 1).sum())
+        if several:
+            return SlideLeakage(f"{several:,} of {len(rows):,} patches are of slides that are in several folds")
+        unknown = int((rows["slide"] == UNKNOWN_SLIDE).sum())
+        message = f"{unknown:,} patches are of unknown slides, which may be in several folds"
+        return SlideLeakage(message, certain=False) if unknown else SlideLeakage()
+    assert data is not None
+    table = data.table
+    if predictions.slides is not None:
+        table = table.assign(slide=table["id"].map(predictions.slides))
+    return find_slide_leakage(table, data.val_mask, by_file=split.get("split_file") is not None)
+
+
+def clusters(rows: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Return what a bootstrap draws: each row's slide where slides are known, else its id, (N,); and which it is."""
+    return (rows["slide"].to_numpy(), "slides") if "slide" in rows else (rows["id"].to_numpy(), "patches")
+
+
+def check_bootstrap(bootstrap_samples: int, seed: int) -> None:
+    """Refuse a bootstrap that cannot be made, or tells nothing.
+
+    Raises:
+        UserError: too few draws, or a seed below 0.
+    """
+    if bootstrap_samples < 100:
+        raise UserError(f"`bootstrap_samples` {bootstrap_samples}: should be at least 100, for 95 % intervals.")
+    if seed < 0:
+        raise UserError(f"`seed` {seed}: should be at least 0.")

@@ -1,0 +1,1 @@
+"""The network, its starting weights, its optimizer and the LightningModule around it."""

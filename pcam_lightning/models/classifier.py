@@ -1,0 +1,333 @@
+"""PCamClassifier: one step for all stages; BCE, AUROC, AdamW, cosine."""
+
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.nn import functional
+from torchmetrics import MeanMetric, MetricCollection
+
+from pcam_lightning.data.batches import Batch
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.training_patches import TrainingPatches
+from pcam_lightning.metrics.torch_metrics import build_metrics
+from pcam_lightning.models.backbones import build_backbone, freeze
+from pcam_lightning.models.optim import OPTIMIZERS, SCHEDULES, build_optimizer, build_schedule
+from pcam_lightning.models.pretrained import load_weights
+from pcam_lightning.transforms.augment import Augmentation, augment
+from pcam_lightning.transforms.geometry import d4_views
+from pcam_lightning.transforms.preprocess import STATISTICS, Preprocess
+from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info
+from pcam_lightning.utils.safe_load import safe_load
+
+if TYPE_CHECKING:
+    NormalizeName: TypeAlias = str
+    OptimizerName: TypeAlias = str
+    ScheduleName: TypeAlias = str
+else:  # of what the tables hold, for --help and the checks of the command line
+    NormalizeName = Literal[("none", *STATISTICS, "own")]
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+    ScheduleName = Literal[tuple(SCHEDULES)]
+
+FIT_PATCHES = 512  # training patches that stains or pixel statistics are measured on
+
+
+class PCamClassifier(L.LightningModule):
+    """A network with one logit: is there tumor in the center 32 x 32 of the patch?
+
+    Args:
+        backbone: resnet18, resnet34, resnet50, convnext_tiny, efficientnet_b0, efficientnet_b3, p4m_resnet16, which
+            gives all eight symmetries of a patch the same logit, or timm/NAME for any network of timm's, such as
+            timm/vit_small_patch16_224.
+        weights: what it starts from: imagenet, none (random) or the path of a state dict (.safetensors too).
+        normalize: mean and deviation that pixels in [0, 1] are brought to: none, imagenet, half (0.5 both), lunit (of
+            Lunit's weights) or own, those of the training patches.
+        crop: side of the center square that the network sees, in pixels, from 32 to 96.
+        size: side to which that is scaled, in pixels; by default it is not.
+        stain: bring each patch's stains to those of the training part: none, macenko or reinhard.
+        augment: what happens to training patches.
+        freeze_epochs: epochs in which the head alone learns, at the start; BatchNorm's running statistics stay as
+            they are too. Skipped where the network starts from random weights.
+        optimizer: adamw or sgd.
+        lr: learning rate at its highest.
+        layer_decay: factor of the rate from each layer to the one before it, in (0, 1]; the head has `lr`.
+        weight_decay: as the optimizer defines it.
+        momentum: of sgd.
+        schedule: cosine, from the highest rate to zero, step by step; or one_cycle, which rises from a twenty-fifth of
+            it over the first three tenths of the run.
+        warmup_epochs: of cosine: epochs in which the rate rises from zero first.
+        label_smoothing: share of each label that is spread evenly over both classes, in [0, 1).
+        tta: test-time augmentation in all stages but training, validation within fit too: none, or d4, the mean of
+            the logits of the eight symmetries of the square.
+        compile: let torch.compile build the network for this machine before the first step.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        weights: str = "imagenet",
+        normalize: NormalizeName = "none",
+        crop: int = 96,
+        size: int | None = None,
+        stain: Literal["none", "macenko", "reinhard"] = "none",
+        augment: Augmentation = Augmentation(degrees=90.0),  # noqa: B008 - never changed, and shown in --help
+        freeze_epochs: int = 1,
+        optimizer: OptimizerName = "adamw",
+        lr: float = 1e-3,
+        layer_decay: float = 1.0,
+        weight_decay: float = 0.01,
+        momentum: float = 0.9,
+        schedule: ScheduleName = "cosine",
+        warmup_epochs: float = 0.0,
+        label_smoothing: float = 0.0,
+        tta: Literal["none", "d4"] = "none",
+        compile: bool = False,  # noqa: A002 - what torch calls it
+    ) -> None:
+        super().__init__()
+        for name, value in {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "warmup_epochs": warmup_epochs,
+            "label_smoothing": label_smoothing,
+            "layer_decay": layer_decay,
+        }.items():
+            check_number(f"model.{name}", value)
+        for name, count in {"freeze_epochs": freeze_epochs, "crop": crop, "size": size}.items():
+            check_number(f"model.{name}", count, whole=True)
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"`model.label_smoothing` {label_smoothing}: should be at least 0 and less than 1.")
+        if not 0 < layer_decay <= 1:
+            raise UserError(f"`model.layer_decay` {layer_decay}: should be more than 0 and at most 1.")
+        if not 32 <= crop <= 96 or crop % 2:
+            raise UserError(f"`model.crop` {crop}: should be even, from 32, the square that labels speak of, to 96.")
+        if size is not None and not 32 <= size <= 512:
+            raise UserError(f"`model.size` {size}: should be from 32 to 512 pixels.")
+        for name, chosen, table in (("optimizer", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
+            if chosen not in table:
+                raise UserError(f"`model.{name}` {chosen!r}: unknown; one of {', '.join(table)}.")
+        if SCHEDULES[schedule].warmup is not None and warmup_epochs:
+            raise UserError(f"`model.schedule` {schedule}: has its own warmup; leave `model.warmup_epochs` out, or 0.")
+        self.augmentation = Augmentation.of(augment)
+        # A checkpoint carries its weights; where they once started from is no parameter for loading it.
+        self.save_hyperparameters(ignore=["weights", "augment"], logger=False)
+        self.hparams["augment"] = asdict(self.augmentation)  # a checkpoint holds plain values only
+        self.weights = os.fspath(weights)
+        self.init_weights = "none"  # what was loaded in truth; travels with the checkpoint
+        self.trained = TrainingPatches()  # what trained its weights so far
+        self._load_pretrained_weights = True  # whether the weights it starts from are still to be loaded
+        self.preprocess = Preprocess(stain, crop, size, normalize)
+        self.net = build_backbone(backbone, self.preprocess.side).to(memory_format=torch.channels_last)
+        self.ensemble: list[PCamClassifier] = []  # of an ensemble, in predict; of no weight in this one's checkpoint
+        self._seed = 0
+        self._largest_batch = 0  # patches of the largest batch that was not for training
+        if compile:
+            self.net.compile(dynamic=False)  # in place: checkpoints keep the names of the plain network
+        self.train_metrics, self.train_loss = build_metrics("train")
+        self.val_metrics, self.val_loss = build_metrics("val")
+        self.test_metrics, self.test_loss = build_metrics("test")
+
+    def load_pretrained(self) -> None:
+        """Load the weights that training starts from; `fit` calls it where neither it nor a checkpoint has been loaded.
+
+        Raises:
+            UserError: see `backbone.load_weights`.
+        """
+        load_weights(self.net, self.hparams["backbone"], self.weights, self.preprocess.side)
+        self.init_weights = self.weights
+        if self.weights not in ("imagenet", "none"):
+            path = Path(self.weights).expanduser()
+            self.trained = TrainingPatches.of_checkpoint(path, safe_load(path))
+        self._load_pretrained_weights = False
+
+    @property
+    def _is_attached(self) -> bool:
+        """Whether a trainer runs the module."""
+        try:
+            return self.trainer is not None
+        except RuntimeError:
+            return False
+
+    @property
+    def freezes(self) -> bool:
+        """Whether there is a frozen epoch at the start."""
+        return self.hparams["freeze_epochs"] > 0 and self.init_weights != "none"
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map what the network sees of patches, float (B, 3, side, side), to float32 logits (B,)."""
+        count = len(image)
+        if self.hparams["compile"] and not self.training:
+            # A last, smaller batch would be compiled for all over again.
+            self._largest_batch = max(self._largest_batch, count)
+            if count < self._largest_batch:
+                image = functional.pad(image, (0, 0, 0, 0, 0, 0, 0, self._largest_batch - count))
+        logit: torch.Tensor = self.net(image).squeeze(1)[:count]
+        return logit
+
+    def _tta_logits(self, image: torch.Tensor) -> torch.Tensor:
+        """Map patches that are not for training, uint8 (B, 96, 96, 3), to logits (B,)."""
+        image = self.preprocess(image)
+        views = d4_views(image) if self.hparams["tta"] == "d4" else [image]
+        return mean_logit([self(view) for view in views])
+
+    def augmented(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the network sees of training patches, float (B, 3, side, side), and their labels (B,)."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # pixels keep all their gray levels
+            image, target = augment(batch["image"], batch["label"], self.augmentation, self.preprocess.stain)
+            return self.preprocess.finish(image), target
+
+    def _step(self, batch: Batch, stage: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss, and the logits (B,)."""
+        label = target = batch["label"]
+        if stage == "train":
+            image, target = self.augmented(batch)
+            logit = self(image)
+            smoothing = self.hparams["label_smoothing"]
+            target = target * (1 - smoothing) + smoothing / 2
+        else:
+            logit = self._tta_logits(batch["image"])
+        losses = functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
+        mean: MeanMetric = getattr(self, f"{stage}_loss")
+        metrics: MetricCollection = getattr(self, f"{stage}_metrics")
+        mean.update(losses.detach())
+        metrics.update(logit.detach(), label.int())
+        # Logged as objects: an epoch's AUROC is computed from all its patches, not averaged over batches.
+        self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, prog_bar=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=stage == "val")
+        return losses.mean(), logit
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Return the loss of one batch, augmented."""
+        return self._step(batch, "train")[0]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """Update the validation metrics; return `row` int64 (B,) of `PCamDataModule.ids` and `logit` float32 (B,)."""
+        return {"row": batch["row"], "logit": self._step(batch, "val")[1]}
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """Update the test metrics; return `row` int64 (B,) of `PCamDataModule.ids` and `logit` float32 (B,)."""
+        return {"row": batch["row"], "logit": self._step(batch, "test")[1]}
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """Return `row` int64 (B,) of `PCamDataModule.ids` and `logit` float32 (B,), with others the mean of all."""
+        logits = [network._tta_logits(batch["image"]) for network in (self, *self.ensemble)]
+        return {"row": batch["row"], "logit": mean_logit(logits)}
+
+    def on_predict_start(self) -> None:
+        """Take the others to the device."""
+        for other in self.ensemble:
+            other.to(self.device).eval()
+
+    def on_fit_start(self) -> None:
+        """Load the weights that training starts from, measure what preprocessing needs, and note the seed.
+
+        A checkpoint that is resumed has brought weights and measurements already.
+
+        Raises:
+            UserError: the weights cannot be loaded, or nothing can be measured.
+        """
+        self._seed = torch.initial_seed()
+        if self._load_pretrained_weights:
+            self.load_pretrained()
+        data = getattr(self.trainer, "datamodule", None)
+        if self.preprocess.needs_fit and not self.preprocess.fitted:
+            if not isinstance(data, PCamDataModule):
+                raise UserError(
+                    "`model.stain`, `model.normalize` own: are measured on training patches of a PCamDataModule; pass "
+                    "one as datamodule, or call preprocess.fit() first."
+                )
+            self.preprocess.fit(data.sample(FIT_PATCHES))
+        if isinstance(data, PCamDataModule) and data.knows_split:
+            self.trained |= TrainingPatches.of(data.table[~data.val_mask])
+        if self.hparams["freeze_epochs"] and not self.freezes:
+            rank_zero_info(
+                "`model.freeze_epochs` is skipped: the network starts from random weights, all of it learns at once."
+            )
+
+    def on_train_start(self) -> None:
+        """Set the rate of the first step: a resumed optimizer has that of its run, which may have been shorter."""
+        optimizer: Any = self.trainer.optimizers[0]
+        schedule: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * factor(schedule.last_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze the body, or let it learn."""
+        freeze(self.net, self.freezes and self.current_epoch < self.hparams["freeze_epochs"])
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let every draw follow from (seed, epoch, step, process): a resumed run is the same run."""
+        entropy = (self._seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build AdamW or SGD, and the schedule of its rate over the run."""
+        optimizer = build_optimizer(self.net, self.hparams, fused=self._fuses())
+        steps = int(self.trainer.estimated_stepping_batches)
+        if self.trainer.train_dataloader is None:  # where max_epochs is -1, nobody has asked for it yet
+            self.trainer.fit_loop.setup_data()
+        an_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        schedule = build_schedule(optimizer, self.hparams, steps, an_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/lr"}}
+
+    def _fuses(self) -> bool:
+        """Tell whether the optimizer runs one kernel for all parameters.
+
+        Not where gradients are clipped in mixed precision: Lightning clips none that an optimizer unscales by itself.
+        """
+        clips = bool(self.trainer.gradient_clip_val) and str(self.trainer.precision).endswith("-mixed")
+        return self.trainer.strategy.root_device.type in ("cpu", "cuda") and not clips
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record which weights training started from, and which patches have trained them."""
+        checkpoint["init_weights"] = self.init_weights
+        checkpoint["trained"] = self.trained.record()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over which weights training started from; refuse another network's before they are loaded.
+
+        Whether the optimizer is fused is of this machine and its flags, and is not taken over.
+
+        Raises:
+            UserError: the names or shapes are not this network's.
+        """
+        self.init_weights = checkpoint.get("init_weights", "none")
+        recorded = checkpoint.get("hyper_parameters", {})
+        for name in ("normalize", "stain", "crop", "size"):
+            if name in recorded and recorded[name] != self.hparams[name]:
+                raise UserError(
+                    f"`model.{name}` {self.hparams[name]}: the checkpoint's network was trained with {recorded[name]}; "
+                    "leave the option out, it comes with the checkpoint."
+                )
+        for state in checkpoint.get("optimizer_states", []) if self._is_attached else []:
+            for group in state["param_groups"]:
+                group["fused"] = self._fuses()
+        self._load_pretrained_weights = False
+        self.trained = TrainingPatches.of_record(checkpoint.get("trained"))
+        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
+        if (
+            self._is_attached
+            and progress
+            and isinstance(data := getattr(self.trainer, "datamodule", None), PCamDataModule)
+        ):
+            data.start_epoch = progress["current"]["processed"]
+        own, state = self.state_dict(), checkpoint["state_dict"]
+        different = sorted(set(own) ^ set(state)) + [
+            key for key in own if key in state and own[key].shape != state[key].shape
+        ]
+        if different:
+            raise UserError(
+                f"the checkpoint does not fit `model.backbone` {self.hparams['backbone']}: {len(different)} names or "
+                f"shapes differ, {different[0]} for one; leave the option out, it comes with the checkpoint."
+            )
+
+
+def mean_logit(logits: list[torch.Tensor]) -> torch.Tensor:
+    """Return the mean of several (B,), the same to its last bit in whichever order they come."""
+    return torch.stack(logits).sort(dim=0).values.mean(dim=0)

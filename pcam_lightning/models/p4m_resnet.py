@@ -1,0 +1,148 @@
+"""A ResNet whose filters come in all eight symmetries of the square: turned or mirrored patches get the same logit.
+
+Group convolutions of p4m (Cohen and Welling 2016), which Veeling et al. 2018 brought to these very patches. A layer of
+C features has 8 C channels, those of one symmetry after those of another; its filters are an eighth of the weights that
+as many channels would have, and each step teaches all eight of their poses.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+ORDER = 8  # quarter turns, of the image and of its mirror image
+
+
+def act(element: int, image: torch.Tensor) -> torch.Tensor:
+    """Apply one of the eight symmetries to (..., H, W), H = W: from 4 on mirrored first, then turned; 0 leaves it."""
+    mirrored = image.flip(-1) if element >= 4 else image
+    return torch.rot90(mirrored, element % 4, (-2, -1))
+
+
+def _differences() -> list[list[int]]:
+    """Return which symmetry leads from each one to each other one: of g and h it is g^-1 h, 8 x 8."""
+    probe = torch.arange(9).view(3, 3)
+    seen = {tuple(act(element, probe).flatten().tolist()): element for element in range(ORDER)}
+
+    def product(first: int, second: int) -> int:
+        return seen[tuple(act(first, act(second, probe)).flatten().tolist())]
+
+    inverse = [next(other for other in range(ORDER) if product(one, other) == 0) for one in range(ORDER)]
+    return [[product(inverse[one], other) for other in range(ORDER)] for one in range(ORDER)]
+
+
+_DIFFERENCES = _differences()
+
+
+class GroupConv(nn.Module):
+    """Convolution of symmetries: turns of what comes in turn what goes out, and move it on from symmetry to symmetry.
+
+    Args:
+        features: that come in: an image's channels where it lifts, else features of eight channels each.
+        made: features that go out, of eight channels each.
+        kernel: side of the filters; an odd one keeps the size of the image, padded by zeros.
+        lifts: whether an image comes in.
+    """
+
+    def __init__(self, features: int, made: int, kernel: int, *, lifts: bool = False) -> None:
+        super().__init__()
+        self.lifts = lifts
+        self.weight = nn.Parameter(torch.empty(made, features if lifts else ORDER * features, kernel, kernel))
+        nn.init.normal_(self.weight, std=(2 / (ORDER * made * kernel**2)) ** 0.5)  # He et al. 2015, by what goes out
+
+    def filters(self) -> torch.Tensor:
+        """Return the weights in all eight poses, (8 made, channels, kernel, kernel)."""
+        if self.lifts:
+            return torch.cat([act(element, self.weight) for element in range(ORDER)])
+        weight = self.weight.unflatten(1, (ORDER, -1))  # type: ignore[no-untyped-call]
+        return torch.cat([act(one, weight[:, _DIFFERENCES[one]]).flatten(1, 2) for one in range(ORDER)])
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map (B, channels, H, W) to (B, 8 made, H, W)."""
+        filters = self.filters().contiguous(memory_format=torch.channels_last)
+        return functional.conv2d(image, filters, padding=(filters.shape[-1] - 1) // 2)
+
+
+class GroupBatchNorm(nn.Module):
+    """Batch norm with one scale, shift, mean and variance for the eight channels of a feature.
+
+    In training each channel goes by its own batch; their mean is kept, so that evaluation does not depend on the
+    pose. (Statistics over all eight at once would take more time than the convolutions.)
+
+    Args:
+        features: of eight channels each.
+        momentum: weight of a new batch in the running statistics, as in `torch.nn.BatchNorm2d`.
+    """
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+
+    def __init__(self, features: int, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.weight, self.bias = nn.Parameter(torch.ones(features)), nn.Parameter(torch.zeros(features))
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Normalize (B, 8 features, H, W)."""
+        mean, var = self.running_mean.repeat(ORDER), self.running_var.repeat(ORDER)
+        weight, bias = self.weight.repeat(ORDER), self.bias.repeat(ORDER)
+        normed = functional.batch_norm(image, mean, var, weight, bias, self.training, self.momentum)
+        if self.training:
+            self.running_mean.copy_(mean.view(ORDER, -1).mean(dim=0))
+            self.running_var.copy_(var.view(ORDER, -1).mean(dim=0))
+        return normed
+
+
+class GroupBlock(nn.Module):
+    """Two group convolutions beside a way around them (He et al. 2016).
+
+    Args:
+        features: that come in.
+        made: features that go out.
+        halves: whether the image is halved first, by means of 2 x 2 pixels: strides would prefer one corner.
+    """
+
+    def __init__(self, features: int, made: int, *, halves: bool) -> None:
+        super().__init__()
+        self.halves = halves
+        self.conv1, self.bn1 = GroupConv(features, made, 3), GroupBatchNorm(made)
+        self.conv2, self.bn2 = GroupConv(made, made, 3), GroupBatchNorm(made)
+        self.around = (
+            nn.Identity() if features == made else nn.Sequential(GroupConv(features, made, 1), GroupBatchNorm(made))
+        )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map (B, 8 features, H, W) to (B, 8 made, H, W), or half of H and W."""
+        if self.halves:
+            image = functional.avg_pool2d(image, 2)
+        inside = functional.relu(self.bn1(self.conv1(image)), inplace=True)
+        return functional.relu(self.bn2(self.conv2(inside)) + self.around(image), inplace=True)
+
+
+class P4MResNet(nn.Module):
+    """Lifting convolution, blocks of group convolutions, the mean over places and symmetries, and one logit.
+
+    Args:
+        stem: features of the lifting convolution, at the full size of the image.
+        made: features of each stage, whose first block halves the image.
+        blocks: how many each stage has.
+    """
+
+    def __init__(self, stem: int, made: tuple[int, ...], blocks: tuple[int, ...]) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = GroupConv(3, stem, 5, lifts=True), GroupBatchNorm(stem)
+        found, before = list[nn.Module](), stem
+        for features, count in zip(made, blocks, strict=True):
+            for number in range(count):
+                found.append(GroupBlock(before, features, halves=number == 0))
+                before = features
+        self.blocks = nn.Sequential(*found)
+        self.fc = nn.Linear(before, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map (B, 3, H, W) to logits (B, 1); H and W are halved by every stage without a remainder."""
+        made = self.blocks(functional.relu(self.bn1(self.conv1(image)), inplace=True))
+        pooled = made.float().mean(dim=(2, 3)).unflatten(1, (ORDER, -1)).mean(dim=1)
+        logit: torch.Tensor = self.fc(pooled)
+        return logit

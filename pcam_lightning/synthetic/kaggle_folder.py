@@ -1,0 +1,129 @@
+"""A Kaggle folder of drawn lymph-node tissue: for those who have no data yet, and for the tests."""
+
+import hashlib
+import shutil
+import uuid
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from pcam_lightning.synthetic.tissue import BROWNER, RUIFROK, Slide, draw_patch
+from pcam_lightning.utils.atomic_io import atomic_write
+from pcam_lightning.utils.errors import UserError, rank_zero_info
+from pcam_lightning.utils.parallel import process_map
+
+WORTH_A_PROCESS = 100  # patches; fewer are drawn sooner than a worker process starts
+MARKS = "SYNTHETIC.txt", "DRAWN.txt"  # the second is of version 0.1.0
+
+
+def _slides(count: int, seed: int, slide_effect: float) -> dict[tuple[str, int], list[Slide]]:
+    """Draw the slides of each split, "train" or "test", and each side, 1 with and 0 without tumor."""
+    slides: dict[tuple[str, int], list[Slide]] = {}
+    tumors = round(0.41 * count)  # of CAMELYON16's 216, 88 have tumors
+    for side, of_side in enumerate((count - tumors, tumors)):
+        drawn = []
+        for number in np.random.default_rng([seed, 2, side]).permutation(of_side) + 1:
+            rng = np.random.default_rng([seed, 3, side, number])
+            towards = 0.5 + slide_effect * (rng.choice([-0.3, 0.35, 0.35]) + rng.normal(0, 0.15))
+            stains = RUIFROK + towards * (BROWNER - RUIFROK)
+            stains = (stains * np.exp(slide_effect * rng.normal(0, 0.15, (2, 1)))).clip(0.02).astype(np.float32)
+            white = 0.98 - slide_effect * abs(rng.normal(0, 0.04)) * np.array([[[1]], [[1.1]], [[0.7]]])
+            sharpening = max(0.0, 0.7 + slide_effect * rng.uniform(-0.4, 0.4))
+            name = f"camelyon16_train_{('normal', 'tumor')[side]}_{number:03d}"
+            drawn.append(Slide(name, stains, white.clip(0.3).astype(np.float32), sharpening))
+        tests = max(1, round(of_side / 4))
+        slides["test", side], slides["train", side] = drawn[:tests], drawn[tests:]
+    return slides
+
+
+def _place(index: int) -> tuple[int, int, int]:
+    """Compute the label of patch 0, 1, ..., its slide's side, and its number there: slides of a side take turns."""
+    before = (2 * index + 2) // 5  # two of five are positive
+    if (2 * index + 4) // 5 > before:
+        return 1, 1, before
+    negatives = index - before  # and a third of the others lies on slides with a tumor
+    return (0, 1, negatives // 3) if negatives % 3 == 2 else (0, 0, negatives - negatives // 3)
+
+
+def _write_patch(
+    folder: Path, slides: dict[tuple[str, int], list[Slide]], seed: int, split: str, index: int, attempt: int = 0
+) -> tuple[str, int, str]:
+    """Draw a patch into its file and return its id, label and slide."""
+    label, side, number = _place(index)
+    slide = slides[split, side][number % len(slides[split, side])]
+    patch, _ = draw_patch(np.random.default_rng([seed, int(split == "test"), index, attempt]), slide, label)
+    patch_id = hashlib.sha1(patch.tobytes()).hexdigest()
+    Image.fromarray(patch).save(folder / split / f"{patch_id}.tif")
+    return patch_id, label, slide.name
+
+
+def synthesize(
+    dest: Path, train: int = 2000, test: int = 500, slides: int = 24, seed: int = 0, slide_effect: float = 1.0
+) -> None:
+    """Draw believable lymph-node tissue into a folder in Kaggle's layout, so that the project runs without its data.
+
+    Beside Kaggle's files it holds `answers.csv`, the labels of test, `patch_id_wsi_full.csv`, the slides of train, and
+    `SYNTHETIC.txt`, by which what is made of it is told from what is made of real patches.
+    Two of five patches are positive. Test comes from other slides than train. The same arguments draw the same patches.
+
+    Args:
+        dest: the folder to make; one that is there must be empty.
+        train: patches to draw for training, at least 1.
+        test: patches to draw for test; with 0 there is no test/, and none of its CSVs.
+        slides: slides that they come from, at least 4; a quarter of them is kept for test.
+        seed: of the draw, at least 0.
+        slide_effect: how far slides differ in stain, brightness and sharpness; 0 makes all alike, 3 is the most.
+
+    Raises:
+        UserError: an argument is out of range, `dest` holds something, or it cannot be written.
+    """
+    least = {"train": (train, 1), "test": (test, 0), "slides": (slides, 4), "seed": (seed, 0)}
+    for name, (value, bound) in least.items():
+        if value < bound:
+            raise UserError(f"{name} {value} is too small. Give at least {bound}.")
+    if not 0 <= slide_effect <= 3:
+        raise UserError(f"slide_effect {slide_effect} is out of range. Give a number from 0 to 3.")
+    folder = dest.expanduser().resolve()
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    write = partial(_write_patch, temporary, _slides(slides, seed, slide_effect), seed)
+    splits, indices = ["train"] * train + ["test"] * test, [*range(train), *range(test)]
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{dest} is there already, and is no empty folder. Name a new one, or remove it.")
+        with ExitStack() as stack:
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+            for split in dict.fromkeys(splits):  # an empty test/ would be a folder to complain of
+                (temporary / split).mkdir(parents=True)
+            # They end before the folder goes that they draw into.
+            map_on_cores = stack.enter_context(process_map(len(splits) // WORTH_A_PROCESS, chunksize=16))
+            drawn = map_on_cores(write, splits, indices)
+            rows: dict[str, tuple[str, int, str, str]] = {}
+            progress = tqdm(drawn, desc=f"drawing {dest}", total=len(splits), unit="patch")
+            for split, index, row in zip(splits, indices, progress, strict=True):
+                attempt = 0
+                while row[0] in rows:  # two patches of bare glass, say
+                    attempt += 1
+                    row = write(split, index, attempt)
+                rows[row[0]] = (*row, split)
+            table = pd.DataFrame(sorted(rows.values()), columns=["id", "label", "wsi", "split"])
+            of_train, of_test = table[table["split"] == "train"], table[table["split"] == "test"]
+            files = {"train_labels.csv": of_train[["id", "label"]], "patch_id_wsi_full.csv": of_train[["id", "wsi"]]}
+            if test:
+                files["answers.csv"] = of_test[["id", "label"]]
+                files["sample_submission.csv"] = of_test[["id", "label"]].assign(label=0)
+            for file, part in files.items():
+                atomic_write(temporary / file, part.to_csv(index=False, lineterminator="\n"))
+            atomic_write(
+                temporary / MARKS[0], "Tissue, slides and labels were drawn by pcam_lightning: none is real.\n"
+            )
+            if folder.exists():
+                folder.rmdir()
+            temporary.rename(folder)
+    except OSError as error:
+        raise UserError(f"{dest} cannot be written: {error.strerror or error}. Name another folder.") from error
+    rank_zero_info(f"{dest}: {train:,} drawn patches to train on" + (f", {test:,} in test/." if test else "."))

@@ -1,0 +1,211 @@
+"""Draws one patch of lymph-node tissue, cell by cell, and knows where its tumor is."""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+MARGIN, CANVAS = 12, 120  # a patch is cut from a larger canvas, and so cuts through cells at its border
+VISIBLE, CENTER = slice(12, 108), slice(32, 64)
+ROWS, COLUMNS = np.mgrid[:CANVAS, :CANVAS].astype(np.float32)
+
+# Optical densities of hematoxylin and eosin in R, G, B: the published vectors, and the browner stains of a second
+# laboratory. CAMELYON16 came from two, and each slide here lies somewhere on the way between them.
+RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]], np.float32)
+BROWNER = np.array([[0.53, 0.67, 0.52], [0.20, 0.77, 0.61]], np.float32)
+
+LYMPHOID, FOLLICLE, STROMA, FAT, SINUS, TUMOR, VOID = range(7)
+HOSTS = ((0.35, 0.11, 0.14, 0.26, 0.14), (0.42, 0.06, 0.34, 0.10, 0.08))  # shares of tissues, without and with tumor
+
+
+class Cell(NamedTuple):
+    """How one kind of cell looks; lengths in pixels, which are about 1 um."""
+
+    spacing: float  # between the places where such a cell may lie
+    rates: tuple[float, ...]  # share of these places that is taken, for each tissue in the order above
+    radius: float  # of the nucleus
+    spread: float  # of log radius
+    aspect: float
+    rough: float  # of the outline
+    hematoxylin: float
+    rim: float  # 0: as dark in the middle as at the membrane; 1: empty but for the membrane
+    chromatin: float  # contrast of the texture
+    nucleolus: float
+    body: float  # radius of the whole cell over that of its nucleus
+    eosin: float  # of the cytoplasm
+
+
+LYMPHOCYTE = Cell(6.7, (0.92, 0.2, 0.06, 0.08, 0.22, 0.07, 0), 3.05, 0.13, 1.3, 0.15, 2.1, 0.1, 0.16, 0, 1.2, 0.4)
+RED_CELL = Cell(6.5, (0.05, 0.02, 0.12, 0.25, 0.5, 0.05, 0), 2.9, 0.1, 1.2, 0.08, 0.1, 0, 0.05, 0, 1.1, 1.1)
+FIBROBLAST = Cell(10.5, (0.05, 0.03, 0.45, 0.3, 0.12, 0.1, 0), 2.7, 0.25, 3.2, 0.18, 1.2, 0.1, 0.2, 0, 1.2, 0.6)
+CENTROBLAST = Cell(9.2, (0.04, 0.85, 0, 0, 0.05, 0, 0), 4.2, 0.14, 1.3, 0.12, 1.2, 0.35, 0.2, 0.4, 1.3, 0.45)
+HISTIOCYTE = Cell(12.5, (0.06, 0.08, 0.05, 0.08, 0.55, 0.03, 0), 4.5, 0.15, 1.4, 0.1, 0.9, 0.4, 0.18, 0.3, 1.6, 0.4)
+TUMOR_CELL = Cell(12, (0, 0, 0, 0, 0, 0.92, 0), 4.8, 0.17, 1.4, 0.15, 1.1, 0.4, 0.2, 0.7, 1.55, 0.55)
+
+
+class Slide(NamedTuple):
+    """One whole-slide image: what its laboratory and scanner do to every patch."""
+
+    name: str
+    stains: Array  # optical density of hematoxylin and eosin, shape (2, 3)
+    white: Array  # color of bare glass in [0, 1], shape (3, 1, 1)
+    sharpening: float
+
+
+def _blur(image: Array, scale: float) -> Array:
+    """Blur an image, shape (..., 120, 120), with a Gaussian of that standard deviation in pixels."""
+    return np.asarray(np.fft.irfft2(np.fft.rfft2(image) * _low_pass(scale)))
+
+
+@cache
+def _low_pass(scale: float) -> Array:
+    frequency = np.hypot(np.fft.fftfreq(CANVAS)[:, None], np.fft.rfftfreq(CANVAS))
+    return np.asarray(np.exp(-2 * (np.pi * scale * frequency) ** 2), np.float32)
+
+
+def _noise(rng: np.random.Generator, scale: float) -> Array:
+    """Draw a Gaussian field with mean 0 and variance 1, smooth over that many pixels, shape (120, 120)."""
+    field = _blur(rng.standard_normal((CANVAS, CANVAS), dtype=np.float32), scale)
+    return np.asarray((field - field.mean()) / field.std())
+
+
+def _scatter(rng: np.random.Generator, spacing: float) -> Array:
+    """Draw places for cells, a jittered hexagonal grid at a random angle, shape (N, 2)."""
+    reach = int(0.85 * CANVAS / spacing)
+    row, column = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
+    y, x, angle = 0.866 * spacing * row, spacing * (column + 0.5 * (row % 2)), rng.uniform(0, np.pi)
+    points = np.stack([y * np.cos(angle) - x * np.sin(angle), y * np.sin(angle) + x * np.cos(angle)], 1) + CANVAS / 2
+    points += rng.normal(0, 0.18 * spacing, points.shape)
+    inside = ((points >= 4) & (points < CANVAS - 4)).all(1)
+    return np.asarray(points[inside], np.float32)
+
+
+def _tissue(rng: np.random.Generator, label: int, tumor: bool) -> Array:
+    """Draw which tissue lies where, shape (120, 120)."""
+    first, second = rng.choice(5, size=2, p=HOSTS[tumor])
+    tissue: Array = np.where(_noise(rng, 16) > rng.normal(0.8, 0.9), second, first)
+    if tumor:
+        y, x = rng.uniform(36, 60, 2) if label else rng.permutation([rng.choice([8, 88]), rng.uniform(0, 96)])
+        nest = _noise(rng, 9) - np.hypot(ROWS - MARGIN - y, COLUMNS - MARGIN - x) / rng.uniform(12, 40)
+        share = rng.beta(1, 1.1) if label else rng.uniform(0.1, 0.6)
+        tissue[nest >= np.quantile(nest, 1 - share)] = TUMOR
+    if rng.random() < 0.35:
+        tissue[_noise(rng, 6) > rng.uniform(0.9, 2.2)] = VOID  # cracks
+    for y, x, radius in rng.uniform((0, 0, 6), (CANVAS, CANVAS, 32), (max(0, int(rng.normal(0, 1.2))), 3)):
+        tissue[np.hypot(ROWS - y, COLUMNS - x) < radius] = VOID  # single vacuoles
+    return tissue
+
+
+def _ground(rng: np.random.Generator, tissue: Array, angle: float) -> Array:
+    """Draw amounts of hematoxylin and eosin between the cells, shape (2, 120, 120); turns FAT to VOID in vacuoles."""
+    fine, coarse, slow = _noise(rng, 0.8), _noise(rng, 2), _noise(rng, 9)
+    across = COLUMNS * np.sin(angle) - ROWS * np.cos(angle) + 5 * slow
+    at, profile = np.arange(4 * CANVAS) - 2 * CANVAS, rng.standard_normal((2, 4 * CANVAS))
+    fibres = np.interp(across / 2.2, at, profile[0]) + 0.7 * np.interp(across / 1.1 + coarse, at, profile[1])
+    vacuoles = rng.uniform(-30, CANVAS + 30, (int(rng.integers(6, 14)), 2, 1, 1)).astype(np.float32)
+    squared = (ROWS + 4 * slow - vacuoles[:, 0]) ** 2 + (COLUMNS - 4 * slow - vacuoles[:, 1]) ** 2
+    share = 1 / np.exp((squared.min(0) - squared) / (8 * rng.uniform(1, 3) ** 2)).sum(0)  # of the nearest vacuole
+    membranes = (3 - 3 * share).clip(0, 1)
+    loose = rng.uniform(-0.1, 0.45)
+    eosin = np.zeros((7, CANVAS, CANVAS), np.float32)
+    eosin[LYMPHOID] = 0.12 + loose + 0.22 * coarse + 0.1 * fine
+    eosin[FOLLICLE] = 0.4 + 0.15 * coarse + 0.1 * fine
+    eosin[STROMA] = (0.35 + 0.7 * loose + 0.15 * slow).clip(0.05) * (1 + 0.5 * fibres + 0.15 * fine)
+    eosin[FAT] = membranes * (0.5 + 0.3 * coarse)
+    eosin[SINUS] = 0.5 * np.exp(-((coarse / 0.3) ** 2)) + 0.2 * slow + 0.5 * loose - 0.1
+    eosin[TUMOR] = 0.15 + 0.8 * loose + 0.2 * coarse + 0.1 * fine
+    hematoxylin = np.array([0.05, 0.12, 0.06, 0, 0.03, 0.1, 0], np.float32)[tissue] * (1 + 0.5 * coarse)
+    ground = np.stack([hematoxylin, np.take_along_axis(eosin, tissue[None], 0)[0]])
+    tissue[(tissue == FAT) & (membranes < 0.3)] = VOID
+    return np.asarray(_blur(ground.clip(0), 0.5).clip(0))
+
+
+def _paint(
+    rng: np.random.Generator, stains: Array, cell: Cell, points: Array, angle: float, rough: Array, fine: Array
+) -> Array:
+    """Paint cells of one kind over the stains, in place, and return where their nuclei lie, shape (120, 120)."""
+    nuclei, bodies = np.zeros((CANVAS, CANVAS), np.bool_), np.zeros((CANVAS, CANVAS), np.float32)
+    if not len(points):
+        return nuclei
+    draw = rng.uniform(-1, 1, (5, len(points), 1, 1)).astype(np.float32)
+    radius = (cell.radius * np.exp(1.7 * cell.spread * draw[0])).clip(2, 8.5)  # a uniform's deviation is 1 / 1.7
+    stretch = np.sqrt(1 + (cell.aspect - 1) * (0.9 + 0.7 * draw[1]))
+    turn = angle + 0.5 * draw[2] if cell is FIBROBLAST else np.float32(np.pi) * draw[2]
+    half = min(MARGIN, int((radius * stretch).max() * cell.body + 1))
+    corner = points.round().astype(np.intp).clip(half, CANVAS - 1 - half) - half  # (N, 2)
+    window = np.arange(2 * half + 1)
+    at = corner[:, :1, None] + window[:, None], corner[:, 1:, None] + window  # (N, W, 1) and (N, 1, W)
+    y, x = (index.astype(np.float32) - points[:, i, None, None] for i, index in enumerate(at))
+    along, over = (x * np.cos(turn) + y * np.sin(turn)) / stretch, (y * np.cos(turn) - x * np.sin(turn)) * stretch
+    rho = np.hypot(along, over) / radius + cell.rough * rough[at]  # (N, W, W), 1 at the outline
+    nucleus, body = ((1 - rho) * radius + 0.5).clip(0, 1), ((cell.body - rho) * radius / 2 + 0.5).clip(0, 0.9)
+    tone = 1 - cell.rim + cell.rim * rho.clip(0, 1) ** 3 + cell.chromatin * fine[at]
+    if cell.nucleolus:
+        off = (along - 0.4 * draw[3] * radius) ** 2 + (over - 0.4 * draw[4] * radius) ** 2
+        tone += cell.nucleolus * np.exp(-off / 1.6)
+    tone *= cell.hematoxylin * np.exp(np.float32(0.15) * rng.standard_normal(radius.shape, dtype=np.float32))
+    spans = [(slice(top, top + len(window)), slice(left, left + len(window))) for top, left in corner]
+    for i, span in enumerate(spans):
+        np.maximum(bodies[span], body[i], out=bodies[span])
+    stains += bodies * (np.stack([0.12 + 0.03 * rough, cell.eosin * (1 + 0.15 * fine + 0.1 * rough)]) - stains)
+    paint = np.stack([0.12 + nucleus * (tone.clip(0.2) - 0.12), cell.eosin * (0.8 - 0.2 * nucleus)], 1)
+    cover = ((1 - rho) * radius + 1.4).clip(0, 1)  # a pixel wider: a seam of cytoplasm parts nuclei that touch
+    for i, span in enumerate(spans):
+        stains[:, *span] += cover[i] * (paint[i] - stains[:, *span])
+        nuclei[span] |= nucleus[i] > 0.5
+    return nuclei
+
+
+def _stained(rng: np.random.Generator, label: int, tumor: bool) -> tuple[Array, Array]:
+    """Draw amounts of hematoxylin and eosin, shape (2, 120, 120), and where tumor nuclei lie, shape (120, 120)."""
+    tissue, angle = _tissue(rng, label, tumor), rng.uniform(0, np.pi)
+    stains = _ground(rng, tissue, angle)
+    rough, fine, crowd = _noise(rng, 2.5), _noise(rng, 0.9), _noise(rng, 8)
+    for kind in (LYMPHOCYTE, RED_CELL, FIBROBLAST, CENTROBLAST, HISTIOCYTE, TUMOR_CELL):
+        cell = kind
+        if kind in (CENTROBLAST, HISTIOCYTE, TUMOR_CELL):  # neither size nor pallor alone gives a tumor away
+            scale, tone, tint = rng.uniform((0.85, 0.75, 0.5), (1.2, 1.4, 1.4)).tolist()
+            cell = kind._replace(spacing=kind.spacing * scale, radius=kind.radius * scale, rim=rng.uniform(0.1, 0.65))
+            cell = cell._replace(hematoxylin=kind.hematoxylin * tone, eosin=kind.eosin * tint)
+        points = _scatter(rng, cell.spacing)
+        at = tuple(points.astype(np.intp).T)
+        rate = np.array(cell.rates)[tissue[at]] * (crowd[at] > 1 if kind is RED_CELL else 1 + 0.15 * crowd[at])
+        keep = rng.random(len(points)) < rate
+        if kind is TUMOR_CELL and not label:
+            keep &= np.abs(points - CANVAS / 2).max(1) > 16 + 1.5 * cell.radius
+        nuclei = _paint(rng, stains, cell, points[keep], angle, rough, fine)
+    stains *= 1 + 0.1 * rng.standard_normal((CANVAS, CANVAS), dtype=np.float32)  # grain
+    stains *= np.exp(rng.normal(0.05, [[[0.3]], [[0.22]]]))  # sections vary in thickness
+    return stains, nuclei  # of the last kind
+
+
+def draw_patch(rng: np.random.Generator, slide: Slide, label: int) -> tuple[Array, Array]:
+    """Draw one patch of a slide.
+
+    Stains mix as optical densities, intensity = white * exp(-density), by the law of Beer and Lambert, with the stain
+    vectors of Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution", 2001.
+
+    Args:
+        rng: where the patch comes from; the same state gives the same tissue, whatever the slide's stain.
+        slide: where the patch lies; most negatives on a slide with a tumor show it beside the center.
+        label: what the patch is to have.
+
+    Returns:
+        The patch, uint8 of shape (96, 96, 3), and where it shows nuclei of a tumor, bool of shape (96, 96). The label
+        is 1 exactly when these reach the center 32 x 32.
+    """
+    tumor, reached = bool(label) or ("_tumor_" in slide.name and rng.random() < 0.7), None
+    while reached != bool(label):
+        stains, nuclei = _stained(rng, label, tumor)
+        mask = nuclei[VISIBLE, VISIBLE]
+        reached = bool(mask[CENTER, CENTER].any())
+    through = np.exp(-np.einsum("shw,sc->chw", stains, slide.stains))
+    image = slide.white * (0.03 + 0.97 * through)  # stray light in the lens
+    soft = float(rng.choice([0.7, 1.0, 1.3])) if rng.random() < 0.06 else 0  # out of focus
+    image = _blur(image, soft) if soft else image + slide.sharpening * (image - _blur(image, 1))
+    image = image + 0.006 * rng.standard_normal(image.shape, dtype=np.float32)
+    pixels = (255 * image[:, VISIBLE, VISIBLE].clip(0, 1)).round().astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0)), mask

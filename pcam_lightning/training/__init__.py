@@ -1,0 +1,1 @@
+"""One run: the trainer, its callbacks, checkpoints and predictions."""

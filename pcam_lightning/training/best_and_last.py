@@ -1,0 +1,140 @@
+"""The callback that keeps best.ckpt and last.ckpt, and what these record of their run."""
+
+import math
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from pcam_lightning import __version__
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.splits import split_digest
+from pcam_lightning.training.checkpoint import FORMAT
+from pcam_lightning.training.resume import steps_per_epoch
+from pcam_lightning.utils.atomic_io import atomic_link
+from pcam_lightning.utils.errors import UserError, rank_zero_info
+from pcam_lightning.utils.run_dir import Run
+
+
+class BestAndLastCheckpoint(Checkpoint):
+    """Keeps the best epoch's checkpoint and the last whole epoch's, and nothing else.
+
+    last.ckpt is there from the first step on, so that a run that is stopped in its first epoch can be resumed too. An
+    interrupted epoch is never saved: the resumed run repeats it from its start, and equals a run never stopped.
+
+    `fit` adds it to its trainer; with a plain trainer, name the folder::
+
+        L.Trainer(callbacks=[BestAndLastCheckpoint("runs/mine")]).fit(model, data)
+
+    Args:
+        folder: of the run; the checkpoints go to `checkpoints/` in it. None keeps nothing.
+    """
+
+    state_key = "BestAndLastCheckpoint"  # in checkpoints; a class may be renamed
+
+    def __init__(self, folder: Path | str | None = None) -> None:
+        self.run = None if folder is None else Run(Path(folder).expanduser())
+        self.resuming = False  # a resumed run has its last.ckpt already
+        self.resume_with = "the same call"  # what resumes the run
+        self.record: dict[str, Any] = {}  # what checkpoints record of their run
+        self.best_score: float | None = None
+        self.best_epoch: int | None = None
+        self._validated: int | None = None  # the step whose weights val/auroc is of
+        self._whole = False  # whether what is being saved is a whole epoch
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the start of the run, unless it is resumed."""
+        # The first process has made the folder; all must take part in saving.
+        self.run = trainer.strategy.broadcast(self.run)
+        if self.run and not self.record:
+            self.record = run_record(trainer, trainer_options(trainer, pl_module))
+        if self.run and not self.resuming:
+            self._save(trainer, self.run.last)
+
+    def _save(self, trainer: L.Trainer, path: Path) -> None:
+        self._whole = True
+        trainer.save_checkpoint(path, weights_only=False)
+        self._whole = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note which weights val/auroc is of."""
+        self._validated = None if trainer.sanity_checking else trainer.global_step
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the epoch; the earlier one of two equal scores is the better one."""
+        if self.run is None:
+            return
+        improved = False
+        validated = self._validated == trainer.global_step
+        score = float(trainer.callback_metrics["val/auroc"]) if validated else math.nan
+        if math.isfinite(score) and (self.best_score is None or score > self.best_score):
+            improved, self.best_score, self.best_epoch = True, score, trainer.current_epoch
+        # The best one first: a run that is killed in between repeats the epoch, and finds it best again.
+        self._save(trainer, self.run.best if improved else self.run.last)
+        if improved and trainer.is_global_zero:
+            atomic_link(self.run.best, self.run.last)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what the checkpoint tells of its run."""
+        checkpoint["pcam"] = {**self.record, "whole": self._whole}
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Say how a stopped run is resumed."""
+        if self.run and isinstance(exception, KeyboardInterrupt | OSError) and self.run.last.is_file():
+            saved = "the last whole epoch" if trainer.current_epoch else "the start"
+            rank_zero_info(f"\nstopped; {self.run.last} is of {saved}. Resume with: {self.resume_with}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score so far."""
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score so far; a new run that starts from another's checkpoint has none."""
+        if self.resuming:
+            self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+
+
+def run_record(trainer: L.Trainer, options: dict[str, Any], data: PCamDataModule | None = None) -> dict[str, Any]:
+    """Return what a checkpoint records of its run: version, options, data and split.
+
+    Args:
+        trainer: of the run.
+        options: those of the run, as plain values.
+        data: the data module, set up; by default the trainer's.
+
+    Raises:
+        UserError: the trainer's data module is another one.
+    """
+    data = data or getattr(trainer, "datamodule", None)
+    if not isinstance(data, PCamDataModule):
+        raise UserError("BestAndLastCheckpoint: records the data of a run; pass a PCamDataModule as datamodule.")
+    return {
+        "version": __version__,
+        "format": FORMAT,
+        "config": options,
+        "steps_per_epoch": steps_per_epoch(trainer, data),
+        "data": {"root": str(data.root), "pixels": data.train_store.fingerprint, "patches": len(data.table)},
+        "split": {"val": int(data.val_mask.sum()), "sha256": split_digest(data.table, data.val_mask)},
+    }
+
+
+def trainer_options(trainer: L.Trainer, model: Any) -> dict[str, Any]:
+    """Return the options of a run that a plain trainer makes, as plain values.
+
+    Args:
+        trainer: of the run.
+        model: a PCamClassifier.
+    """
+    data = getattr(trainer, "datamodule", None)
+    names = signature(PCamDataModule.__init__).parameters if isinstance(data, PCamDataModule) else {}
+    values = {name: getattr(data, name) for name in names if name != "self"}
+    precision = {"32": "32-true"}.get(str(trainer.precision), str(trainer.precision))
+    return {
+        "seed_everything": torch.initial_seed() % 2**32,
+        "data": {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()},
+        "model": {**model.hparams, "weights": model.weights},
+        "trainer": {"precision": precision, "max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps},
+    }

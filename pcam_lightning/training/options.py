@@ -1,0 +1,252 @@
+"""The options of a run, from YAML, Python or the command line, and the objects that they describe."""
+
+import gc
+import os
+import re
+from collections.abc import Mapping
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.slide_map import SLIDES_FILES, find_slides
+from pcam_lightning.data.sources import layout_of
+from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.training.checkpoint import run_config
+from pcam_lightning.training.demo_run import NOT_REAL, is_demo_folder, is_synthetic, use_demo_data
+from pcam_lightning.training.lightning_internals import RunParser
+from pcam_lightning.utils.errors import UserError, rank_zero_info
+from pcam_lightning.utils.system import supported_precision
+
+_KEYS = ("seed_everything", "data", "model", "trainer")
+_PATHS = ("root", "cache_dir", "split_file", "slides")
+_TRAINER_DEFAULTS = {
+    "devices": 1,
+    "max_epochs": 15,
+    "log_every_n_steps": 10,
+    "use_distributed_sampler": False,
+    "enable_model_summary": False,
+}
+
+# Defaults of Lightning that are text and an Enum, such as the interval of Timer, are written into a config as text.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
+
+
+def add_run_arguments(parser: RunParser) -> None:
+    """Add the options of a run to a parser: `seed_everything`, `data`, `model` and `trainer`."""
+    parser.add_argument("--seed_everything", type=bool | int, default=42, help="Seed of all draws; true draws one.")
+    parser.add_lightning_class_args(PCamDataModule, "data")
+    parser.add_lightning_class_args(PCamClassifier, "model")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.set_defaults({f"trainer.{name}": value for name, value in _TRAINER_DEFAULTS.items()})
+
+
+@cache
+def run_parser() -> RunParser:
+    """Return a parser of the options of a run alone."""
+    parser = RunParser(exit_on_error=False)
+    add_run_arguments(parser)
+    return parser
+
+
+class Config:
+    """The options of a run.
+
+    Args:
+        parser: that checked the options, and builds what they describe.
+        options: with `seed_everything`, `data`, `model` and `trainer`, each as the class of that name explains them.
+        name: of the folder in lightning_logs/ that runs of these options go to.
+        resolved: whether `resolve` has been called, and has said what there is to say.
+    """
+
+    def __init__(self, parser: RunParser, options: Namespace, name: str = "default", *, resolved: bool = False) -> None:
+        self.parser, self.options, self.name, self.resolved = parser, options, name, resolved
+
+    @classmethod
+    def load(cls, *files: Path | str, **changes: Mapping[str, Any] | int) -> "Config":
+        """Read configs, the later ones over the earlier ones.
+
+        Args:
+            files: YAML files, such as configs/base.yaml; without any, the defaults count.
+            changes: options that win over the files, such as `data={"root": "data"}`.
+
+        Raises:
+            UserError: a file cannot be read, or an option is unknown or of another type.
+        """
+        merged: dict[str, Any] = {}
+        for path in map(Path, files):
+            try:
+                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+                raise UserError(f"{path}: cannot be read as a YAML file: {error}") from None
+            merged = merge(merged, content or {})
+        name = Path(files[-1]).stem if files else "default"
+        return cls.of(merge(merged, changes), name)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any], name: str = "default") -> "Config":
+        """Check plain values, as YAML holds them.
+
+        Raises:
+            UserError: an option is unknown, or of another type.
+        """
+        try:
+            options = expand_home(run_parser().parse_object(dict(plain)))
+        except ArgumentError as error:
+            raise UserError(str(error)) from None
+        check_seed(options.seed_everything)
+        return cls(run_parser(), options, name)
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: dict[str, Any], **changes: Mapping[str, Any] | int) -> "Config":
+        """Return the options with which the network of a checkpoint is validated, tested or used for predictions.
+
+        Args:
+            checkpoint: what `read_checkpoint` returns.
+            changes: options that win over those of its run.
+        """
+        return cls.of(merge(run_config(checkpoint), changes))
+
+    def plain(self) -> dict[str, Any]:
+        """Return the options as plain values, as config.yaml holds them."""
+        dumped: dict[str, Any] = yaml.safe_load(self.parser.dump(self.options, skip_unset=False))
+        return {name: dumped[name] for name in _KEYS}
+
+    def replace(self, **changes: Mapping[str, Any] | int) -> "Config":
+        """Return the same options with changes, such as `data={"fold": 1}`."""
+        config = Config.of(merge(self.plain(), changes), self.name)
+        config.resolved = self.resolved
+        return config
+
+    @property
+    def runs(self) -> Path:
+        """The folder of the runs of these options."""
+        return Path(self.options.trainer.default_root_dir or ".") / "lightning_logs" / self.name
+
+    def data_module(self, **changes: Any) -> PCamDataModule:
+        """Build the data module alone; nothing is read yet.
+
+        Args:
+            changes: arguments that win over the options, such as `fold=1`.
+        """
+        return PCamDataModule(**{**self.plain()["data"], **changes})
+
+    def build(self) -> tuple[PCamDataModule, PCamClassifier, Namespace]:
+        """Build data module and network, and what the trainer's options name; the trainer's options are returned.
+
+        Raises:
+            UserError: a callback, a logger or the like cannot be built.
+        """
+        # Network, optimizer and trainer of an earlier run in this process refer to each other.
+        gc.collect()
+        failed: list[UserError] = []  # jsonargparse may leave out why a class of a union cannot be built
+
+        def construct(class_type: type, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return class_type(*args, **kwargs)
+            except (ImportError, MisconfigurationException, KeyError, RuntimeError, TypeError, ValueError) as error:
+                if class_type not in (PCamClassifier, PCamDataModule):
+                    failed.append(UserError(f"`trainer`: {class_type.__name__} cannot be built: {error}"))
+                raise
+
+        try:
+            built = self.parser.instantiate(self.options, instantiators=[(construct, object, True)])
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            if not failed:
+                raise
+            raise failed[0] from error
+        return built.data, built.model, built.trainer
+
+    def resolve(self, checkpoint: dict[str, Any] | None = None, *, trains: bool = True, what: str = "fit") -> None:
+        """Settle what depends on the machine and its files: data folder, slides, paths, precision.
+
+        Args:
+            checkpoint: what `read_checkpoint` returns, of the run that these options are of.
+            trains: whether a network is trained.
+            what: the name of a demo run, where there are no data.
+        """
+        announced, self.resolved = self.resolved, True
+        data, trainer = self.options.data, self.options.trainer
+        if data.root is None and checkpoint is not None:  # a null in the user's config names no other folder
+            data.root = Path(checkpoint["pcam"]["data"]["root"])
+        no_data = data.root is None and not Path("data").is_dir()
+        if no_data:
+            use_demo_data(data, f"{self.name}.yaml" if self.name != "default" else what, trains=trains)
+        data.root = Path(data.root or "data")
+        for name in _PATHS:  # the run is to find them again from another folder
+            if data[name] is not None:
+                data[name] = Path(data[name]).absolute()
+        if is_synthetic(data.root) and not no_data and not announced:
+            rank_zero_info(f"SYNTHETIC TISSUE: {data.root}. {NOT_REAL}")
+        if checkpoint is not None:
+            _follow_slides(data, checkpoint["pcam"]["config"]["data"])
+        trainer.precision = supported_precision(trainer.accelerator, trainer.precision)
+
+    def use_slides_for_folds(self) -> None:
+        """Let folds hold out whole slides where a map of them lies in the data folder."""
+        data = self.options.data
+        if data.slides is not None or data.split_file is not None or layout_of(data.root).has_own_split:
+            return
+        # The synthetic folder of a demo run may not be there yet.
+        found = data.root / SLIDES_FILES[0] if is_demo_folder(data.root) else find_slides(data.root)
+        if found is not None:
+            data.slides = found
+            rank_zero_info(f"folds are of whole slides, by {found}.")
+
+
+def _follow_slides(data: Namespace, recorded: dict[str, Any]) -> None:
+    """Look for a run's map of slides in the folder that its data have moved to, where it lay in the old one."""
+    if data.slides is None:
+        return
+    if str(data.slides) == recorded.get("slides") and data.slides.parent == Path(recorded["root"]):
+        data.slides = data.root / data.slides.name
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that no generator takes.
+
+    Raises:
+        UserError: it is not from 0 to 2^32 - 1.
+    """
+    if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+        raise UserError(f"`seed_everything` {seed}: should be from 0 to 4294967295.")
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `changes` laid over it: mappings are merged, all else is replaced.
+
+    The arguments of a class that `class_path` names are merged where the class stays the same.
+    """
+    merged = dict(base)
+    for name, value in changes.items():
+        below = merged.get(name)
+        same = isinstance(below, Mapping) and isinstance(value, Mapping)
+        if same and value.get("class_path", below.get("class_path")) == below.get("class_path"):  # type: ignore[union-attr]
+            merged[name] = merge(below, value)  # type: ignore[arg-type]
+        else:
+            merged[name] = value
+    return merged
+
+
+def expand_home(value: Any) -> Any:
+    """Return options with `~` at the start of a path replaced by the home folder, in lists and mappings too.
+
+    A path is a `Path`, or text that is `~` or starts with `~` and has a slash. The name of an unknown user stays.
+    """
+    if isinstance(value, Path):
+        return Path(expand_home(str(value))) if str(value).startswith("~") else value
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value == "~" or re.match("~.*/", value) else value  # noqa: PTH111
+    if isinstance(value, list | tuple):
+        return type(value)(map(expand_home, value))
+    if isinstance(value, dict):
+        return {name: expand_home(each) for name, each in value.items()}
+    if isinstance(value, Namespace):
+        return Namespace(**{name: expand_home(each) for name, each in vars(value).items()})  # type: ignore[no-untyped-call]
+    return value

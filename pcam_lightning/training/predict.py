@@ -1,0 +1,261 @@
+"""validate, test and predict: a checkpoint's network on a part of the data, and what is checked and kept about it."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from lightning.pytorch import seed_everything
+
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.splits import split_digest
+from pcam_lightning.data.training_patches import TrainingPatches
+from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
+from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder
+from pcam_lightning.training.fit import take_split
+from pcam_lightning.training.options import Config
+from pcam_lightning.training.predictions import PredictionCollector, join_predictions, write_predictions_csv
+from pcam_lightning.training.trainer import build_trainer, compile_errors
+from pcam_lightning.utils.atomic_io import atomic_write
+from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
+from pcam_lightning.utils.run_dir import Run, check_writable, run_of
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `validate` or `test` found.
+
+    Attributes:
+        metrics: such as val/auroc, by name; NaN where there is none.
+        predictions: CSV in the run: id,label,logit and, where slides are known, slide.
+        data: the data module, set up.
+        checkpoint: what `read_checkpoint` returns.
+        made_by: `step` of training and `tta`, on which logits depend.
+        overlap: patches of the part that trained the network; None where that is not recorded.
+        file: of `metrics`, in the run.
+    """
+
+    metrics: dict[str, float]
+    predictions: Path
+    data: PCamDataModule
+    checkpoint: dict[str, Any]
+    made_by: dict[str, Any]
+    overlap: int | None
+    file: Path
+
+
+@dataclass
+class _Session:
+    """One network on a part of its data: what all stages but fit share."""
+
+    path: Path
+    config: Config
+    checkpoint: dict[str, Any]
+    run: Run = field(init=False)
+    overlap: int | None = 0
+
+    def __post_init__(self) -> None:
+        self.run = run_of(self.path)
+        self.config.resolve(self.checkpoint, trains=False)
+        seed_everything(self.config.options.seed_everything, workers=True, verbose=False)
+        self.data, self.model, trainer = self.config.build()
+        self.trainer = build_trainer(trainer, [], fits=False)
+        if is_demo_folder(self.config.options.data.root):
+            draw_demo_data()
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What logits depend on: the step of training, and the views that they are the mean of."""
+        return {"step": self.checkpoint["global_step"], "tta": self.model.hparams["tta"]}
+
+    def report_overlap(self, table: pd.DataFrame) -> None:
+        """Count the patches of a part, with columns `id` and `pixel_sha1`, that trained one of the networks."""
+        trained = TrainingPatches.of_checkpoint(self.path, self.checkpoint)
+        for other in self.model.ensemble:
+            trained |= other.trained
+        self.overlap = trained.count(table)
+        if self.overlap:
+            rank_zero_warn(f"{self.overlap:,} of these {len(table):,} patches trained the network of {self.path}.")
+        elif not trained.known:
+            self.overlap = None
+            rank_zero_info(f"{self.path}: does not record all patches that trained it; these may be among them.")
+
+    def collect(self, stage: str) -> "pd.Series[float]":
+        """Run a stage; return the logits by id, empty in all processes but the first."""
+        more = {"return_predictions": False} if stage == "predict" else {}
+        with TemporaryDirectory() as folder, compile_errors():
+            # By a file where a process that the trainer starts is the first one.
+            file, found = Path(folder) / "logits.npz", [pd.Series(dtype=np.float32)]
+            keep = partial(_keep, os.getpid(), file, found)
+            self.trainer.callbacks.append(PredictionCollector(keep))  # type: ignore[attr-defined]
+            getattr(self.trainer, stage)(
+                self.model, datamodule=self.data, ckpt_path=self.path, weights_only=True, **more
+            )
+            if file.is_file():
+                with np.load(file) as saved:
+                    found.append(pd.Series(saved["logit"], index=saved["id"]))
+        return found[-1]
+
+
+def _keep(process: int, file: Path, found: "list[pd.Series[float]]", logit: "pd.Series[float]") -> None:
+    """Keep logits by id where the process that started the stage finds them."""
+    if os.getpid() == process:
+        found.append(logit)
+    else:
+        np.savez(file, logit=logit.to_numpy(), id=logit.index.to_numpy(dtype=str))
+
+
+def validate(ckpt_path: Path | str, config: Config | None = None) -> Scores:
+    """Score a checkpoint on the validation part of its run's split.
+
+    Writes `validate.json` and `val_predictions.csv` into the run.
+
+    Args:
+        ckpt_path: of a run of this project.
+        config: options; by default those of the run.
+
+    Raises:
+        UserError: the checkpoint or the data cannot be used, or the run cannot be written into.
+    """
+
+    def prepare(session: _Session) -> pd.DataFrame:
+        data = session.data
+        take_split(data, session.run, session.checkpoint, session.config.options)
+        data.setup("validate")
+        if not data.val_mask.any():
+            raise UserError("`data.val_fraction` 0: this run held nothing out, so there is nothing to validate on.")
+        if split_digest(data.table, data.val_mask) != session.checkpoint["pcam"]["split"]["sha256"]:
+            rank_zero_warn("this is not the validation part of the checkpoint's run.")
+        return data.table[data.val_mask]
+
+    return _score(Path(ckpt_path), config, "validate", "val", prepare)
+
+
+def test(ckpt_path: Path | str, config: Config | None = None) -> Scores:
+    """Score a checkpoint on test/, where its labels are known.
+
+    Writes `test.json` and `test_predictions.csv` into the run.
+
+    Args:
+        ckpt_path: of a run of this project.
+        config: options; by default those of the run.
+
+    Raises:
+        UserError: the checkpoint or the data cannot be used, or the run cannot be written into.
+    """
+
+    def prepare(session: _Session) -> pd.DataFrame:
+        session.data.setup("test")
+        return session.data.test_table
+
+    return _score(Path(ckpt_path), config, "test", "test", prepare)
+
+
+def _score(
+    path: Path, config: Config | None, stage: str, part: str, prepare: Callable[[_Session], pd.DataFrame]
+) -> Scores:
+    checkpoint = read_checkpoint(path)
+    check_writable(run_of(path).folder)
+    session = _Session(path, config or Config.of_checkpoint(checkpoint), checkpoint)
+    table = prepare(session)
+    session.report_overlap(table)
+    logit = session.collect(stage)
+    metrics = {name: float(value) for name, value in sorted(session.trainer.callback_metrics.items())}
+    file = session.run.folder / f"{stage}.json"
+    predictions = session.run.predictions(part)
+    if session.trainer.is_global_zero:
+        write_predictions_csv(predictions, table, logit)
+        known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        record = {"checkpoint": str(path), "step": checkpoint["global_step"], "root": str(session.data.root)}
+        content = {**record, "training_overlap": session.overlap, **known}
+        atomic_write(file, json.dumps(content, indent=2) + "\n")
+        rank_zero_info(f"{file}: {', '.join(f'{name} {value:.4f}' for name, value in metrics.items())}")
+    return Scores(metrics, predictions, session.data, checkpoint, session.made_by, session.overlap, file)
+
+
+def predict(
+    ckpt_path: Path | str,
+    config: Config | None = None,
+    *,
+    ensemble: Sequence[Path | str] = (),
+    chosen: frozenset[str] = frozenset(),
+    calibrate: bool = False,
+) -> pd.DataFrame:
+    """Predict the patches of test/, or of a folder that holds patches alone.
+
+    Args:
+        ckpt_path: of a run of this project.
+        config: options; by default those of the run.
+        ensemble: more checkpoints; the mean of all their logits is returned.
+        chosen: names of the options that count for all networks of an ensemble although their runs differ in them,
+            such as `data.root` and `model.tta`.
+        calibrate: divide logits by the temperature that `evaluate` found for this checkpoint.
+
+    Returns:
+        Columns `id`, in the order of the submission, `logit` (float32) and `prob` (float64); empty in all processes but
+        the first.
+
+    Raises:
+        UserError: a checkpoint or the data cannot be used, or there is no temperature.
+    """
+    path, others = Path(ckpt_path), [Path(one) for one in ensemble]
+    _check_ensemble(path, others, calibrate=calibrate)
+    checkpoint = read_checkpoint(path)
+    session = _Session(path, config or Config.of_checkpoint(checkpoint), checkpoint)
+    session.data.setup("predict")
+    temperature = _read_temperature(session.run, session.made_by) if calibrate else 1.0
+    session.model.ensemble = [_load_member(session, other, chosen) for other in others]
+    table = session.data.test_table
+    session.report_overlap(table)
+    rank_zero_info(f"data: {session.data.root}; checkpoint: {', '.join(map(str, (path, *others)))}")
+    logit = session.collect("predict")
+    if not session.trainer.is_global_zero:
+        return pd.DataFrame({"id": [], "logit": [], "prob": []})
+    return join_predictions(table["id"], logit, temperature)
+
+
+def _check_ensemble(path: Path, others: list[Path], *, calibrate: bool) -> None:
+    if others and calibrate:
+        raise UserError("`calibrate`: a temperature is of one run, and `ensemble` makes it several.")
+    paths = [one.resolve() for one in (path, *others)]
+    if twice := next((one for one in paths if paths.count(one) > 1), None):
+        raise UserError(f"`ensemble`: {twice} is there twice.")
+
+
+def _load_member(session: _Session, path: Path, chosen: frozenset[str]) -> PCamClassifier:
+    """Load one more network; refuse one of other data or precision, unless it is said which counts."""
+    checkpoint = read_checkpoint(path)
+    for group, name in (("data", "root"), ("trainer", "precision")):
+        own, other = (str(one["pcam"]["config"][group][name]) for one in (session.checkpoint, checkpoint))
+        if own != other and f"{group}.{name}" not in chosen:
+            raise UserError(
+                f"{path}: its run had `{group}.{name}` {other}, and that of {session.path} {own}; set the option."
+            )
+    tta = session.model.hparams["tta"] if "model.tta" in chosen else None  # else as the run of each had it
+    return load_classifier(path, checkpoint, tta)
+
+
+def _read_temperature(run: Run, made_by: dict[str, Any]) -> float:
+    """Return the temperature that `evaluate` found for a run's checkpoint of a step and kind of views."""
+    path = run.folder / "report.json"
+    hint = "evaluate finds that of a run's best.ckpt"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        temperature, recorded = float(report["temperature"]), {**report["made_by"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: no temperature there; {hint}, where there is one.") from None
+    for name in made_by:
+        if recorded.get(name) != made_by[name]:
+            raise UserError(
+                f"{path}: its temperature is of {name} {recorded.get(name)}, and this is {name} {made_by[name]}; "
+                f"{hint}, with the options of its run."
+            )
+    return temperature

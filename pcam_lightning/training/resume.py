@@ -1,0 +1,161 @@
+"""Whether a run can be resumed: its recipe, its steps and its split must be those that it began with."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from pcam_lightning.data.batches import BatchSampler
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.training.checkpoint import epochs_done, is_finished
+from pcam_lightning.utils.errors import UserError, rank_zero_info
+
+# Options of the network that a resumed optimizer and its schedule go by.
+_OPTIMIZER = ("optimizer", "lr", "layer_decay", "weight_decay", "momentum", "schedule", "warmup_epochs")
+# Options of the trainer that scores depend on, and that no line of output would show.
+_TRAINER = ("accumulate_grad_batches", "limit_train_batches", "limit_val_batches")
+# Those that may change within a run: the change is reported and recorded.
+_REPORTED = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "callbacks")
+_NEW_RUN = "or start a new run from its weights alone: `model.weights` CKPT, without `ckpt_path`"
+
+
+def batches_per_epoch(trainer: L.Trainer, data: PCamDataModule) -> int:
+    """Return how many training batches an epoch has on each device, as the trainer limits them.
+
+    Raises:
+        UserError: a limit leaves none.
+    """
+    patches = int((~data.val_mask).sum())
+    batches = len(BatchSampler(patches, data.batch_size, 0, 0, trainer.world_size))
+    limit = trainer.limit_train_batches
+    limited = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if limited == 0:
+        raise UserError(f"`trainer.limit_train_batches` {limit}: is less than one of {batches} batches.")
+    return limited
+
+
+def steps_per_epoch(trainer: L.Trainer, data: PCamDataModule) -> int:
+    """Return how many steps of the optimizer an epoch has."""
+    return -(-batches_per_epoch(trainer, data) // trainer.accumulate_grad_batches)
+
+
+def check_checkpoint(path: Path, checkpoint: dict[str, Any], model: Mapping[str, Any], trainer: L.Trainer) -> None:
+    """Refuse a checkpoint that fit cannot resume, whether in its run or in a new one.
+
+    Args:
+        path: of the checkpoint.
+        checkpoint: what `read_checkpoint` returns.
+        model: the options of the network.
+        trainer: that is to resume.
+
+    Raises:
+        UserError: it was saved within an epoch, its run has ended, or its optimizer has other options.
+    """
+    if not checkpoint["pcam"].get("whole", True):
+        raise UserError(
+            f"{path}: a callback of the user's own saved it within an epoch, and fit resumes from whole ones, as a "
+            "run's last.ckpt and best.ckpt are; `model.weights` takes its weights for a new run."
+        )
+    if is_finished(checkpoint, trainer.max_epochs, trainer.max_steps):
+        raise UserError(
+            f"`ckpt_path`: has had {epochs_done(checkpoint)} epochs already; a higher `trainer.max_epochs` resumes it "
+            f"(or max_steps, of which it has had {checkpoint['global_step']:,})."
+        )
+    recorded = checkpoint["hyper_parameters"]
+    for name in _OPTIMIZER:
+        if name in recorded and recorded[name] != model[name]:
+            raise UserError(
+                f"`model.{name}` {model[name]}: a resumed optimizer keeps its options; use `model.{name}` "
+                f"{recorded[name]}, {_NEW_RUN}."
+            )
+
+
+def check_steps(path: Path, checkpoint: dict[str, Any], steps: int) -> None:
+    """Refuse another number of steps per epoch: the schedule of the learning rate would end too early or too late.
+
+    Args:
+        path: of the checkpoint.
+        checkpoint: what `read_checkpoint` returns.
+        steps: of the optimizer in each epoch from now on.
+
+    Raises:
+        UserError: the checkpoint's run had another number.
+    """
+    done = checkpoint["global_step"]
+    if not done:
+        return
+    recorded = checkpoint["pcam"].get("steps_per_epoch")
+    if recorded is None and done % epochs_done(checkpoint) == 0:  # of version 0.1.0
+        recorded = done // epochs_done(checkpoint)
+    if recorded not in (None, steps):
+        raise UserError(
+            f"{path}: its run had {recorded} steps per epoch and this one would have {steps}, so that the schedule "
+            "of the learning rate would not fit. Use its data, `data.batch_size`, `trainer.devices`, "
+            f"`trainer.accumulate_grad_batches` and `trainer.limit_train_batches`, {_NEW_RUN}."
+        )
+
+
+def check_recipe(recorded: dict[str, Any], options: dict[str, Any]) -> None:
+    """Refuse another recipe within one run, by the name of the option; report what may change.
+
+    Args:
+        recorded: the options that the run was recorded with.
+        options: those of now, as plain values.
+
+    Raises:
+        UserError: an option differs that the run's scores depend on.
+    """
+    now, before = _flat(options), _flat(recorded)
+    fixed = {"seed_everything", "data.batch_size", *(f"trainer.{name}" for name in _TRAINER)}
+    fixed |= {name for name in now if name.startswith("model.")} - {"model.compile"}
+    for name in now:
+        if name not in before or json.dumps(now[name]) == json.dumps(before[name]):
+            continue
+        if name in fixed:
+            raise UserError(
+                f"--{name} {now[name]}: this run was trained with {before[name]}; leave the option out to resume it, "
+                f"{_NEW_RUN}."
+            )
+        if name.removeprefix("trainer.") in _REPORTED:
+            rank_zero_info(f"{name}: {_short(now[name])} from here on, {_short(before[name])} before.")
+    if any(now[name] != before.get(name) for name in ("trainer.max_epochs", "trainer.max_steps")):
+        length = f"{now['trainer.max_epochs']} epochs" if now["trainer.max_steps"] == -1 else "the new length"
+        rank_zero_info(f"schedule: the learning rate follows that of a run of {length} from here on.")
+
+
+def check_validation(trainer: L.Trainer, data: PCamDataModule) -> None:
+    """Refuse to validate weights that the epoch's checkpoint does not hold.
+
+    A checkpoint is saved at the end of an epoch, so that its last validation has to be there too.
+
+    Raises:
+        UserError: `val_check_interval` would leave steps between an epoch's last validation and its end.
+    """
+    batches = batches_per_epoch(trainer, data)
+    if not data.val_mask.any() or trainer.limit_val_batches == 0 or getattr(trainer, "fast_dev_run", False):
+        return
+    interval = getattr(trainer, "val_check_interval", None)
+    if interval is None:  # a span of time
+        raise UserError("`trainer.val_check_interval`: give it in batches or epochs, not in time; see --help.")
+    between = interval if isinstance(interval, int) else max(1, int(batches * interval))
+    fits = (between % batches if trainer.check_val_every_n_epoch is None else batches % between) == 0
+    if not fits:
+        raise UserError(
+            f"`trainer.val_check_interval` {interval}: an epoch has {batches} batches, and would not end with a "
+            "validation: best.ckpt would get the score of other weights. Use 1.0, or a number that divides them."
+        )
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return options by their dotted names; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

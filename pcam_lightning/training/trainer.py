@@ -1,0 +1,216 @@
+"""The trainer: Lightning's, with its flags checked, and with what always belongs to it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    Callback,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelPruning,
+)
+
+from pcam_lightning.training.checkpoint import AtomicCheckpointIO
+from pcam_lightning.training.lightning_internals import reads_at_epoch_end
+from pcam_lightning.utils.errors import UserError
+from pcam_lightning.utils.system import keep_freed_memory
+
+_SCORES = ("accuracy", "auroc", "loss")
+_VAL_METRICS = tuple(f"val/{name}" for name in _SCORES)  # known when validation ends
+_EPOCH_METRICS = (  # known when the epoch ends
+    *(f"train/{name}" for name in _SCORES), "train/patches_per_second", "train/waiting_for_data", "val/best_auroc"
+)  # fmt: skip
+
+
+def build_trainer(options: Namespace, callbacks: list[Callback], *, fits: bool, **more: Any) -> Trainer:
+    """Build the trainer of a stage.
+
+    Args:
+        options: the user's, of `Trainer`.
+        callbacks: those that the stage adds to the user's.
+        fits: whether the stage is fit. The others log nothing; fit adds TensorBoard once there is something to log.
+        more: arguments of `Trainer` that beat the options.
+
+    Raises:
+        UserError: the options do not go together, or not with this machine.
+    """
+    _check(options, fits=fits)
+    own: dict[str, Any] = {
+        "callbacks": [*_listed(options.callbacks), *callbacks],
+        "plugins": [*_listed(options.plugins), AtomicCheckpointIO()],
+    }
+    if options.logger in (None, True) or not fits:
+        own["logger"] = False
+    try:
+        trainer = Trainer(**{**options.as_dict(), **own, **more})
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise UserError(f"`trainer`: {error}") from error
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    return trainer
+
+
+@contextmanager
+def compile_errors() -> Iterator[None]:
+    """Turn what torch.compile raises on a machine where it fails into an error that names the option.
+
+    Raises:
+        UserError: from the block.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"`model.compile` true: torch.compile fails on this machine ({reason}); leave the option out, or false."
+        ) from error
+
+
+def _check(options: Namespace, *, fits: bool) -> None:
+    """Refuse what Lightning takes and this project cannot do, or what would train nothing."""
+    halves = ("16-true", "bf16-true", "64-true", "64", 64)
+    callbacks = _listed(options.callbacks)
+    none = 0 in (options.max_epochs, options.max_steps, options.limit_train_batches)
+    for wrong, option, hint in (
+        (options.precision in halves, "precision", "32-true, or one that is mixed"),
+        (options.overfit_batches, "overfit_batches", "`trainer.limit_train_batches` takes its place here"),
+        (options.accumulate_grad_batches < 1, "accumulate_grad_batches", "at least 1"),
+        ((options.gradient_clip_val or 0) < 0, "gradient_clip_val", "at least 0"),
+        (
+            fits and options.max_epochs == -1 and options.max_steps == -1,
+            "max_epochs",
+            "not -1, the cosine needs an end",
+        ),
+        (
+            fits and any(map(_starts_late, callbacks)),
+            "callbacks",
+            "update_starting_at_step, update_starting_at_epoch may keep weights that nothing has validated; "
+            "pcam_lightning.training.weight_averaging.ExponentialMovingAverage has no need of them",
+        ),
+        (
+            fits and options.enable_checkpointing is False,
+            "enable_checkpointing",
+            "not false, a run is resumed, evaluated and used for predictions by its checkpoints; "
+            "`trainer.fast_dev_run` true tries a recipe and keeps nothing",
+        ),
+        (
+            options.barebones,
+            "barebones",
+            "not true, it allows neither checkpoints nor metrics, and a run is made of them",
+        ),
+        (
+            fits and _has(callbacks, BaseFinetuning),
+            "callbacks",
+            "leave BaseFinetuning and BackboneFinetuning out, `model.freeze_epochs` freezes the backbone",
+        ),
+        (
+            fits and _has(callbacks, BatchSizeFinder, LearningRateFinder),
+            "callbacks",
+            "leave BatchSizeFinder and LearningRateFinder out, they train with options that config.yaml "
+            "does not record",
+        ),
+        (
+            fits and _has(callbacks, ModelPruning),
+            "callbacks",
+            "leave ModelPruning out, its checkpoints hold masks, which predict cannot load",
+        ),
+        (
+            fits and options.logger is False and _has(callbacks, DeviceStatsMonitor, LearningRateMonitor),
+            "callbacks",
+            "DeviceStatsMonitor and LearningRateMonitor need a logger, and `trainer.logger` is false",
+        ),
+        (
+            _has(_listed(options.plugins), CheckpointIO),
+            "plugins",
+            "leave the CheckpointIO out, this project writes checkpoints with its own",
+        ),
+        (
+            options.check_val_every_n_epoch is not None and options.check_val_every_n_epoch < 1,
+            "check_val_every_n_epoch",
+            "at least 1; `trainer.limit_val_batches` 0 validates nothing",
+        ),
+        (fits and none, "max_epochs", "0 would train nothing, nor would max_steps or limit_train_batches of 0"),
+    ):
+        if wrong:
+            raise UserError(f"`trainer.{option}`: {hint}.")
+
+
+def _starts_late(callback: Any) -> bool:
+    late = ("update_starting_at_step", "update_starting_at_epoch")
+    return isinstance(callback, EMAWeightAveraging) and any(getattr(callback, name) is not None for name in late)
+
+
+def _has(objects: list[Any], *classes: type) -> bool:
+    return any(isinstance(one, classes) for one in objects)
+
+
+def check_monitors(trainer: Trainer, held_out: int) -> None:
+    """Refuse a callback that monitors a metric which is not there when the callback reads it.
+
+    Args:
+        trainer: with the user's callbacks; each that has `monitor` is checked.
+        held_out: patches in the validation part.
+
+    Raises:
+        UserError: there is such a callback.
+    """
+    unvalidated = _why_not_validated(trainer, held_out)
+    known = [name for name in (*_EPOCH_METRICS, *_VAL_METRICS) if not (unvalidated and name.startswith("val/"))]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor, name = getattr(callback, "monitor", None), type(callback).__name__
+        if not isinstance(monitor, str) or not getattr(callback, "strict", True):
+            continue
+        others = [one for one in trainer.callbacks if one is not callback]  # type: ignore[attr-defined]
+        if monitor not in known and (monitor.startswith("val/") or not any(map(_may_log, others))):
+            reason = f": {unvalidated}" if unvalidated and monitor in (*_EPOCH_METRICS, *_VAL_METRICS) else ""
+            raise UserError(
+                f"`trainer.callbacks` {name}: no metric {monitor} to monitor{reason}; the metrics are "
+                f"{', '.join(sorted(known))}."
+            )
+        if isinstance(callback, EarlyStopping) and monitor in known:
+            _check_time(callback, trainer)
+
+
+def _why_not_validated(trainer: Trainer, held_out: int) -> str:
+    """Return why nothing is validated, or nothing where something is."""
+    every = trainer.check_val_every_n_epoch or 1
+    if not held_out:
+        return "no patch is held out for validation, see `data.val_fraction`"
+    if trainer.limit_val_batches == 0:
+        return "`trainer.limit_val_batches` 0 validates nothing"
+    if 0 < (trainer.max_epochs or -1) < every:
+        return f"`trainer.check_val_every_n_epoch` {every} is more than `trainer.max_epochs` {trainer.max_epochs}"
+    return ""
+
+
+def _check_time(callback: EarlyStopping, trainer: Trainer) -> None:
+    """Refuse early stopping that reads a metric before the first epoch, or the first validation, has logged it."""
+    every = trainer.check_val_every_n_epoch
+    at_epoch_end = reads_at_epoch_end(callback, trainer)
+    late = at_epoch_end and every != 1 if callback.monitor in _VAL_METRICS else not at_epoch_end and every in (1, None)
+    if late:
+        raise UserError(
+            f"`trainer.callbacks` {type(callback).__name__}: {callback.monitor} is not logged yet when it is first "
+            f"read; set check_on_train_epoch_end to {str(not at_epoch_end).lower()}."
+        )
+
+
+def _may_log(callback: Callback) -> bool:
+    """Tell whether a callback may log metrics of its own: the user's may, Lightning's and ours do not."""
+    return not type(callback).__module__.startswith(("lightning.", "pcam_lightning."))
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,1 @@
+"""What every other package uses, and none of the project's own subject."""

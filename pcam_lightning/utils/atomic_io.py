@@ -1,0 +1,57 @@
+"""Files written whole or not at all, and the folder for what can be made again."""
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name beside it, then rename: a reader sees the old file or the new one.
+
+    Args:
+        path: the file; its folder must be there.
+        content: all of it; text is written as UTF-8.
+
+    Raises:
+        OSError: the folder is missing, read-only or full. Whatever stood at `path` is still there; `filename` is it.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:  # of a full disk Python names no file
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_link(source: Path, path: Path) -> None:
+    """Give a file a second name, whole or not at all; a copy where the file system has no links.
+
+    Args:
+        source: a file that is only ever replaced, never written into.
+        path: the second name, in the same folder or another one; what stood there is replaced.
+
+    Raises:
+        OSError: the folder is missing, read-only or full.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        try:
+            temporary.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Return the user's own cache folder, below `$XDG_CACHE_HOME` or `~/.cache`; it may not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "pcam_lightning"

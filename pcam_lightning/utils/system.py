@@ -1,0 +1,103 @@
+"""What this machine and this terminal are: precision, signals, and what need not be said."""
+
+import ctypes
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pcam_lightning.utils.errors import rank_zero_info
+
+
+def supported_precision(accelerator: Any, precision: Any) -> Any:
+    """Return the precision for this machine, and say so where it is not the one that was asked for.
+
+    Args:
+        accelerator: the trainer's option: auto, cpu, gpu, ...
+        precision: the trainer's option, such as 16-mixed.
+
+    Returns:
+        bf16-mixed on a CPU with bf16 instructions, 16-mixed on a GPU without them, and float32 on a CPU without them or
+        on a Mac's GPU, where half precision was asked for; else what was asked for.
+    """
+    if precision not in (16, "16", "16-mixed", "bf16", "bf16-mixed"):
+        return precision
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        if precision in ("bf16", "bf16-mixed") and not torch.cuda.is_bf16_supported(including_emulation=False):
+            rank_zero_info(f"precision: 16-mixed instead of {precision}: this GPU has no bf16 instructions.")
+            return "16-mixed"
+        return precision
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        rank_zero_info(f"precision: float32 instead of {precision} on a Mac's GPU.")
+        return "32-true"
+    if accelerator not in ("auto", "cpu"):
+        return precision
+    if cpu_has_bf16():
+        if precision not in ("bf16", "bf16-mixed"):
+            rank_zero_info(f"precision: bf16-mixed instead of {precision} on a CPU.")
+        return "bf16-mixed"
+    rank_zero_info(f"precision: float32 instead of {precision}: this CPU has no bf16 instructions.")
+    return "32-true"
+
+
+def cpu_has_bf16() -> bool:
+    """Tell from Linux's list of CPU features; elsewhere nothing is known, and float32 is the safe choice."""
+    features = Path("/proc/cpuinfo")
+    return features.is_file() and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features.read_text().split())
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what is freed instead of giving it back to the system; tell whether it does.
+
+    A training step on the CPU frees and takes a gigabyte of activations, and each page of it that comes back from the
+    system is cleared first: a twentieth of the step, see benchmarks/speed.py. It costs nothing in peak memory, but the
+    process stays at its peak until it ends.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, another system
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    return all((mallopt(mmap_max, 0), mallopt(trim_threshold, -1), mallopt(top_pad, 256 << 20)))
+
+
+@contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """Turn SIGINT and SIGTERM into KeyboardInterrupt, and note which one came."""
+    received: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python lets the main thread alone set handlers
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def silence_third_party() -> None:
+    """Keep what Lightning says of other products, of its own insides and of our settings from the user's screen."""
+    for message in (
+        ".*does not have many workers.*",  # a batch is one gather from a memory map; see PCamDataModule
+        ".*smaller than the logging interval.*",  # the rate's curve has fewer points then, no more
+        ".*callbacks used to create the checkpoint.*",  # those of fit have nothing to do in the other stages
+        r".*isinstance\(treespec, LeafSpec\).*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    return "💡" not in record.getMessage()

@@ -1,0 +1,74 @@
+"""What is read from a data folder that is as it should be; of others see faults/test_bad_input.py."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import MakeFolder
+from PIL import Image
+
+from pcam_lightning.data.sources import read_test, read_train
+from pcam_lightning.utils.errors import UserError
+
+
+def test_reads_kaggles_layout_at_any_depth_and_png_too(kaggle: MakeFolder) -> None:
+    root = kaggle()
+    (root / "train" / "a" / "b").mkdir(parents=True)
+    (root / "train" / "train003.tif").rename(root / "train" / "a" / "b" / "train003.tif")
+    Image.open(root / "train" / "train004.tif").save(root / "train" / "train004.png")
+    (root / "train" / "train004.tif").unlink()
+    table = read_train(root)
+    assert list(table["id"]) == [f"train{n:03d}" for n in range(20)]
+    assert table["path"][3] == "train/a/b/train003.tif"
+    assert table["path"][4] == "train/train004.png"
+    assert table["label"].sum() == 10
+    assert "slide" not in table
+
+
+def test_tif_comes_before_png(kaggle: MakeFolder) -> None:
+    root = kaggle()
+    Image.open(root / "train" / "train000.tif").save(root / "train" / "train000.png")
+    assert read_train(root)["path"][0] == "train/train000.tif"
+
+
+def test_slides_are_merged_by_id(drawn: Path) -> None:
+    table = read_train(drawn)
+    slides = pd.read_csv(drawn / "patch_id_wsi_full.csv").set_index("id")["wsi"]
+    assert (table["slide"] == table["id"].map(slides)).all()
+
+
+def test_test_part_keeps_the_order_of_the_submission(kaggle: MakeFolder) -> None:
+    assert list(read_test(kaggle())["id"]) == ["test003", "test002", "test001", "test000"]
+
+
+def test_without_sample_submission_ids_are_sorted(kaggle: MakeFolder) -> None:
+    root = kaggle()
+    (root / "sample_submission.csv").unlink()
+    assert list(read_test(root)["id"]) == ["test000", "test001", "test002", "test003"]
+    bare = read_test(root / "test")  # the patches themselves, in no layout at all
+    assert list(bare["path"]) == ["test000.tif", "test001.tif", "test002.tif", "test003.tif"]
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_rows(kaggle: MakeFolder) -> None:
+    root = kaggle()
+    text = (root / "train_labels.csv").read_text()
+    (root / "train_labels.csv").write_text("\ufeff" + text.replace("train010", "\ntrain010") + "\n\n")
+    assert len(read_train(root)) == 20
+
+
+def test_files_without_label_are_counted_not_used(kaggle: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    root = kaggle()
+    path = root / "train_labels.csv"
+    path.write_text(path.read_text().replace("train005,1\n", ""))
+    assert len(read_train(root)) == 19
+    assert re.search(r"warning: .*train: 1 image files have no label", capsys.readouterr().err)
+
+
+def test_answers_must_know_every_id(kaggle: MakeFolder) -> None:
+    root = kaggle()
+    with pytest.raises(UserError, match=r"answers.csv: no such file"):
+        read_test(root, answers=True)
+    (root / "answers.csv").write_text("id,label\ntest000,1\ntest001,0\n")
+    with pytest.raises(UserError, match=r"answers.csv: 2 of the ids have no label there: test003, test002"):
+        read_test(root, answers=True)

@@ -1,0 +1,229 @@
+"""evaluate and compare: pages and numbers of a run, a cross-validation or a file; what is said where they cannot be."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
+
+from pcam_lightning.cli.main import main
+
+FEW = "--bootstrap_samples=200"
+
+
+def _predictions(path: Path, *, slides: bool = True, seed: int = 0, shift: float = 0.0) -> pd.DataFrame:
+    """Write predictions of 20 slides whose scores differ by slide, twice as sure as they should be, and noisy."""
+    rng, slide = np.random.default_rng(1), np.repeat(np.arange(20), 40)
+    truth = rng.normal(0, 2, 800) + rng.normal(0, 1, 20)[slide]
+    label = (rng.random(800) < expit(truth)).astype(int)
+    logit = 2 * (truth + (1 - shift) * np.random.default_rng(seed).normal(0, 1, 800))
+    rows = pd.DataFrame({"id": [f"p{n:04d}" for n in range(800)], "label": label, "logit": logit})
+    if slides:
+        rows["slide"] = [f"<b>slide {n}</b>" for n in slide]
+    rows.to_csv(path, index=False)
+    return rows
+
+
+def test_a_file_of_predictions_with_slides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = _predictions(tmp_path / "mine.csv")
+    assert main(["evaluate", str(tmp_path / "mine.csv"), FEW]) == 0
+    report = json.loads((tmp_path / "mine_report.json").read_text())
+    assert report["auroc"]["value"] == pytest.approx(roc_auc_score(rows["label"], rows["logit"]))
+    assert report["auroc"]["low"] < report["auroc"]["value"] < report["auroc"]["high"]
+    assert (report["clusters"], report["clustered_by"], report["cross_fitted_over"]) == (20, "slides", "slides")
+    assert report["temperature"] > 1.3
+    assert report["calibration"]["calibrated"]["nll"] < report["calibration"]["as_it_is"]["nll"]
+    assert [row["wrong"] for row in report["slides"]] == sorted(
+        (row["wrong"] for row in report["slides"]), reverse=True
+    )
+    page = (tmp_path / "mine_report.html").read_text()
+    assert "too narrow" not in page
+    assert "<b>slide" not in page  # what comes from files is escaped
+    assert page.count("<svg") == 6
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is fetched
+    assert "95 %" in capsys.readouterr().err
+
+
+def test_without_slides_the_interval_is_called_too_narrow(tmp_path: Path) -> None:
+    _predictions(tmp_path / "mine.csv", slides=False)
+    assert main(["evaluate", str(tmp_path / "mine.csv"), FEW]) == 0
+    assert "take patches for independent, and are too narrow" in (tmp_path / "mine_report.html").read_text()
+    assert json.loads((tmp_path / "mine_report.json").read_text())["clustered_by"] == "patches"
+
+
+def test_a_submission_and_its_answers(run_copy: Path, drawn: Path) -> None:
+    best = ["--ckpt_path", str(run_copy / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
+    assert main(["predict", *best]) == 0
+    assert main(["test", *best]) == 0
+    answers = ["--labels", str(drawn / "answers.csv")]
+    assert main(["evaluate", str(run_copy / "submission.csv"), *answers, FEW]) == 0
+    report = json.loads((run_copy / "submission_report.json").read_text())
+    assert not (run_copy / "report.json").exists()  # predict --calibrate takes nothing that test labels had a say in
+    score = json.loads((run_copy / "test.json").read_text())["test/auroc"]
+    assert report["auroc"]["value"] == pytest.approx(score, abs=1e-6)
+
+
+def test_a_run_is_validated_and_its_temperature_kept_for_predict(
+    run_copy: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slides = ["--slides", str(drawn / "patch_id_wsi_full.csv")]
+    assert main(["evaluate", str(run_copy), *slides, FEW]) == 0
+    report = json.loads((run_copy / "report.json").read_text())
+    assert report["auroc"]["value"] == pytest.approx(pd.read_csv(run_copy / "metrics.csv")["val/auroc"].max(), abs=1e-6)
+    assert [row["split"] for row in report["splits"]] == ["random"]
+    assert report["leak"] == "This score is optimistic: 23 of 23 validation patches are of slides that train it too."
+    assert "This score is optimistic" in (run_copy / "report.html").read_text()
+    assert "data:image/png" in (run_copy / "report.html").read_text()
+    best = ["--ckpt_path", str(run_copy / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
+    logits = []
+    for flags in ([], ["--calibrate", "--overwrite"]):
+        assert main(["predict", *best, *flags]) == 0
+        logits.append(pd.read_csv(run_copy / "predictions.csv")["logit"])
+    assert logits[1].to_numpy() == pytest.approx((logits[0] / report["temperature"]).to_numpy(), rel=1e-5)
+    assert main(["predict", *best, "--calibrate", "--model.tta=d4"]) == 2
+    assert "its temperature is of tta none, and this is tta d4" in capsys.readouterr().err
+
+
+def test_a_temperature_is_of_one_checkpoint(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_copy / "report.json").write_text('{"temperature": 2, "made_by": {"step": 1, "tta": "none"}}')
+    assert main(["predict", "--ckpt_path", str(run_copy / "checkpoints" / "last.ckpt"), "--calibrate"]) == 2
+    assert re.search(r"temperature is of step 1, and this is step 8", capsys.readouterr().err)
+    assert not (run_copy / "submission.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slide": "one"}, "1 slides are few: intervals from fewer than 20 are too narrow."),
+        (
+            {"logit": [9.0 if n % 2 else -9.0 for n in range(800)], "label": [n % 2 for n in range(800)]},
+            "No temperature",
+        ),
+        ({"slide": "one"}, "Threshold and temperature are cross-fitted over patches, for want of slides."),
+        ({"fold": 0}, "No slides are known"),  # and one fold is none to fit without
+    ],
+)
+def test_what_cannot_be_judged_is_said(
+    change: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = _predictions(tmp_path / "mine.csv", slides=False).assign(**change)
+    rows.to_csv(tmp_path / "mine.v2.csv", index=False)
+    assert main(["evaluate", str(tmp_path / "mine.v2.csv"), FEW]) == 0
+    assert message in capsys.readouterr().err
+    assert message in (tmp_path / "mine.v2_report.html").read_text()
+
+
+def test_calibrate_without_a_report(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["predict", "--ckpt_path", str(run_copy / "checkpoints" / "best.ckpt"), "--calibrate"]
+    assert main(args) == 2
+    assert re.search(r"error: \S*report.json: no temperature there; evaluate finds that ", capsys.readouterr().err)
+
+
+def test_compare_tells_the_difference_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = (_predictions(tmp_path / f"{n}.csv", seed=n, shift=n / 2) for n in (0, 1))
+    assert main(["compare", str(tmp_path / "1.csv"), str(tmp_path / "0.csv"), FEW]) == 0
+    message = capsys.readouterr().err
+    expected = roc_auc_score(other["label"], other["logit"]) - roc_auc_score(one["label"], one["logit"])
+    found = re.findall(r"difference, .*: ([+-]0\.\d{4}) \(95 % ([+-]0\.\d{4}) to ([+-]0\.\d{4})\)", message)
+    assert len(found) == 2
+    for value, low, high in found:
+        assert float(value) == pytest.approx(expected, abs=1e-4)
+        assert float(low) < float(value) < float(high)
+    assert "bootstrap over 20 slides" in message
+
+
+def test_compare_needs_the_same_patches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _predictions(tmp_path / "one.csv")
+    _predictions(tmp_path / "other.csv").iloc[1:].to_csv(tmp_path / "other.csv", index=False)
+    assert main(["compare", str(tmp_path / "one.csv"), str(tmp_path / "other.csv")]) == 2
+    assert "799 of them the same" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "no such run, cross-validation or CSV"),
+        ("", "not a CSV of predictions"),
+        ("name,logit\na,1\n", "has the columns name,logit"),
+        ("id,logit\na,1\n", "--labels FILE (id,label) has to be given"),
+        ("id,label\na,0.3\n", "--labels FILE (id,label) has to be given"),
+        ("id,label,logit\na,0,1\nb,1,x\n", "not a finite number"),
+        ("id,label,logit\na,0,1\nb,2,1\n", "neither 0 nor 1"),
+        ("id,label,logit\na,0,1\na,1,1\n", "id a stands twice"),
+        ("id,label,logit\na,0,1\nb,0,1\n", "all 2 labels are the same"),
+        ("id,label,logit\na,0,1\nb,1,1\n", "too few patches"),
+    ],
+)
+def test_complaints(content: str | None, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if content is not None:
+        (tmp_path / "mine.csv").write_text(content)
+    assert main(["evaluate", str(tmp_path / "mine.csv")]) == 2
+    assert expected in capsys.readouterr().err
+    assert not list(tmp_path.glob("*report*"))
+
+
+def test_of_one_slide_nothing_tells_an_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _predictions(tmp_path / "mine.csv").assign(slide="one").to_csv(tmp_path / "mine.csv", index=False)
+    assert main(["evaluate", str(tmp_path / "mine.csv"), FEW]) == 0
+    assert re.search(r"AUROC 0\.\d{4} \(no interval, over 1 slides\)", capsys.readouterr().err)
+    assert json.loads((tmp_path / "mine_report.json").read_text())["auroc"]["low"] is None
+
+
+def test_data_that_moved_are_named(
+    run_copy: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(run_copy / "checkpoints" / "best.ckpt", weights_only=True)
+    state["pcam"]["config"]["data"]["root"] = str(tmp_path / "gone")
+    torch.save(state, run_copy / "checkpoints" / "best.ckpt")
+    assert main(["evaluate", str(run_copy), FEW]) == 2
+    assert re.search(r"error: .*gone: no such folder; .*\(--root names", capsys.readouterr().err)
+    assert main(["evaluate", str(run_copy), "--root", str(drawn), FEW]) == 0
+    score = pd.read_csv(run_copy / "metrics.csv")["val/auroc"].max()
+    assert json.loads((run_copy / "report.json").read_text())["auroc"]["value"] == pytest.approx(score, abs=1e-6)
+
+
+def test_one_recipe_on_two_splits(run_copy: Path, drawn: Path) -> None:
+    """Beside each other in the report of either; a score of other data is not taken for the recipe's."""
+    config = yaml.safe_load((run_copy / "config.yaml").read_text())
+    other = run_copy.with_name("version_1")
+    shutil.copytree(run_copy, other)
+    config["data"] |= {"slides": str(drawn / "patch_id_wsi_full.csv"), "folds": 2, "fold": 1}
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    best = ["--ckpt_path", str(run_copy / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
+    assert main(["test", *best]) == 0
+    message = json.loads((run_copy / "test.json").read_text())
+    (other / "test.json").write_text(json.dumps({**message, "step": message["step"] + 1}))  # of another checkpoint
+    assert main(["evaluate", str(run_copy), FEW]) == 0
+    val = pd.read_csv(run_copy / "metrics.csv")["val/auroc"].max()
+    test = json.loads((run_copy / "test.json").read_text())["test/auroc"]
+    assert json.loads((run_copy / "report.json").read_text())["splits"] == [
+        {"run": "base/version_0", "split": "random", "val": val, "test": test},
+        {"run": "base/version_1", "split": "whole slides, fold 2 of 2", "val": val, "test": None},
+    ]
+    page = (run_copy / "report.html").read_text()
+    assert "This recipe on other splits" in page
+    assert "whole slides, fold 2 of 2" in page
+
+
+def test_compare_takes_runs_and_the_slides_of_either(
+    run_copy: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = ["--ckpt_path", str(run_copy / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
+    assert main(["validate", *best]) == 0
+    rows = pd.read_csv(run_copy / "val_predictions.csv").drop(columns="slide", errors="ignore")
+    rows.assign(label=rows["label"].astype(float)).to_csv("mine.csv", index=False)
+    known = pd.read_csv(drawn / "patch_id_wsi_full.csv").set_index("id")["wsi"]
+    rows.assign(slide=rows["id"].map(known)).to_csv("with.csv", index=False)
+    for pair in (["mine.csv", "with.csv"], ["with.csv", "mine.csv"], [str(run_copy), "with.csv"]):
+        assert main(["compare", *pair, FEW]) == 0
+        message = capsys.readouterr().err
+        assert "bootstrap over" in message
+    assert f"{run_copy} (best.ckpt, chosen by these patches): AUROC" in message

@@ -1,0 +1,227 @@
+"""A resumed run: the same batches in the same order, the recipe and the steps that it began with, or an error."""
+
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import lightning as L
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import CONFIGS, FAST, TRAINER, read_metrics, stopping
+
+from pcam_lightning.cli.main import main
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.models.classifier import PCamClassifier
+
+BASE = str(CONFIGS / "base.yaml")
+RUNS = Path("lightning_logs") / "base"
+TINY = ("--model.backbone=p4m_resnet16", "--model.crop=32")  # a step takes milliseconds
+
+
+def _fit(drawn: Path, *more: str) -> list[str]:
+    return ["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=3", *FAST, *TINY, *more]
+
+
+class Stop(L.Callback):
+    """Ctrl-C in an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+class Rows(L.Callback):
+    """Notes the rows of every training batch."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[int]] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: dict[str, torch.Tensor], index: int
+    ) -> None:
+        self.rows.append(batch["row"].tolist())
+
+
+def _state(run: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+@pytest.fixture(scope="module")
+def whole(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that was never stopped, without loader workers."""
+    place = tmp_path_factory.mktemp("whole")
+    assert main(_fit(drawn, "--trainer.max_epochs=2", f"--trainer.default_root_dir={place}")) == 0
+    return place / RUNS / "version_0"
+
+
+@pytest.mark.parametrize(("workers", "method"), [(0, "fork"), (1, "fork"), (2, "fork"), (2, "spawn")])
+def test_resumed_with_workers_is_the_run_never_stopped(
+    workers: int, method: str, whole: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(TRAINER, stopping(Stop(1), [0]))
+            assert main(_fit(drawn, "--trainer.max_epochs=2", f"--data.num_workers={workers}")) == 1
+        assert main(["fit", "-c", BASE, "--ckpt_path=last"]) == 0
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    resumed = RUNS / "version_0"
+    pd.testing.assert_frame_equal(read_metrics(whole), read_metrics(resumed), check_exact=True)
+    state, other = _state(whole), _state(resumed)
+    assert all(torch.equal(state[name], other[name]) for name in state)
+
+
+def test_a_new_run_from_a_checkpoint_draws_the_batches_of_its_epoch_with_workers(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(_fit(drawn, "--trainer.max_epochs=1")) == 0
+    start = shutil.copy(RUNS / "version_0" / "checkpoints" / "last.ckpt", "start.ckpt")
+    seen = []
+    for workers in (0, 2):
+        rows = Rows()
+        with monkeypatch.context() as patch:
+            patch.setattr(TRAINER, stopping(rows, [0]))
+            assert main(_fit(drawn, f"--ckpt_path={start}", f"--data.num_workers={workers}")) == 0
+        seen.append(rows.rows)
+    assert seen[0] == seen[1]
+    data = PCamDataModule(drawn, batch_size=32)
+    L.seed_everything(42)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
+    assert [batch["row"].tolist() for batch in loader] == seen[0][:4]
+
+
+def test_python_resumes_with_workers_as_the_command_does(drawn: Path, tmp_path: Path) -> None:
+    """A plain trainer, its own checkpoint callback, and ckpt_path."""
+
+    def fit(epochs: int, ckpt_path: str | None = None) -> list[list[int]]:
+        L.seed_everything(1)
+        rows = Rows()
+        data = PCamDataModule(str(drawn), batch_size=32, num_workers=2)
+        trainer = L.Trainer(
+            max_epochs=epochs, accelerator="cpu", logger=False, callbacks=[rows], default_root_dir=tmp_path / "plain",
+            enable_progress_bar=False, enable_checkpointing=False, num_sanity_val_steps=0,
+        )  # fmt: skip
+        trainer.fit(PCamClassifier("p4m_resnet16", "none", crop=32), data, ckpt_path=ckpt_path, weights_only=True)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return rows.rows
+
+    fit(1)
+    whole = fit(2)
+    # Saved after fit: the loops count the epoch as done, and the next one is drawn.
+    assert fit(2, str(tmp_path / "1.ckpt")) == whole[4:]
+
+
+def test_workers_of_a_reloaded_loader_draw_its_epoch(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for workers in (0, 2):
+        rows = Rows()
+        with monkeypatch.context() as patch:
+            patch.setattr(TRAINER, stopping(rows, [0]))
+            more = (f"--data.num_workers={workers}", "--trainer.reload_dataloaders_every_n_epochs=1")
+            assert main(_fit(drawn, *more)) == 0
+        seen.append(rows.rows)
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "data.batch_size=16",
+        "trainer.accumulate_grad_batches=2",
+        "trainer.limit_train_batches=2",
+        "trainer.limit_val_batches=1",
+        "model.augment.degrees=10.0",
+        "model.label_smoothing=0.1",
+        "model.warmup_epochs=1.0",
+        "model.tta=d4",
+        "seed_everything=1",
+    ],
+)
+def test_another_recipe_within_a_run_is_refused_by_name(
+    option: str, run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = (run_copy / "config.yaml").read_text()
+    assert main(["fit", "-c", BASE, "--ckpt_path=last", "--trainer.max_epochs=4", f"--{option}"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    name, value = option.split("=")
+    assert error.startswith(f"error: --{name} {value}: "), error
+    assert (run_copy / "config.yaml").read_text() == kept
+
+
+@pytest.mark.parametrize("option", ["data.batch_size=16", "trainer.accumulate_grad_batches=2"])
+def test_a_new_run_from_a_checkpoint_has_its_steps_per_epoch(
+    option: str, run_copy: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the schedule would have ended before the run, and epochs would train at a rate of 0."""
+    checkpoint = str(run_copy / "checkpoints" / "last.ckpt")
+    args = ["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=4", *FAST, f"--ckpt_path={checkpoint}"]
+    assert main([*args, f"--{option}"]) == 2
+    assert "its run had 4 steps per epoch and this one would have" in capsys.readouterr().err
+    assert [path.name for path in run_copy.parent.iterdir()] == ["version_0"]
+
+
+def test_config_checkpoint_and_output_agree_on_what_changed(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--trainer.max_epochs=3", "--trainer.precision=32-true", "--trainer.gradient_clip_val=1.5"]
+    assert main(["fit", "-c", BASE, "--ckpt_path=last", *more]) == 0
+    printed = capsys.readouterr().err
+    assert 'trainer.precision: "32-true" from here on, "bf16-mixed" before.' in printed
+    assert "trainer.gradient_clip_val: 1.5 from here on, null before." in printed
+    assert "follows that of a run of 3 epochs from here on" in printed
+    config = yaml.safe_load((run_copy / "config.yaml").read_text())
+    recorded = torch.load(run_copy / "checkpoints" / "last.ckpt", weights_only=True)["pcam"]["config"]
+    assert config == recorded
+    assert config["trainer"]["precision"] == "32-true"
+    assert config["trainer"]["max_epochs"] == 3
+
+
+class Rates(L.Callback):
+    """Notes the learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_a_longer_run_has_the_rates_of_the_longer_schedule(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight, longer = Rates(), Rates()
+    with monkeypatch.context() as patch:
+        patch.setattr(TRAINER, stopping(straight, [0]))
+        assert main(_fit(drawn)) == 0
+    assert main(_fit(drawn, "--trainer.max_epochs=1")) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(TRAINER, stopping(longer, [0]))
+        assert main(["fit", "-c", BASE, "--ckpt_path=last", "--trainer.max_epochs=3"]) == 0
+    assert longer.rates == pytest.approx(straight.rates[4:])
+
+
+@pytest.mark.parametrize("interval", ["3", "5", "0.8", "00:00:01:00"])
+def test_validation_that_does_not_end_an_epoch_is_refused(
+    interval: str, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_fit(drawn, f"--trainer.val_check_interval={interval}")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: --trainer.val_check_interval"), error
+    assert not Path("lightning_logs").exists()
+
+
+def test_the_score_of_the_best_checkpoint_is_that_of_its_weights(drawn: Path) -> None:
+    assert main(_fit(drawn, "--trainer.val_check_interval=2")) == 0  # of 4 steps: validated within the epoch too
+    run = RUNS / "version_0"
+    best = pd.read_csv(run / "metrics.csv")["val/auroc"].max()
+    data = PCamDataModule(drawn, batch_size=32)
+    model = PCamClassifier.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
+    trainer = L.Trainer(accelerator="cpu", precision="bf16-mixed", logger=False, enable_progress_bar=False)
+    scores = trainer.validate(model, datamodule=data, verbose=False)[0]
+    assert scores["val/auroc"] == pytest.approx(best, abs=1e-6)
