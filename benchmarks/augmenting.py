@@ -45,7 +45,7 @@ def read_config(config: Path) -> tuple[PCamClassifier, ExponentialMovingAverage 
     model: dict[str, Any] = {**base["model"], **(own.get("model") or {}), "weights": "none"}
     model["augment"] = {**base["model"]["augment"], **((own.get("model") or {}).get("augment") or {})}
     callbacks = (own.get("trainer") or {}).get("callbacks") or []
-    decays = [one["init_args"]["decay"] for one in callbacks if one["class_path"].endswith("averaging.Averaging")]
+    decays = [one["init_args"]["decay"] for one in callbacks if one["class_path"].endswith(".ExponentialMovingAverage")]
     return PCamClassifier(**model), ExponentialMovingAverage(*decays) if decays else None
 
 
