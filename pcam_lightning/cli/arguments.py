@@ -1,4 +1,4 @@
-"""The arguments as a user wrote them: where configs stand among them, and what a mistyped option may have meant."""
+"""Command line arguments: the order of configs and flags, and suggestions for unknown options."""
 
 import re
 from argparse import ArgumentParser
@@ -42,7 +42,7 @@ def without_option(args: list[str], option: str) -> list[str]:
 
 
 def check_config(path: Path) -> None:
-    """Find out whether a config holds options.
+    """Check that a config file holds options.
 
     Raises:
         UserError: it cannot be read, is no YAML, holds no mapping, or one without an end.

@@ -64,7 +64,7 @@ def _predict(cli: PCamCLI) -> None:
 
 
 def _submission(ckpt_path: str, output: Path | None, *, several: bool) -> Path:
-    """Return where a submission goes; refuse what cannot be written before there is anything to write."""
+    """Return the path of the submission, checked for write permission before anything is predicted."""
     run = run_of(Path(ckpt_path))
     if output is None:
         if several:

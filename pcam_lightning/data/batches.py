@@ -1,4 +1,4 @@
-"""Packed patches -> uint8 batches: which patches one has, in which order, on which process."""
+"""Packed patches -> uint8 batches, in an order that follows from (seed, epoch), for one of several processes."""
 
 from collections.abc import Iterator
 from typing import TypedDict
@@ -60,7 +60,7 @@ class Patches(Dataset[Batch]):
 
 
 class BatchSampler(Sampler[np.ndarray]):
-    """Yields the places of one batch after another, for this process among several.
+    """Yields the indices of one batch after another, for this process among several.
 
     Args:
         count: number of patches.
@@ -97,7 +97,7 @@ class BatchSampler(Sampler[np.ndarray]):
         return -(-len(self._share()) // self.batch_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield int64 arrays of places."""
+        """Yield int64 arrays of indices."""
         share = self._share()
         for start in range(0, len(share), self.batch_size):
             yield share[start : start + self.batch_size]

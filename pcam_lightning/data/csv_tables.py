@@ -90,12 +90,12 @@ def without_suffix(ids: "pd.Series[str]") -> "pd.Series[str]":
 
 
 def looks_like_sha1(ids: "pd.Series[str]") -> "pd.Series[bool]":
-    """Tell which ids have the form of a SHA-1, 40 lower-case hexadecimal digits."""
+    """Return which ids have the form of a SHA-1, 40 lower-case hexadecimal digits."""
     return ids.str.fullmatch(re.compile("[0-9a-f]{40}"))
 
 
 def check_none_missing(ids: Iterable[str], csv: Path, problem: str) -> None:
-    """Refuse a CSV some of whose ids lack something.
+    """Raise an error where some ids of a CSV lack something.
 
     Args:
         ids: those that lack it.

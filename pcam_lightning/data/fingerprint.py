@@ -1,4 +1,4 @@
-"""Do the image files of a table still hold what they held? Their metadata and a sample of their bytes, as one hash."""
+"""A hash of the image files' metadata and of a sample of their bytes, which shows whether they have changed."""
 
 import hashlib
 import os

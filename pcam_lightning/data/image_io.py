@@ -67,7 +67,7 @@ def read_patch(path: str | os.PathLike[str]) -> bytes:
 
 
 def _describe(path: Path, content: bytes) -> str:
-    """Return what a file is that Pillow cannot read as a TIFF or PNG, by its first bytes."""
+    """Describe a file that Pillow cannot read as a TIFF or PNG, by its first bytes."""
     for magic, name in _OTHERS.items():
         if content.startswith(magic):
             return f"{name} under another name: convert it to PNG"
@@ -89,7 +89,7 @@ def _describe(path: Path, content: bytes) -> str:
 
 
 def plain_tiff(content: bytes) -> bytes | None:
-    """Cut the pixels out of an uncompressed 96 x 96 RGB TIFF, as Kaggle's are; a tenth of the time that Pillow takes.
+    """Return the pixels of an uncompressed 96 x 96 RGB TIFF, as Kaggle's are; a tenth of the time that Pillow takes.
 
     Args:
         content: the file's bytes.

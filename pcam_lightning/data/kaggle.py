@@ -29,7 +29,7 @@ class KaggleFolder:
 
     @classmethod
     def detect(cls, root: Path) -> bool:
-        """Tell whether a folder has this layout."""
+        """Return whether a folder has this layout."""
         return (root / MARKS[0]).is_file() or any((root / name).is_dir() for name in MARKS[1:])
 
     def parts(self) -> list[str]:
@@ -74,7 +74,7 @@ class KaggleFolder:
         return read_test_part(self.root, "test", answers=answers)
 
     def scratch_patches(self, table: pd.DataFrame) -> int:
-        """Return for how many patches there must be room while the table is packed: none."""
+        """Return the number of patches that are unpacked to disk while the table is packed: none."""
         return 0
 
     @contextmanager

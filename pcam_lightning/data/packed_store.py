@@ -50,7 +50,7 @@ class PackedStore:
     file: BinaryIO | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the pixels behind: a spawned process maps the same file instead of being sent gigabytes.
+        """Pickle the store without its pixels: a spawned process maps the same file.
 
         It gets the open file where the system can hand one over, since another pack may have replaced the one at
         `path` meanwhile. Windows cannot, but does not let a mapped file be removed either.
@@ -80,7 +80,7 @@ class PackedStore:
 def open_store(
     table: pd.DataFrame, source: PatchSource, part: str, cache_dir: Path | None = None, verify: bool = False
 ) -> PackedStore:
-    """Open the packed images of a table; pack them first where that has not been done since the files changed.
+    """Open the packed images of a table; pack them first if they are not packed, or if the files have changed.
 
     `fingerprint_files`, which reads a sample of their bytes, tells whether files have changed. A pack whose files are
     missing or of another size is packed again.
@@ -186,7 +186,7 @@ def _map_images(path: Path, count: int) -> tuple[BinaryIO, np.memmap]:
 
 
 def _caches(root: Path, cache_dir: Path | None) -> list[Path]:
-    """Return the folders in which stores of `root` may lie, the first choice first."""
+    """Return the folders in which packed images of `root` are looked for, in order of preference."""
     # The folder's own path is part of the name, so that data folders which share a cache keep apart.
     name = f"{root.resolve().name}-{hashlib.sha1(os.fsencode(root.resolve())).hexdigest()[:8]}"
     return [root / ".pcam_cache", cache_folder() / name] if cache_dir is None else [cache_dir / name]
@@ -235,7 +235,7 @@ def _verify(store: PackedStore, table: pd.DataFrame, source: PatchSource, part: 
 
 
 def _scratch(path: Path) -> Path | None:
-    """Return a folder for what is unpacked meanwhile: beside the pack, or the system's where that is read-only."""
+    """Return a folder for temporary files: beside the packed images, or the system's where that is read-only."""
     return path.parent.parent if os.access(path.parent.parent, os.W_OK) else None
 
 

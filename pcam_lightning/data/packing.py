@@ -1,4 +1,4 @@
-"""Image files -> a pack: one array of all patches, written whole or not at all, and the hash of each."""
+"""Image files -> one array of all patches and the hash of each, written atomically."""
 
 import hashlib
 import os
@@ -61,7 +61,7 @@ def pack(table: pd.DataFrame, source: PatchSource, folder: Path, part: str) -> N
 
 
 def _check_space(cache: Path, patches: int, stale: list[Path]) -> None:
-    """Refuse to pack where the disk has no room; older packs go first where they take it.
+    """Check for free disk space; older packs are removed first where that makes room.
 
     Args:
         cache: the folder of the packs.
@@ -122,7 +122,7 @@ def _write_images(target: Path, table: pd.DataFrame, source: PatchSource, part: 
 
 
 def _describe(refused: list[tuple[str, str]], tried: int, count: int, root: Path) -> str:
-    """Return the complaint about image files that cannot be used, three of them by name."""
+    """Return the message about image files that cannot be used, three of them by name."""
     named = "; ".join(f"{name} ({reason})" for name, reason in refused[:3])
     more = f"; and {len(refused) - 3:,} more" if len(refused) > 3 else ""
     stopped = f" The first {tried:,} are all refused, so that the rest was not read." if tried < count else ""

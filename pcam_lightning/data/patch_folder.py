@@ -27,7 +27,7 @@ class PatchFolder:
 
     @classmethod
     def detect(cls, root: Path) -> bool:
-        """Tell whether a folder has this layout: any folder does that has no other one."""
+        """Return true: any folder that has no other layout is one of patches."""
         return True
 
     def parts(self) -> list[str]:
@@ -35,7 +35,7 @@ class PatchFolder:
         return ["test"]
 
     def read_train(self, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
-        """Refuse: there are no labels."""
+        """Raise an error: there are no labels."""
         raise UserError(f"{self.root / 'train'}: no such folder; {HOW_TO_GET}.")
 
     def read_test(self, *, answers: bool = False) -> pd.DataFrame:
@@ -43,7 +43,7 @@ class PatchFolder:
         return read_test_part(self.root, ".", answers=answers)
 
     def scratch_patches(self, table: pd.DataFrame) -> int:
-        """Return for how many patches there must be room while the table is packed: none."""
+        """Return the number of patches that are unpacked to disk while the table is packed: none."""
         return 0
 
     @contextmanager

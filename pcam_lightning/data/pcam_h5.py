@@ -31,7 +31,7 @@ class PCamH5:
 
     @classmethod
     def detect(cls, root: Path) -> bool:
-        """Tell whether a folder has this layout; one of Kaggle's that has some of these files too has not."""
+        """Return whether a folder has this layout; Kaggle's labels beside such files make it a Kaggle folder."""
         return not (root / "train_labels.csv").is_file() and any(root.glob(f"{PREFIX}*_[xy].h5*"))
 
     def parts(self) -> list[str]:
@@ -103,7 +103,7 @@ class H5Chunk(NamedTuple):
 
 
 def has_part(root: Path, part: str) -> bool:
-    """Tell whether a folder holds the images of a part: train, valid or test."""
+    """Return whether a folder holds the images of a part: train, valid or test."""
     return any(root.glob(f"{PREFIX}{part}_x.h5*"))
 
 
@@ -135,7 +135,7 @@ def read_part(root: Path, part: str, *, labels: bool = True) -> pd.DataFrame:
 
 
 def _count(root: Path, part: str) -> int:
-    """Count a part's patches; of a packed x by its y: to unpack a gigabyte for that is too much."""
+    """Count a part's patches; by y where x is compressed, which would take a gigabyte to unpack."""
     kind = "x" if find_h5(root, part, "x").suffix == ".h5" else "y"
     with TemporaryDirectory() as scratch, open_array(find_h5(root, part, kind), kind, Path(scratch)) as data:
         return len(data)

@@ -1,4 +1,4 @@
-"""Packed patches -> those to look at: black, blank, out of focus, copies, ids that are not their pixels'."""
+"""Quality checks of packed patches: black, blank, out of focus, duplicates, ids that do not match their pixels."""
 
 import numpy as np
 import pandas as pd
@@ -55,14 +55,14 @@ def _measure(image: torch.Tensor) -> torch.Tensor:
 
 
 def is_blank(image: np.ndarray) -> np.ndarray:
-    """Tell which patches, uint8 (N, 96, 96, 3), are black or blank, so that nothing tells their slide."""
+    """Return which patches, uint8 (N, 96, 96, 3), are black or blank: their slide cannot be recognized."""
     brightness, spread, _ = _measure(torch.from_numpy(np.ascontiguousarray(image))).unbind(dim=1)
     mask: np.ndarray = ((brightness < BLACK) | (spread < BLANK)).numpy()
     return mask
 
 
 def find_flagged(patches: pd.DataFrame) -> pd.DataFrame:
-    """List the patches that are odd.
+    """List the patches that fail a quality check.
 
     Args:
         patches: what `measure_quality` returns, of one part or several, with a column `part`, and `label` where labels

@@ -1,4 +1,4 @@
-"""Which patch is of which slide: the CSV that says so, and how one is made from PCam's own files."""
+"""The map of patches to slides: reading one, and making one from PCam's own files."""
 
 from contextlib import ExitStack
 from functools import partial
@@ -36,7 +36,7 @@ def read_slides(path: Path) -> "pd.Series[str]":
 
 
 def slides(pcam: Path, root: Path = Path("data"), overwrite: bool = False) -> None:
-    """Find out which slide each of Kaggle's patches is of, from PCam's own files; write ROOT/patch_id_wsi.csv.
+    """Find the slide of each Kaggle patch in PCam's own files; write ROOT/patch_id_wsi.csv.
 
     Kaggle's id is the SHA-1 of the patch's pixels, so that the same pixels in PCam's training part tell its slide. Only
     lossless copies can match.

@@ -1,4 +1,4 @@
-"""Data folders: which layout one has, and what all layouts have in common."""
+"""The layouts of data folders: their protocol, their registration, and detection."""
 
 import os
 import re
@@ -47,7 +47,7 @@ class PatchSource(Protocol):
 
     @classmethod
     def detect(cls, root: Path) -> bool:
-        """Tell whether a folder has this layout, by the names in it."""
+        """Return whether a folder has this layout, by the names in it."""
 
     def parts(self) -> list[str]:
         """Return which of train and test there are.
@@ -79,7 +79,7 @@ class PatchSource(Protocol):
         """
 
     def scratch_patches(self, table: pd.DataFrame) -> int:
-        """Return for how many patches there must be room beside the packed ones while a table is packed."""
+        """Return the number of patches that are unpacked to disk while a table is packed."""
 
     def open(self, table: pd.DataFrame, scratch: Path) -> AbstractContextManager[Sequence[Chunk]]:
         """Cut a table into chunks, in its order, that can be read within the context.
@@ -97,7 +97,7 @@ SOURCES: tuple[type[PatchSource], ...] = (PCamH5, KaggleFolder, PatchFolder)  # 
 
 
 def open_source(root: Path, *needed: str) -> PatchSource:
-    """Find the layout of a data folder; refuse a folder that has none, naming the one that was probably meant.
+    """Find the layout of a data folder; the error for a folder without one names the folder that was probably meant.
 
     Args:
         root: the folder.
@@ -129,7 +129,7 @@ def open_source(root: Path, *needed: str) -> PatchSource:
 
 
 def layout_of(root: Path) -> type[PatchSource]:
-    """Return the layout of a folder, which need not be there."""
+    """Return the layout of a folder, which may be missing."""
     return next(layout for layout in SOURCES if layout.detect(root))
 
 

@@ -141,7 +141,7 @@ def _write_recipes(folder: Path, config: dict[str, Any], rows: dict[str, dict[st
 
 
 def _try(base: Config, changes: dict[str, Any], where: str) -> tuple[str, str, int]:
-    """Find out whether a row's options are right, and its scores comparable: now, not after hours.
+    """Check that a row's options are right and its scores comparable, before anything is trained.
 
     Returns:
         What it starts from: backbone, weights and side of the images.
@@ -159,7 +159,7 @@ def _try(base: Config, changes: dict[str, Any], where: str) -> tuple[str, str, i
 
 
 def _check_comparable(base: Config, config: Config) -> None:
-    """Refuse a row that is scored on other patches than the base, or at another time than its last epoch."""
+    """Check that a row is scored on the patches of the base, after its last epoch."""
     data, trainer = config.options.data, config.options.trainer
     other = [name for name in (*SPLIT_OPTIONS, "root") if data[name] != base.options.data[name]]
     other += ["seed_everything"] if config.options.seed_everything != base.options.seed_everything else []

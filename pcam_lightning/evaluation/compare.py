@@ -13,7 +13,7 @@ from pcam_lightning.utils.errors import UserError, rank_zero_info
 def compare(
     first: Path, second: Path, slides: Path | None = None, bootstrap_samples: int = 1000, seed: int = 0
 ) -> None:
-    """Tell by how much one run's AUROC is above another's on the same patches, with intervals.
+    """Compute the difference of two runs' AUROCs on the same patches, with intervals.
 
     Args:
         first: a run's folder, a cross-validation's, or a CSV with id,label,logit.

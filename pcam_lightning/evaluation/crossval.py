@@ -77,7 +77,7 @@ def crossval(config: Config, folds: int = 5) -> Path:
 
 
 def _run_fold(config: Config, folder: Path, fold: int, record: dict[str, Any], *, has_test: bool) -> None:
-    """Do what is left to do of a fold: train, validate, predict the test part."""
+    """Run the remaining steps of a fold: train, validate, predict the test part."""
     run, trainer = Run(folder / f"fold_{fold}"), config.options.trainer
     if fold not in record.setdefault("fitted", []):
         limits = trainer.max_epochs, trainer.max_steps
@@ -114,7 +114,7 @@ def _check(config: Config, folds: int) -> None:
 
 
 def _open(config: Config, folds: int, *, has_test: bool) -> tuple[PCamDataModule, str]:
-    """Read, pack and split all that the folds will need: what is wrong with it shows now, not after hours.
+    """Read, pack and split the data of all folds, so that errors in it show before anything is trained.
 
     Returns:
         The data, split for the first fold, which stands for all: they are dealt in one go. And the fingerprint of the

@@ -1,4 +1,4 @@
-"""A data folder -> its patches, measured, and draws of them: what the page and the notebooks look at."""
+"""A data folder -> the quality of all its patches, and samples of them, for the page and the notebooks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,7 @@ def read_overview(
 
 
 def augment_patches(images: np.ndarray, how: Augmentation, preprocess: Preprocess) -> torch.Tensor:
-    """Return what a step of training would see of patches before they are cropped, scaled and standardized.
+    """Augment patches as a training step does, before they are cropped, scaled and standardized.
 
     Args:
         images: uint8, (N, 96, 96, 3).

@@ -69,7 +69,7 @@ def evaluate(
     *,
     next_steps: Mapping[str, str] = MappingProxyType({}),
 ) -> Evaluation:
-    """Judge a run, a cross-validation or a file of predictions: report.html and report.json.
+    """Score a run, a cross-validation or a file of predictions: report.html and report.json.
 
     Args:
         target: a run's folder (its best checkpoint is validated again), a cross-validation's, or a CSV with id,logit or

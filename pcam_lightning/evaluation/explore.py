@@ -47,7 +47,7 @@ def explore(
     ckpt_path: Path | str | None = None,
     next_command: str = "",
 ) -> None:
-    """Look at a data folder: explore.html with classes, patches, augmentation, colors, slides, flagged patches, t-SNE.
+    """Explore a data folder: explore.html with classes, patches, augmentation, colors, slides, flagged patches, t-SNE.
 
     Writes the page, each of its pictures, and `flagged_patches.csv` (part,id,kind,of) into the output folder.
 
@@ -120,7 +120,7 @@ def explore(
 
 
 def _check(output: Path) -> None:
-    """Refuse a folder that cannot be made or written before any work is done.
+    """Check that a folder can be made and written before any work is done.
 
     Raises:
         UserError: it cannot.
@@ -131,7 +131,7 @@ def _check(output: Path) -> None:
 
 
 def _load_network(options: dict[str, Any], ckpt_path: Path | str | None) -> tuple[PCamClassifier, str]:
-    """Return the network whose features are looked at, and what it is called."""
+    """Return the network whose features are shown, and its name."""
     if ckpt_path is not None:
         path = Path(ckpt_path)
         return load_classifier(path, read_checkpoint(path), "none"), str(path)

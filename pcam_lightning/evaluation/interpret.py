@@ -1,4 +1,4 @@
-"""Patches -> what a network makes of them: its features before the head, and where in a patch it finds tumor."""
+"""Interpretation of a network: features before the head, t-SNE, Grad-CAM."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ _CELLS = 6  # of a side: a coarser map cannot tell the center 32 x 32 from what 
 
 
 def features(model: PCamClassifier, image: torch.Tensor) -> np.ndarray:
-    """Return what the head of a network on the CPU gets of each patch.
+    """Return the input of the head of a network on the CPU for each patch.
 
     Args:
         model: the network; it is left in evaluation mode.
@@ -41,7 +41,7 @@ def features(model: PCamClassifier, image: torch.Tensor) -> np.ndarray:
 
 
 def tsne(features: np.ndarray) -> np.ndarray:
-    """Lay patches out in a plane by t-SNE (van der Maaten and Hinton 2008): neighbors have like features.
+    """Embed features in a plane by t-SNE (van der Maaten and Hinton 2008).
 
     Args:
         features: float32, (N, F), of eight patches or more.
@@ -147,7 +147,7 @@ def _as_map(net: nn.Module, output: torch.Tensor, layer: str) -> torch.Tensor:
 
 
 def center_heat_labels(heat: np.ndarray) -> list[str]:
-    """Return what `center_heat_fraction` comes to in words, for each patch's picture."""
+    """Return `center_heat_fraction` of each patch as text, for a title."""
     return ["no heat" if np.isnan(share) else f"{share:.0%} inside" for share in center_heat_fraction(heat)]
 
 

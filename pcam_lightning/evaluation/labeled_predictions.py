@@ -115,7 +115,7 @@ def _count_overlap(crossval: Path, rows: pd.DataFrame, data: PCamDataModule | No
 
 
 def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataModule | None:
-    """Return the data that pictures are taken from; None, said aloud, where it is not there any more."""
+    """Return the data with the images; None, with a message, where it is not there any more."""
     cache_dir = Path(options["cache_dir"]) if options["cache_dir"] else None
     data = PCamDataModule(root or Path(options["root"]), split_file=split, cache_dir=cache_dir)
     try:
@@ -127,7 +127,7 @@ def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataMo
 
 
 def find_evaluation_leakage(predictions: LabeledPredictions) -> SlideLeakage:
-    """Find out whether slides of these patches trained the network too; nothing of a file of predictions."""
+    """Find out whether slides of these patches trained the network too; not known of a file of predictions."""
     rows, data, split = predictions.rows, predictions.data, predictions.split
     if split is None:
         return SlideLeakage()
@@ -153,7 +153,7 @@ def clusters(rows: pd.DataFrame) -> tuple[np.ndarray, str]:
 
 
 def check_bootstrap(bootstrap_samples: int, seed: int) -> None:
-    """Refuse a bootstrap that cannot be made, or tells nothing.
+    """Check the number of bootstrap samples and the seed.
 
     Raises:
         UserError: too few draws, or a seed below 0.

@@ -25,7 +25,7 @@ FIRST = "fold_0", "rows/base"  # the folder of the first run
 
 
 def check_options(config: Config, name: str) -> None:
-    """Refuse options of a run that cannot be repeated over folds or rows.
+    """Check for options of a run that cannot be repeated over folds or rows.
 
     Raises:
         UserError: there is one.
@@ -44,7 +44,7 @@ def check_options(config: Config, name: str) -> None:
 
 
 def try_build(config: Config) -> PCamClassifier:
-    """Build what a run needs, quietly, to find out whether its options are right; return the network.
+    """Build network and trainer without messages, to check the options; return the network.
 
     Raises:
         UserError: they are not.

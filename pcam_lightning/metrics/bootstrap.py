@@ -13,7 +13,7 @@ _AT_ONCE = 4_000_000  # weights that one block of draws holds: 32 MB
 
 
 class Interval(NamedTuple):
-    """A number and what it may be: bounds of a 95 % interval, None where nothing tells them."""
+    """A value and its 95 % interval; the bounds are None where they are not known."""
 
     value: float
     low: float | None

@@ -1,4 +1,4 @@
-"""How well probabilities are calibrated, and what is fitted on some patches for others."""
+"""Calibration of probabilities, temperature scaling, and cross-fitting."""
 
 from collections.abc import Callable, Iterator
 

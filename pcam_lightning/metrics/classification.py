@@ -1,4 +1,4 @@
-"""Labels and logits -> AUROC, average precision, and what a threshold comes to; all on plain arrays."""
+"""Labels and logits -> AUROC, average precision, confusion counts and thresholds, on plain arrays."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ Array = np.ndarray
 
 
 class ConfusionCounts(NamedTuple):
-    """What a decision is worth: counts of patches, and the rates that come from them."""
+    """Confusion counts, and the rates computed from them."""
 
     true_positive: int
     false_positive: int
@@ -23,7 +23,7 @@ class ConfusionCounts(NamedTuple):
 
     @property
     def specificity(self) -> float:
-        """Share of the negatives that are left alone."""
+        """Share of the negatives that are called negative."""
         return self.true_negative / (self.true_negative + self.false_positive)
 
     @property
@@ -53,7 +53,7 @@ RATES = {
 
 
 def confusion_counts(label: Array, decision: Array) -> ConfusionCounts:
-    """Count a decision's hits and misses.
+    """Count true and false positives and negatives.
 
     Args:
         label: 0 or 1, shape (N,).

@@ -119,7 +119,7 @@ def head_of(network: nn.Module) -> str:
 
 
 def freeze(network: nn.Module, frozen: bool) -> None:
-    """Let the head alone learn, or all of the network.
+    """Freeze all but the head, or unfreeze all.
 
     What is frozen is in evaluation mode: BatchNorm leaves its running statistics alone.
     """
@@ -131,7 +131,7 @@ def freeze(network: nn.Module, frozen: bool) -> None:
 
 
 def layers(network: nn.Module) -> list[list[nn.Parameter]]:
-    """Return the network's parameters layer by layer, from the pixels to the head; what is no layer's comes first."""
+    """Return the network's parameters by layer, from the input to the head; those of no layer come first."""
     parts: list[nn.Module] = []
     for module in network.children():
         parts += module.children() if isinstance(module, nn.Sequential | nn.ModuleList) else [module]

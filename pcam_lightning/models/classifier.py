@@ -160,7 +160,7 @@ class PCamClassifier(L.LightningModule):
         return self.hparams["freeze_epochs"] > 0 and self.init_weights != "none"
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Map what the network sees of patches, float (B, 3, side, side), to float32 logits (B,)."""
+        """Map preprocessed patches, float (B, 3, side, side), to float32 logits (B,)."""
         count = len(image)
         if self.hparams["compile"] and not self.training:
             # A last, smaller batch would be compiled for all over again.
@@ -177,7 +177,7 @@ class PCamClassifier(L.LightningModule):
         return mean_logit([self(view) for view in views])
 
     def augmented(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the network sees of training patches, float (B, 3, side, side), and their labels (B,)."""
+        """Augment and preprocess training patches; return float (B, 3, side, side) and labels (B,)."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # pixels keep all their gray levels
             image, target = augment(batch["image"], batch["label"], self.augmentation, self.preprocess.stain)
             return self.preprocess.finish(image), target
@@ -251,23 +251,23 @@ class PCamClassifier(L.LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Set the rate of the first step: a resumed optimizer has that of its run, which may have been shorter."""
+        """Set the learning rate of the first step: a resumed optimizer has that of its earlier, perhaps shorter run."""
         optimizer: Any = self.trainer.optimizers[0]
         schedule: Any = self.trainer.lr_scheduler_configs[0].scheduler
         for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
             group["lr"] = base * factor(schedule.last_epoch)
 
     def on_train_epoch_start(self) -> None:
-        """Freeze the body, or let it learn."""
+        """Freeze the backbone, or unfreeze it."""
         freeze(self.net, self.freezes and self.current_epoch < self.hparams["freeze_epochs"])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Let every draw follow from (seed, epoch, step, process): a resumed run is the same run."""
+        """Seed the draws of a step by (seed, epoch, step, process), so that a resumed run equals one never stopped."""
         entropy = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build AdamW or SGD, and the schedule of its rate over the run."""
+        """Build the optimizer and the learning rate schedule."""
         optimizer = build_optimizer(self.net, self.hparams, fused=self._fuses())
         steps = int(self.trainer.estimated_stepping_batches)
         if self.trainer.train_dataloader is None:  # where max_epochs is -1, nobody has asked for it yet
@@ -277,7 +277,7 @@ class PCamClassifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/lr"}}
 
     def _fuses(self) -> bool:
-        """Tell whether the optimizer runs one kernel for all parameters.
+        """Return whether the optimizer runs one kernel for all parameters.
 
         Not where gradients are clipped in mixed precision: Lightning clips none that an optimizer unscales by itself.
         """
@@ -290,7 +290,7 @@ class PCamClassifier(L.LightningModule):
         checkpoint["trained"] = self.trained.record()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over which weights training started from; refuse another network's before they are loaded.
+        """Restore what is recorded of the weights; check that they fit the network before they are loaded.
 
         Whether the optimizer is fused is of this machine and its flags, and is not taken over.
 

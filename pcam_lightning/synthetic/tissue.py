@@ -1,4 +1,4 @@
-"""Draws one patch of lymph-node tissue, cell by cell, and knows where its tumor is."""
+"""Draws a synthetic patch of lymph-node tissue, cell by cell, with a mask of its tumor cells."""
 
 from functools import cache
 from typing import Any, NamedTuple

@@ -60,7 +60,7 @@ class BestAndLastCheckpoint(Checkpoint):
         self._whole = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note which weights val/auroc is of."""
+        """Note the step that val/auroc belongs to."""
         self._validated = None if trainer.sanity_checking else trainer.global_step
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -78,11 +78,11 @@ class BestAndLastCheckpoint(Checkpoint):
             atomic_link(self.run.best, self.run.last)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what the checkpoint tells of its run."""
+        """Add the record of the run."""
         checkpoint["pcam"] = {**self.record, "whole": self._whole}
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Say how a stopped run is resumed."""
+        """Report how a stopped run is resumed."""
         if self.run and isinstance(exception, KeyboardInterrupt | OSError) and self.run.last.is_file():
             saved = "the last whole epoch" if trainer.current_epoch else "the start"
             rank_zero_info(f"\nstopped; {self.run.last} is of {saved}. Resume with: {self.resume_with}")
@@ -92,7 +92,7 @@ class BestAndLastCheckpoint(Checkpoint):
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best score so far; a new run that starts from another's checkpoint has none."""
+        """Restore the best score; a new run that starts from another run's checkpoint has none."""
         if self.resuming:
             self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
 

@@ -27,7 +27,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint beside its place, then rename it."""
+        """Write a checkpoint under a temporary name, then rename it."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)  # of a callback of the user's own
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
@@ -77,7 +77,7 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
 
 
 def is_finished(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int) -> bool:
-    """Tell whether a checkpoint's run has had all epochs or steps, -1 for no limit."""
+    """Return whether a checkpoint's run has had all epochs or steps, -1 for no limit."""
     return 0 < (max_epochs or -1) <= epochs_done(checkpoint) or 0 < max_steps <= checkpoint["global_step"]
 
 

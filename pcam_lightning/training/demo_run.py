@@ -22,17 +22,17 @@ def demo_folder() -> Path:
 
 
 def is_demo_folder(root: Path | str) -> bool:
-    """Tell whether a data folder is the demo run's own."""
+    """Return whether a data folder is the demo run's own."""
     return Path(root) == demo_folder()
 
 
 def is_synthetic(root: Path | str) -> bool:
-    """Tell whether a data folder holds synthetic tissue: the demo run's, or what `synthesize` drew."""
+    """Return whether a data folder holds synthetic tissue: the demo run's, or what `synthesize` drew."""
     return is_demo_folder(root) or any((Path(root) / mark).is_file() for mark in MARKS)
 
 
 def use_demo_data(data: Namespace, name: str, *, trains: bool) -> None:
-    """Point the options of the data at synthetic tissue, and say so.
+    """Set the data options to synthetic tissue, with a message.
 
     Args:
         data: options of `PCamDataModule`; `root` and `batch_size` may change.

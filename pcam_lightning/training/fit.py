@@ -40,7 +40,7 @@ from pcam_lightning.utils.run_dir import Run, create_run, run_of
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         run: its folder; None of a `fast_dev_run`, which keeps nothing.
@@ -163,7 +163,7 @@ class _Fit:
             find_unused_parameters(self.trainer)
 
     def _check_resumed(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse what cannot be resumed: an ended run, other steps, and within a run another recipe or split."""
+        """Check that the run is not finished, and that steps per epoch, recipe and split are unchanged."""
         data = self.data
         assert self.ckpt_path is not None
         check_checkpoint(self.ckpt_path, checkpoint, self.model.hparams, self.trainer)
@@ -262,7 +262,7 @@ class _Fit:
         return page
 
     def _progress(self) -> str:
-        """Say where a resumed run continues, and where it ends."""
+        """Return where a resumed run continues, and where it ends."""
         if self.resumed is None or self.checkpoint is None:
             return ""
         epochs, steps = self.trainer.max_epochs or -1, self.trainer.max_steps

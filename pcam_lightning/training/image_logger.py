@@ -1,4 +1,4 @@
-"""Pictures on a run's TensorBoard page: scores, top errors, and the first augmented batch."""
+"""Images on a run's TensorBoard page: scores, top errors, and the first augmented batch."""
 
 from typing import Any
 

@@ -70,7 +70,7 @@ def find_unused_parameters(trainer: Trainer) -> None:
 
 
 def reads_at_epoch_end(callback: EarlyStopping, trainer: Trainer) -> bool:
-    """Tell when early stopping reads its metric: at the end of an epoch, or of a validation.
+    """Return when early stopping reads its metric: at the end of an epoch, or of a validation.
 
     It decides that itself in `setup`, where the user has not; this is its rule.
     """

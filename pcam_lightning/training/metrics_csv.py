@@ -1,4 +1,4 @@
-"""What a run tells while it runs: metrics.csv and the TensorBoard page."""
+"""What a run logs: metrics.csv and the TensorBoard page."""
 
 import math
 import time
@@ -123,7 +123,7 @@ class MetricsCSV(L.Callback):
         return {"rows": self.rows, "logged": self.logged}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the rows so far; a new run that starts from another's checkpoint has none."""
+        """Restore the rows; a new run that starts from another run's checkpoint has none."""
         if self.resuming:
             self.rows, self.logged = state_dict["rows"], state_dict.get("logged", [])
 

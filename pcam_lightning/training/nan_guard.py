@@ -35,11 +35,11 @@ class NanGuard(L.Callback):
         self._validated = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Learn the run's folder, which the first process has made."""
+        """Get the run's folder, which the first process has made."""
         self.run = trainer.strategy.broadcast(self.run)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start with no step that was bad."""
+        """Reset the record of invalid losses."""
         self._begun = trainer.global_step
         # The first bad batch of the epoch, -1 for none: on the device, and as the host last heard of it.
         self._bad = torch.full((), -1, device=pl_module.device)

@@ -164,7 +164,7 @@ class Config:
         return built.data, built.model, built.trainer
 
     def resolve(self, checkpoint: dict[str, Any] | None = None, *, trains: bool = True, what: str = "fit") -> None:
-        """Settle what depends on the machine and its files: data folder, slides, paths, precision.
+        """Resolve what depends on the machine and its files: data folder, slides, paths, precision.
 
         Args:
             checkpoint: what `read_checkpoint` returns, of the run that these options are of.
@@ -209,7 +209,7 @@ def _follow_slides(data: Namespace, recorded: dict[str, Any]) -> None:
 
 
 def check_seed(seed: Any) -> None:
-    """Refuse a seed that no generator takes.
+    """Check the range of a seed.
 
     Raises:
         UserError: it is not from 0 to 2^32 - 1.

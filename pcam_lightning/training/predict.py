@@ -1,4 +1,4 @@
-"""validate, test and predict: a checkpoint's network on a part of the data, and what is checked and kept about it."""
+"""validate, test and predict: a checkpoint's network on a part of the data."""
 
 import json
 import math
@@ -231,7 +231,7 @@ def _check_ensemble(path: Path, others: list[Path], *, calibrate: bool) -> None:
 
 
 def _load_member(session: _Session, path: Path, chosen: frozenset[str]) -> PCamClassifier:
-    """Load one more network; refuse one of other data or precision, unless it is said which counts."""
+    """Load one more network; its run must have had the same data and precision, unless those are set explicitly."""
     checkpoint = read_checkpoint(path)
     for group, name in (("data", "root"), ("trainer", "precision")):
         own, other = (str(one["pcam"]["config"][group][name]) for one in (session.checkpoint, checkpoint))

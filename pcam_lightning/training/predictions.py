@@ -1,4 +1,4 @@
-"""Logits of all processes -> one row an id, joined by id: what validate, test and predict leave behind."""
+"""Logits of all processes, joined by id, and the CSV files that they are written to."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether a run can be resumed: its recipe, its steps and its split must be those that it began with."""
+"""Checks before a run is resumed: recipe, steps per epoch and validation must be those that it began with."""
 
 import json
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def steps_per_epoch(trainer: L.Trainer, data: PCamDataModule) -> int:
 
 
 def check_checkpoint(path: Path, checkpoint: dict[str, Any], model: Mapping[str, Any], trainer: L.Trainer) -> None:
-    """Refuse a checkpoint that fit cannot resume, whether in its run or in a new one.
+    """Check that fit can resume a checkpoint, in its run or in a new one.
 
     Args:
         path: of the checkpoint.
@@ -73,7 +73,7 @@ def check_checkpoint(path: Path, checkpoint: dict[str, Any], model: Mapping[str,
 
 
 def check_steps(path: Path, checkpoint: dict[str, Any], steps: int) -> None:
-    """Refuse another number of steps per epoch: the schedule of the learning rate would end too early or too late.
+    """Check that the number of steps per epoch is unchanged: the learning rate schedule depends on it.
 
     Args:
         path: of the checkpoint.
@@ -98,7 +98,7 @@ def check_steps(path: Path, checkpoint: dict[str, Any], steps: int) -> None:
 
 
 def check_recipe(recorded: dict[str, Any], options: dict[str, Any]) -> None:
-    """Refuse another recipe within one run, by the name of the option; report what may change.
+    """Check that the recipe of a resumed run is unchanged; report options that may change.
 
     Args:
         recorded: the options that the run was recorded with.
@@ -126,7 +126,7 @@ def check_recipe(recorded: dict[str, Any], options: dict[str, Any]) -> None:
 
 
 def check_validation(trainer: L.Trainer, data: PCamDataModule) -> None:
-    """Refuse to validate weights that the epoch's checkpoint does not hold.
+    """Check that the last validation of an epoch is at its end, where the checkpoint is saved.
 
     A checkpoint is saved at the end of an epoch, so that its last validation has to be there too.
 

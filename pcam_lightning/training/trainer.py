@@ -1,4 +1,4 @@
-"""The trainer: Lightning's, with its flags checked, and with what always belongs to it."""
+"""Lightning's trainer, with its options checked and this project's callbacks and plugins added."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,7 +79,7 @@ def compile_errors() -> Iterator[None]:
 
 
 def _check(options: Namespace, *, fits: bool) -> None:
-    """Refuse what Lightning takes and this project cannot do, or what would train nothing."""
+    """Check for options that Lightning accepts and this project does not, or that would train nothing."""
     halves = ("16-true", "bf16-true", "64-true", "64", 64)
     callbacks = _listed(options.callbacks)
     none = 0 in (options.max_epochs, options.max_steps, options.limit_train_batches)
@@ -157,7 +157,7 @@ def _has(objects: list[Any], *classes: type) -> bool:
 
 
 def check_monitors(trainer: Trainer, held_out: int) -> None:
-    """Refuse a callback that monitors a metric which is not there when the callback reads it.
+    """Check that each monitored metric is there when its callback reads it.
 
     Args:
         trainer: with the user's callbacks; each that has `monitor` is checked.
@@ -196,7 +196,7 @@ def _why_not_validated(trainer: Trainer, held_out: int) -> str:
 
 
 def _check_time(callback: EarlyStopping, trainer: Trainer) -> None:
-    """Refuse early stopping that reads a metric before the first epoch, or the first validation, has logged it."""
+    """Check that early stopping does not read a metric before it has been logged."""
     every = trainer.check_val_every_n_epoch
     at_epoch_end = reads_at_epoch_end(callback, trainer)
     late = at_epoch_end and every != 1 if callback.monitor in _VAL_METRICS else not at_epoch_end and every in (1, None)
@@ -208,7 +208,7 @@ def _check_time(callback: EarlyStopping, trainer: Trainer) -> None:
 
 
 def _may_log(callback: Callback) -> bool:
-    """Tell whether a callback may log metrics of its own: the user's may, Lightning's and ours do not."""
+    """Return whether a callback may log metrics: the user's may, Lightning's and this project's do not."""
     return not type(callback).__module__.startswith(("lightning.", "pcam_lightning."))
 
 

@@ -59,13 +59,13 @@ class ExponentialMovingAverage(WeightAveraging):
             self.count = 0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the batches of the last epoch: a run resumed here would not have them."""
+        """Drop the batches of the last epoch: a run resumed here would not have them."""
         self._recent.clear()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the step's weights into the average; AveragedModel's own way asks the device how many it has seen."""
+        """Update the average with the step's weights, without waiting for the device as AveragedModel does."""
         self._recent.append(batch)
         while sum(len(one["label"]) for one in self._recent) - len(self._recent[0]["label"]) >= STATISTICS_PATCHES:
             self._recent.popleft()
@@ -85,7 +85,7 @@ class ExponentialMovingAverage(WeightAveraging):
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Take weights into the average; buffers are copied."""
+        """Update the average with weights; buffers are copied."""
         average = self.averaged
         share = 1 - min(self.decay, self.count / (self.count + 1))
         torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), share)
@@ -122,7 +122,7 @@ class ExponentialMovingAverage(WeightAveraging):
         return {**super().state_dict(), "count": self.count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up how many steps the average is of."""
+        """Restore the number of steps that the average is of."""
         super().load_state_dict(state_dict)
         self.count = state_dict["count"]
 

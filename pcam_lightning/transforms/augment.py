@@ -47,7 +47,7 @@ class Augmentation(MixUp, Noise, Blur, ColorJitter, StainJitter, CutMix, RandomE
         return options
 
     def check(self) -> None:
-        """Refuse what makes no sense.
+        """Check the range of each option, and that they go together.
 
         Raises:
             UserError: a value is out of its range, or two do not go together.

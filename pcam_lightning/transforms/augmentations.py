@@ -51,7 +51,7 @@ class Step:
         raise NotImplementedError
 
     def check(self) -> None:
-        """Refuse options that do not go together.
+        """Check that the options go together.
 
         Raises:
             UserError: two do not.
@@ -81,7 +81,7 @@ class D4(Step):
 
 @dataclass
 class RandomErasing(Step):
-    """Rectangles without content.
+    """Random erasing (Zhong et al. 2020), outside the center.
 
     Args:
         random_erasing: share of the patches in which a rectangle is painted in their mean color, but never the center
@@ -104,7 +104,7 @@ class RandomErasing(Step):
 
 @dataclass
 class CutMix(Step):
-    """Other surroundings.
+    """CutMix (Yun et al. 2019) of the surroundings of the center.
 
     Args:
         cutmix: share of the patches that keep a window around their center alone; what surrounds it is another's, and
@@ -153,7 +153,7 @@ class Affine(D4):
         return patches._replace(image=image)
 
     def check(self) -> None:
-        """Refuse a rotation beside the symmetries."""
+        """Check that there is no rotation beside the symmetries."""
         if self.d4 and self.degrees:
             raise UserError(
                 f"`model.augment.d4` {self.d4}: goes with `model.augment.degrees` 0, symmetries instead of angles."
@@ -162,7 +162,7 @@ class Affine(D4):
 
 @dataclass
 class StainJitter(Step):
-    """Stronger and weaker stains (Tellez et al. 2018).
+    """Stain jitter in HED color space (Tellez et al. 2018).
 
     Args:
         stain: hematoxylin, eosin and DAB each get a factor from [1 - stain, 1 + stain], and a shift of optical density
@@ -210,7 +210,7 @@ class ColorJitter(Step):
 
 @dataclass
 class Blur(Step):
-    """Out of focus.
+    """Blur, as of an image out of focus.
 
     Args:
         blur: the share that a blurred copy (Gaussian, sd 1 pixel) has in a patch is drawn from [0, blur].
@@ -231,7 +231,7 @@ class Blur(Step):
 
 @dataclass
 class Noise(Step):
-    """Noise of the sensor.
+    """Additive noise.
 
     Args:
         noise: sd of noise, drawn from [0, noise], of pixels in [0, 1]. The noise is uniform: a tenth of the cost.
@@ -254,7 +254,7 @@ class Noise(Step):
 
 @dataclass
 class MixUp(Step):
-    """Mixed patches and labels (Zhang et al. 2018).
+    """MixUp of patches and labels (Zhang et al. 2018).
 
     Args:
         mixup: patches are mixed with others, labels too, in shares drawn from Beta(mixup, mixup), the larger of which

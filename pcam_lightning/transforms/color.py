@@ -1,4 +1,4 @@
-"""What color pixels have, whole batches on their device: stains, brightness and the like, blur."""
+"""Color operations on whole batches: stain jitter, color jitter, blur."""
 
 import math
 

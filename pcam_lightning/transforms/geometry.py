@@ -1,4 +1,4 @@
-"""Where pixels go, whole batches on their device: symmetries, turns, moves, and masks around the center."""
+"""Geometric operations on whole batches: symmetries, rotation, affine maps, and masks around the center."""
 
 from collections.abc import Iterator
 

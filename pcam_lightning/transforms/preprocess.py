@@ -1,4 +1,4 @@
-"""Uint8 patches -> what the network sees of them: stains normalized, center cropped, scaled, standardized."""
+"""Preprocessing: stain normalization, center crop, resize, standardization."""
 
 from typing import Literal
 
@@ -19,7 +19,7 @@ STATISTICS = {
 
 
 class Preprocess(nn.Module):
-    """What lies between a patch and the network; what it measured on the training part travels with the weights.
+    """Preprocessing of patches; what is fitted on the training part is stored with the weights.
 
     Args:
         stain: bring each patch's stains to those of the training part: none, macenko or reinhard.
@@ -46,12 +46,12 @@ class Preprocess(nn.Module):
 
     @property
     def needs_fit(self) -> bool:
-        """Whether there is something to measure on the training part before the first step."""
+        """Whether something has to be fitted on the training part before the first step."""
         return self.stain is not None or self.normalize == "own"
 
     @property
     def fitted(self) -> bool:
-        """Whether what there is to measure was measured, here or by the run of a checkpoint."""
+        """Whether that has been fitted, here or by the run of a checkpoint."""
         unfit = self.stain is not None and not bool(self.stain.first.any())
         return not unfit and not (self.normalize == "own" and not bool(self.mean.any()))
 

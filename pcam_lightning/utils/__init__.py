@@ -1,1 +1,1 @@
-"""What every other package uses, and none of the project's own subject."""
+"""Utilities that are independent of the subject of the project."""

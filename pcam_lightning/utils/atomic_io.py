@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and the folder for what can be made again."""
+"""Atomic writing of files, and the cache folder."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 
 def atomic_link(source: Path, path: Path) -> None:
-    """Give a file a second name, whole or not at all; a copy where the file system has no links.
+    """Give a file a second name atomically; a copy where the file system has no links.
 
     Args:
         source: a file that is only ever replaced, never written into.

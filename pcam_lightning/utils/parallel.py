@@ -1,4 +1,4 @@
-"""All cores at work on tasks that do not need each other, their results in order."""
+"""A map over independent tasks on all cores, with results in order."""
 
 import multiprocessing
 import os
@@ -32,7 +32,7 @@ def process_map(most: int, chunksize: int = 1) -> Iterator[Callable[..., Iterato
 
 
 def _start() -> None:
-    """Leave signals to the parent, and do not outlive it."""
+    """Leave signals to the parent process, and end when it ends."""
     signal(SIGINT, SIG_IGN)
     signal(SIGTERM, SIG_DFL)
     if parent := multiprocessing.parent_process():

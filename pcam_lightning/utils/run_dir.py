@@ -1,4 +1,4 @@
-"""A run is a folder: where it lies, who may make it, what is in it."""
+"""The folder of a run: its files, and how it is created and found."""
 
 import os
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Run:
         return self.folder / "checkpoints" / "last.ckpt"
 
     def predictions(self, part: str) -> Path:
-        """What the network says of the labeled patches of `val` or `test`: id,label,logit and, where known, slide."""
+        """Predictions for the labeled patches of `val` or `test`: id,label,logit and, where known, slide."""
         return self.folder / f"{part}_predictions.csv"
 
     @property
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def submission(self) -> Path:
-        """What Kaggle takes: id,label."""
+        """The Kaggle submission: id,label."""
         return self.folder / "submission.csv"
 
 

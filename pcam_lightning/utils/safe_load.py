@@ -1,4 +1,4 @@
-"""A file from anywhere -> the tensors and plain values in it; what could run code is not read."""
+"""Reading of untrusted files: tensors and plain values only, nothing that could run code."""
 
 import re
 from pathlib import Path

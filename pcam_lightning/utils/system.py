@@ -1,4 +1,4 @@
-"""What this machine and this terminal are: precision, signals, and what need not be said."""
+"""The machine and the terminal: precision, memory, signals, third-party messages."""
 
 import ctypes
 import logging
@@ -16,7 +16,7 @@ from pcam_lightning.utils.errors import rank_zero_info
 
 
 def supported_precision(accelerator: Any, precision: Any) -> Any:
-    """Return the precision for this machine, and say so where it is not the one that was asked for.
+    """Return the precision to use on this machine, and report where it differs from the option.
 
     Args:
         accelerator: the trainer's option: auto, cpu, gpu, ...
@@ -47,13 +47,13 @@ def supported_precision(accelerator: Any, precision: Any) -> Any:
 
 
 def cpu_has_bf16() -> bool:
-    """Tell from Linux's list of CPU features; elsewhere nothing is known, and float32 is the safe choice."""
+    """Return whether the CPU has bf16 instructions, by Linux's list of features; false on other systems."""
     features = Path("/proc/cpuinfo")
     return features.is_file() and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features.read_text().split())
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep what is freed instead of giving it back to the system; tell whether it does.
+    """Let glibc keep freed memory instead of returning it to the system; return whether it does.
 
     A training step on the CPU frees and takes a gigabyte of activations, and each page of it that comes back from the
     system is cleared first: a twentieth of the step, see benchmarks/speed.py. It costs nothing in peak memory, but the
@@ -88,7 +88,7 @@ def catch_signals() -> Iterator[list[int]]:
 
 
 def silence_third_party() -> None:
-    """Keep what Lightning says of other products, of its own insides and of our settings from the user's screen."""
+    """Hide Lightning's messages about other products, its internals and settings that are intended here."""
     for message in (
         ".*does not have many workers.*",  # a batch is one gather from a memory map; see PCamDataModule
         ".*smaller than the logging interval.*",  # the rate's curve has fewer points then, no more
