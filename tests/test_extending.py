@@ -42,7 +42,7 @@ class ArrayChunk:
 class ArrayFolder:
     """A layout: patches.npy and labels.npy."""
 
-    has_own_split: ClassVar[bool] = False
+    own_split: ClassVar[str | None] = None
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -53,6 +53,9 @@ class ArrayFolder:
 
     def parts(self) -> list[str]:
         return ["train"]
+
+    def knows_slides(self) -> bool:
+        return False
 
     def read_train(self, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
         label = np.load(self.root / "labels.npy")

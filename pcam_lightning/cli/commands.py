@@ -53,8 +53,8 @@ def _evaluate(
 
     next_steps = {}
     run = Run(target)
-    if target.is_dir() and (run.best.is_file() or run.last.is_file()):
-        checkpoint = run.best if run.best.is_file() else run.last
+    if target.is_dir() and run.checkpoint.is_file():
+        checkpoint = run.checkpoint
         moved = [] if root is None else [str(root)]
         explain = ["explain", str(target), *(f"--root={one}" for one in moved)]
         predicts = ["predict", "--ckpt_path", str(checkpoint), *(f"--data.root={one}" for one in moved)]

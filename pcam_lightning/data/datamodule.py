@@ -128,10 +128,10 @@ class PCamDataModule(L.LightningDataModule):
         always_train = np.zeros(len(table), dtype=bool)
         if self.split_file is not None:
             mask = read_split(self.split_file, table)
-        elif source.has_own_split and self.folds is None:
+        elif source.own_split and self.folds is None:
             mask = table["val"].to_numpy() if self.val_fraction else np.zeros(len(table), dtype=bool)
         else:
-            by_slide = self.slides is not None or (source.has_own_split and "slide" in table)
+            by_slide = self.slides is not None or (source.own_split is not None and "slide" in table)
             mask, always_train = draw_split(
                 table, store, rows, self.val_fraction, self.split_seed, self.folds, self.fold, by_slide=by_slide
             )

@@ -22,7 +22,7 @@ class KaggleFolder:
         root: the folder.
     """
 
-    has_own_split: ClassVar[bool] = False
+    own_split: ClassVar[str | None] = None
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -37,6 +37,10 @@ class KaggleFolder:
         if (self.root / "train_labels.csv").is_file() and not (self.root / "train").is_dir():
             rank_zero_warn(f"{self.root}: has a train_labels.csv and no train/; only its test part is used.")
         return [part for part in ("train", "test") if (self.root / part).is_dir()] or ["test"]
+
+    def knows_slides(self) -> bool:
+        """Return whether a map of slides lies in the folder."""
+        return find_slides(self.root) is not None
 
     def read_train(self, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
         """Read the labeled patches.

@@ -20,7 +20,7 @@ class PatchFolder:
         root: the folder.
     """
 
-    has_own_split: ClassVar[bool] = False
+    own_split: ClassVar[str | None] = None
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -33,6 +33,10 @@ class PatchFolder:
     def parts(self) -> list[str]:
         """Return test."""
         return ["test"]
+
+    def knows_slides(self) -> bool:
+        """Return false: nothing is known of them."""
+        return False
 
     def read_train(self, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
         """Raise an error: there are no labels."""

@@ -24,7 +24,7 @@ class PCamH5:
         root: their folder.
     """
 
-    has_own_split: ClassVar[bool] = True
+    own_split: ClassVar[str | None] = "PCam's own parts"
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -44,6 +44,10 @@ class PCamH5:
         if not found:
             raise UserError(f"{self.root}: has neither PCam's train nor its test files; valid alone is of no use here.")
         return found
+
+    def knows_slides(self) -> bool:
+        """Return whether all labeled parts have a meta.csv."""
+        return all(meta_of(self.root, part).is_file() for part in ("train", "valid"))
 
     def read_train(self, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
         """Read train and valid, see `read_part`; the column `val` marks those of valid.

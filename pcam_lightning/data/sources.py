@@ -37,10 +37,10 @@ class PatchSource(Protocol):
     """A layout of a data folder: the tables of its parts, and how their pixels are read.
 
     Attributes:
-        has_own_split: whether the layout itself says which patches validate, and of which slides they are.
+        own_split: name of the split that comes with the layout, which then also names the slides; None without one.
     """
 
-    has_own_split: ClassVar[bool]
+    own_split: ClassVar[str | None]
     root: Path
 
     def __init__(self, root: Path) -> None: ...
@@ -56,16 +56,20 @@ class PatchSource(Protocol):
             UserError: there is neither.
         """
 
+    def knows_slides(self) -> bool:
+        """Return whether the files of the layout name the slides, without reading the patches."""
+
     def read_train(self, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
         """Read the labeled patches.
 
         Args:
-            slides: CSV with columns id and wsi.
+            slides: CSV with columns id and wsi; where it is None, one that lies in the folder (`find_slides`).
             unknown_slides: what to do with ids that `slides` does not name: "error" or "as_one_slide".
 
         Returns:
             One row a patch with columns `id`, `label` (int8, 0 or 1), `path` (of its file, below `root`), where known
-            `slide`, and with `has_own_split` `val` (bool). A layout may add columns that it reads pixels by.
+            `slide`, and with `own_split` `val` (bool). Ids are unique, both classes are
+            there, and a layout may add columns that it reads pixels by.
 
         Raises:
             UserError: something is missing or malformed; the message names the file and the row.
@@ -93,7 +97,8 @@ class PatchSource(Protocol):
         """
 
 
-SOURCES: tuple[type[PatchSource], ...] = (PCamH5, KaggleFolder, PatchFolder)  # the first that fits counts
+# The first that detects its layout counts; KaggleFolder takes any folder with train/ or test/, PatchFolder any other.
+SOURCES: tuple[type[PatchSource], ...] = (PCamH5, KaggleFolder, PatchFolder)
 
 
 def open_source(root: Path, *needed: str) -> PatchSource:
@@ -112,7 +117,7 @@ def open_source(root: Path, *needed: str) -> PatchSource:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; {HOW_TO_GET}.")
     layout = layout_of(root)
-    if layout.has_own_split:
+    if layout not in (KaggleFolder, PatchFolder):
         return layout(root)
     names = _folders(root)
     for part in needed:

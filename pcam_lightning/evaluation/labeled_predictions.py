@@ -62,7 +62,7 @@ def read_labeled_predictions(
         predictions = LabeledPredictions(rows, report, data, split=options, overlap=_count_overlap(target, rows, data))
     elif target.is_dir():
         run = Run(target)
-        checkpoint = run.best if run.best.is_file() else run.last
+        checkpoint = run.checkpoint
         if not checkpoint.is_file():
             raise UserError(f"{target}: neither a run nor a finished cross-validation: no checkpoints/, no oof.csv.")
         moved = {} if root is None else {"data": {"root": str(root)}}

@@ -8,7 +8,6 @@ import pandas as pd
 import yaml
 
 from pcam_lightning.data.datamodule import SPLIT_OPTIONS
-from pcam_lightning.data.pcam_h5 import meta_of
 from pcam_lightning.data.sources import layout_of
 from pcam_lightning.training.upgrade import read_config
 
@@ -93,9 +92,9 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
 def _kind(data: dict[str, Any]) -> str:
     if data.get("split_file"):
         return f"as {data['split_file']}"
-    if layout_of(Path(data["root"])).has_own_split:
+    source = layout_of(Path(data["root"]))(Path(data["root"]))
+    if source.own_split is not None:
         if not data.get("folds"):
-            return "PCam's own parts"
-        named = all(meta_of(Path(data["root"]), part).is_file() for part in ("train", "valid"))
-        return "whole slides" if named else "random"
+            return source.own_split
+        return "whole slides" if source.knows_slides() else "random"
     return "random" if data.get("slides") is None else "whole slides"

@@ -39,15 +39,15 @@ class Step:
 
     Attributes:
         highest: of each of its options, the highest value that makes sense.
-        stage: when it is applied: to `uint8` pixels, to `float` ones, or to `mixed` patches, when pixels are in [0, 1]
-            again.
+        stage: when it is applied: to `uint8` pixels, to `float` ones, which other steps may have taken out of [0, 1],
+            or to `mixed` patches, when pixels are in [0, 1] again.
     """
 
     highest: ClassVar[Mapping[str, float]] = {}
     stage: ClassVar[str] = "float"
 
     def apply(self, patches: Patches) -> Patches:
-        """Draw, and augment the patches; nothing is drawn where its options are 0."""
+        """Draw on the CPU, the same on every device, and augment; nothing is drawn where its options are 0."""
         raise NotImplementedError
 
     def check(self) -> None:
@@ -278,7 +278,7 @@ class MixUp(Step):
         return Patches(mixed, torch.lerp(_others(label), label, share))
 
 
-# In the order in which they draw and are applied.
+# In the order in which those of one stage draw and are applied. The bases of `Augmentation` are the reverse of it.
 AUGMENTATIONS: tuple[type[Step], ...] = (
     D4,
     RandomErasing,

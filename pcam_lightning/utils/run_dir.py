@@ -38,6 +38,11 @@ class Run:
         """The checkpoint of the last whole epoch, or of the start."""
         return self.folder / "checkpoints" / "last.ckpt"
 
+    @property
+    def checkpoint(self) -> Path:
+        """The best checkpoint, or the last one where nothing was validated."""
+        return self.best if self.best.is_file() else self.last
+
     def predictions(self, part: str) -> Path:
         """Predictions for the labeled patches of `val` or `test`: id,label,logit and, where known, slide."""
         return self.folder / f"{part}_predictions.csv"
