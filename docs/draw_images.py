@@ -3,7 +3,7 @@
     python docs/draw_images.py WORK [--browser chromium]
 
 Draws tissue below WORK, a new folder, trains a ResNet-18 on it for eight epochs, evaluates it, and writes the images
-into docs/images/. Two CPU cores: some five minutes.
+into docs/images/. Two CPU cores: some two minutes.
 """
 
 import os
