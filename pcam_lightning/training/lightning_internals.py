@@ -44,7 +44,7 @@ def int_before_float(annotation: Any) -> Any:
 
 
 def option_names(parser: Any) -> set[str]:
-    """Return the long options of a parser, `--help` and the like included; argparse has no public way."""
+    """Return the long options of a parser, which argparse has no public way to list."""
     return {name for action in parser._actions for name in action.option_strings if name.startswith("--")}
 
 

@@ -138,7 +138,7 @@ def check_validation(trainer: L.Trainer, data: PCamDataModule) -> None:
         return
     interval = getattr(trainer, "val_check_interval", None)
     if interval is None:  # a span of time
-        raise UserError("`trainer.val_check_interval`: give it in batches or epochs, not in time; see --help.")
+        raise UserError("`trainer.val_check_interval`: give it in batches or epochs, not in time.")
     between = interval if isinstance(interval, int) else max(1, int(batches * interval))
     fits = (between % batches if trainer.check_val_every_n_epoch is None else batches % between) == 0
     if not fits:

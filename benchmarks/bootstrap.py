@@ -1,6 +1,6 @@
 """How long does a verdict take? Bootstrap over slides at the size of a fifth of Kaggle's training part.
 
-    python benchmarks/judge.py [--patches 44000] [--slides 43] [--bootstrap_samples 1000] [--rounds 3]
+    python benchmarks/bootstrap.py [--patches 44000] [--slides 43] [--bootstrap_samples 1000] [--rounds 3]
 
 Draws labels and logits with slide effects (no data are needed) and takes turns: `bootstrap_scores`, which sorts once
 and weighs, against a plain bootstrap that resamples whole slides and calls scikit-learn's AUROC and average precision
