@@ -65,11 +65,11 @@ def main() -> None:
     whole: list[float] = []
     for _ in range(args.rounds):
         begun = time.perf_counter()
-        bootstrap_scores(label, logit, cluster, args.draws, 0)
+        bootstrap_scores(label, logit, cluster, args.bootstrap_samples, 0)
         ours.append(time.perf_counter() - begun)
         begun = time.perf_counter()
         expected = draw_plainly(label, logit, cluster, PLAIN, 0)
-        plain.append((time.perf_counter() - begun) * args.draws / PLAIN)
+        plain.append((time.perf_counter() - begun) * args.bootstrap_samples / PLAIN)
         if not np.allclose(expected, bootstrap_scores(label, logit, cluster, PLAIN, 0)):
             raise SystemExit("the two bootstraps differ")
         with tempfile.TemporaryDirectory() as folder:
@@ -81,12 +81,12 @@ def main() -> None:
                 "evaluate",
                 "rows.csv",
                 "--bootstrap_samples",
-                str(args.draws),
+                str(args.bootstrap_samples),
             ]
             whole.append(measure.watch(command, cwd=Path(folder)).seconds)
     ratio = [one / other for one, other in zip(plain, ours, strict=True)]
     machine = measure.machine()
-    print(f"{machine['processor']}, {machine['cores']} cores; {args.draws:,} draws of {args.patches:,} patches")
+    print(f"{machine['processor']}, {machine['cores']} cores; {args.bootstrap_samples:,} draws of {args.patches:,} patches")
     for name, values in (
         ("draw_scores, s", ours), ("plain bootstrap, s", plain), ("ratio", ratio), ("evaluate, whole command, s", whole)
     ):  # fmt: skip

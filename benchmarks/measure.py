@@ -54,13 +54,13 @@ class Watched:
         peak_anonymous: most bytes that it and its children held at a time, files in the page cache aside; what
             processes share counts once.
         peak_pss: the same with the mapped pages of files.
-        told: what it wrote on stdout and stderr.
+        output: what it wrote on stdout and stderr.
     """
 
     seconds: float
     peak_anonymous: int
     peak_pss: int
-    message: str
+    output: str
 
 
 def watch(command: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Watched:

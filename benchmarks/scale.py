@@ -127,7 +127,7 @@ def alone(function: Callable[..., Any], *paths: Path) -> Any:
     call = f"scale.{function.__name__}(*map(pathlib.Path, {[os.fspath(path) for path in paths]}))"
     os.sync()
     command = [sys.executable, "-c", f"import json, pathlib, scale; print(json.dumps({call}))"]
-    return json.loads(measure.watch(command, env=ENVIRONMENT).message.splitlines()[-1])
+    return json.loads(measure.watch(command, env=ENVIRONMENT).output.splitlines()[-1])
 
 
 def time_table(root: Path) -> float:
@@ -230,7 +230,7 @@ def measure_size(root: Path, runs: Path, count: int, rounds: int) -> Row:
     row["setup, s"], row["loader, patches/s"] = alone(time_loader, root)
     for _ in range(3):
         begun = time.time()  # the end of the process is left out: it takes more than a second
-        imports = float(measure.watch([sys.executable, "-c", IMPORTS], env=ENVIRONMENT).message.split()[-1]) - begun
+        imports = float(measure.watch([sys.executable, "-c", IMPORTS], env=ENVIRONMENT).output.split()[-1]) - begun
         first, _ = fit(root, runs, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0")
         row["imports, s"].append(imports)
         row["first step less imports, s"].append(first - imports)

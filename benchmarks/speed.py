@@ -154,7 +154,7 @@ class Bench:
         command = [sys.executable, str(HERE / "reference.py"), str(self.args.root), "--first_step"]
         command += ["--batch_size", str(self.args.batch_size), "--device", self.args.device]
         begun = time.time()
-        return float(measure.watch(command).message.splitlines()[-1]) - begun
+        return float(measure.watch(command).output.splitlines()[-1]) - begun
 
     def project(self, stage: str, *flags: str, gives_back: bool = False) -> tuple[dict[str, Any], float]:
         """Run a stage of the project with a timer on its steps; return what that tells, and when the command began."""
@@ -194,7 +194,7 @@ class Bench:
         command = [sys.executable, str(HERE / "reference.py"), str(self.args.root), "--epochs", "1"]
         command += ["--batch_size", str(self.args.batch_size), "--device", self.args.device]
         message["baseline"] = measure.watch(command)
-        fields = dict(field.rsplit(" ", 1) for field in message["baseline"].message.splitlines()[-1].split(", "))
+        fields = dict(field.rsplit(" ", 1) for field in message["baseline"].output.splitlines()[-1].split(", "))
         command = [sys.executable, "-m", "pcam_lightning", "fit", *self.recipe, "--trainer.max_epochs", "1"]
         message["project"] = measure.watch(command, env={"PYTHONPATH": str(HERE.parent)})
         metrics = pd.read_csv(self.last_run() / "metrics.csv").iloc[-1]
