@@ -86,7 +86,8 @@ def main() -> None:
             whole.append(measure.watch(command, cwd=Path(folder)).seconds)
     ratio = [one / other for one, other in zip(plain, ours, strict=True)]
     machine = measure.machine()
-    print(f"{machine['processor']}, {machine['cores']} cores; {args.bootstrap_samples:,} draws of {args.patches:,} patches")
+    sizes = f"{args.bootstrap_samples:,} draws of {args.patches:,} patches"
+    print(f"{machine['processor']}, {machine['cores']} cores; {sizes}")
     for name, values in (
         ("draw_scores, s", ours), ("plain bootstrap, s", plain), ("ratio", ratio), ("evaluate, whole command, s", whole)
     ):  # fmt: skip

@@ -14,9 +14,7 @@ from pcam_lightning.utils.errors import UserError
 
 _MOST = 100_000  # values in a config
 _NO_VALUES = {"--help", "--config", "--data", "--model", "--trainer"}  # nothing that a mistyped option may have meant
-_OPTION = re.compile(
-    r"`([a-z_][a-z_0-9]*(?:\.[a-z_0-9]+)*)`"
-)  # not a class, as Lightning quotes them
+_OPTION = re.compile(r"`([a-z_][a-z_0-9]*(?:\.[a-z_0-9]+)*)`")  # not a class, as Lightning quotes them
 
 
 def options_as_flags(text: str) -> str:

@@ -18,12 +18,13 @@ from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.metrics.torch_metrics import build_metrics
 from pcam_lightning.models.backbones import build_backbone, freeze
+from pcam_lightning.models.checks import check_options
 from pcam_lightning.models.optim import OPTIMIZERS, SCHEDULES, build_optimizer, build_schedule
 from pcam_lightning.models.pretrained import load_weights
 from pcam_lightning.transforms.augment import Augmentation, augment
 from pcam_lightning.transforms.geometry import d4_views
 from pcam_lightning.transforms.preprocess import STATISTICS, Preprocess
-from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info
+from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.safe_load import safe_load
 
 if TYPE_CHECKING:
@@ -90,34 +91,11 @@ class PCamClassifier(L.LightningModule):
         compile: bool = False,  # noqa: A002 - what torch calls it
     ) -> None:
         super().__init__()
-        for name, value in {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "warmup_epochs": warmup_epochs,
-            "label_smoothing": label_smoothing,
-            "layer_decay": layer_decay,
-        }.items():
-            check_number(f"model.{name}", value)
-        for name, count in {"freeze_epochs": freeze_epochs, "crop": crop, "size": size}.items():
-            check_number(f"model.{name}", count, whole=True)
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"`model.label_smoothing` {label_smoothing}: should be at least 0 and less than 1.")
-        if not 0 < layer_decay <= 1:
-            raise UserError(f"`model.layer_decay` {layer_decay}: should be more than 0 and at most 1.")
-        if not 32 <= crop <= 96 or crop % 2:
-            raise UserError(f"`model.crop` {crop}: should be even, from 32, the square that labels speak of, to 96.")
-        if size is not None and not 32 <= size <= 512:
-            raise UserError(f"`model.size` {size}: should be from 32 to 512 pixels.")
-        for name, chosen, table in (("optimizer", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
-            if chosen not in table:
-                raise UserError(f"`model.{name}` {chosen!r}: unknown; one of {', '.join(table)}.")
-        if SCHEDULES[schedule].warmup is not None and warmup_epochs:
-            raise UserError(f"`model.schedule` {schedule}: has its own warmup; leave `model.warmup_epochs` out, or 0.")
         self.augmentation = Augmentation.of(augment)
         # A checkpoint carries its weights; where they once started from is no parameter for loading it.
         self.save_hyperparameters(ignore=["weights", "augment"], logger=False)
         self.hparams["augment"] = asdict(self.augmentation)  # a checkpoint holds plain values only
+        check_options(self.hparams)
         self.weights = os.fspath(weights)
         self.init_weights = "none"  # what was loaded in truth; travels with the checkpoint
         self.trained = TrainingPatches()  # what trained its weights so far

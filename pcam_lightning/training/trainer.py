@@ -80,56 +80,23 @@ def compile_errors() -> Iterator[None]:
 
 def _check(options: Namespace, *, fits: bool) -> None:
     """Check for options that Lightning accepts and this project does not, or that would train nothing."""
-    halves = ("16-true", "bf16-true", "64-true", "64", 64)
-    callbacks = _listed(options.callbacks)
-    none = 0 in (options.max_epochs, options.max_steps, options.limit_train_batches)
-    for wrong, option, hint in (
+    for wrong, option, hint in (*_refused(options), *(_refused_in_fit(options) if fits else ())):
+        if wrong:
+            raise UserError(f"`trainer.{option}`: {hint}.")
+
+
+def _refused(options: Namespace) -> list[tuple[bool, str, str]]:
+    """List what no stage accepts: whether the options have it, the option, and what to do."""
+    every, halves = options.check_val_every_n_epoch, ("16-true", "bf16-true", "64-true", "64", 64)
+    return [
         (options.precision in halves, "precision", "32-true, or one that is mixed"),
-        (options.overfit_batches, "overfit_batches", "`trainer.limit_train_batches` takes its place here"),
+        (bool(options.overfit_batches), "overfit_batches", "`trainer.limit_train_batches` takes its place here"),
         (options.accumulate_grad_batches < 1, "accumulate_grad_batches", "at least 1"),
         ((options.gradient_clip_val or 0) < 0, "gradient_clip_val", "at least 0"),
         (
-            fits and options.max_epochs == -1 and options.max_steps == -1,
-            "max_epochs",
-            "not -1, the cosine needs an end",
-        ),
-        (
-            fits and any(map(_starts_late, callbacks)),
-            "callbacks",
-            "update_starting_at_step, update_starting_at_epoch may keep weights that nothing has validated; "
-            "pcam_lightning.training.weight_averaging.ExponentialMovingAverage has no need of them",
-        ),
-        (
-            fits and options.enable_checkpointing is False,
-            "enable_checkpointing",
-            "not false, a run is resumed, evaluated and used for predictions by its checkpoints; "
-            "`trainer.fast_dev_run` true tries a recipe and keeps nothing",
-        ),
-        (
-            options.barebones,
+            bool(options.barebones),
             "barebones",
             "not true, it allows neither checkpoints nor metrics, and a run is made of them",
-        ),
-        (
-            fits and _has(callbacks, BaseFinetuning),
-            "callbacks",
-            "leave BaseFinetuning and BackboneFinetuning out, `model.freeze_epochs` freezes the backbone",
-        ),
-        (
-            fits and _has(callbacks, BatchSizeFinder, LearningRateFinder),
-            "callbacks",
-            "leave BatchSizeFinder and LearningRateFinder out, they train with options that config.yaml "
-            "does not record",
-        ),
-        (
-            fits and _has(callbacks, ModelPruning),
-            "callbacks",
-            "leave ModelPruning out, its checkpoints hold masks, which predict cannot load",
-        ),
-        (
-            fits and options.logger is False and _has(callbacks, DeviceStatsMonitor, LearningRateMonitor),
-            "callbacks",
-            "DeviceStatsMonitor and LearningRateMonitor need a logger, and `trainer.logger` is false",
         ),
         (
             _has(_listed(options.plugins), CheckpointIO),
@@ -137,14 +104,61 @@ def _check(options: Namespace, *, fits: bool) -> None:
             "leave the CheckpointIO out, this project writes checkpoints with its own",
         ),
         (
-            options.check_val_every_n_epoch is not None and options.check_val_every_n_epoch < 1,
+            every is not None and every < 1,
             "check_val_every_n_epoch",
             "at least 1; `trainer.limit_val_batches` 0 validates nothing",
         ),
-        (fits and none, "max_epochs", "0 would train nothing, nor would max_steps or limit_train_batches of 0"),
-    ):
-        if wrong:
-            raise UserError(f"`trainer.{option}`: {hint}.")
+    ]
+
+
+def _refused_in_fit(options: Namespace) -> list[tuple[bool, str, str]]:
+    """List what fit does not accept, as `_refused` does."""
+    callbacks = _listed(options.callbacks)
+    return [
+        (options.max_epochs == -1 and options.max_steps == -1, "max_epochs", "not -1, the cosine needs an end"),
+        (
+            0 in (options.max_epochs, options.max_steps, options.limit_train_batches),
+            "max_epochs",
+            "0 would train nothing, nor would max_steps or limit_train_batches of 0",
+        ),
+        (
+            options.enable_checkpointing is False,
+            "enable_checkpointing",
+            "not false, a run is resumed, evaluated and used for predictions by its checkpoints; "
+            "`trainer.fast_dev_run` true tries a recipe and keeps nothing",
+        ),
+        *(
+            (wrong, "callbacks", hint)
+            for wrong, hint in _refused_callbacks(callbacks, logs=options.logger is not False)
+        ),
+    ]
+
+
+def _refused_callbacks(callbacks: list[Any], *, logs: bool) -> list[tuple[bool, str]]:
+    """List the callbacks that fit does not accept: whether there are any, and what to do."""
+    return [
+        (
+            any(map(_starts_late, callbacks)),
+            "update_starting_at_step, update_starting_at_epoch may keep weights that nothing has validated; "
+            "pcam_lightning.training.weight_averaging.ExponentialMovingAverage has no need of them",
+        ),
+        (
+            _has(callbacks, BaseFinetuning),
+            "leave BaseFinetuning and BackboneFinetuning out, `model.freeze_epochs` freezes the backbone",
+        ),
+        (
+            _has(callbacks, BatchSizeFinder, LearningRateFinder),
+            "leave BatchSizeFinder and LearningRateFinder out, they train with options that config.yaml lacks",
+        ),
+        (
+            _has(callbacks, ModelPruning),
+            "leave ModelPruning out, its checkpoints hold masks, which predict cannot load",
+        ),
+        (
+            not logs and _has(callbacks, DeviceStatsMonitor, LearningRateMonitor),
+            "DeviceStatsMonitor and LearningRateMonitor need a logger, and `trainer.logger` is false",
+        ),
+    ]
 
 
 def _starts_late(callback: Any) -> bool:

@@ -1,0 +1,41 @@
+"""The ranges of PCamClassifier's options."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pcam_lightning.models.optim import OPTIMIZERS, SCHEDULES
+from pcam_lightning.utils.errors import UserError, check_number
+
+_NUMBERS = ("lr", "weight_decay", "momentum", "warmup_epochs", "label_smoothing", "layer_decay")
+_INTEGERS = ("freeze_epochs", "crop", "size")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check the type and the range of each option, and that they go together.
+
+    Args:
+        options: as PCamClassifier explains them.
+
+    Raises:
+        UserError: one is out of its range, or two do not go together.
+    """
+    for name in _NUMBERS:
+        check_number(f"model.{name}", options[name])
+    for name in _INTEGERS:
+        check_number(f"model.{name}", options[name], whole=True)
+    smoothing, decay, crop, size = (options[name] for name in ("label_smoothing", "layer_decay", "crop", "size"))
+    if not 0 <= smoothing < 1:
+        raise UserError(f"`model.label_smoothing` {smoothing}: should be at least 0 and less than 1.")
+    if not 0 < decay <= 1:
+        raise UserError(f"`model.layer_decay` {decay}: should be more than 0 and at most 1.")
+    if not 32 <= crop <= 96 or crop % 2:
+        raise UserError(f"`model.crop` {crop}: should be even, from 32, the square that labels are about, to 96.")
+    if size is not None and not 32 <= size <= 512:
+        raise UserError(f"`model.size` {size}: should be from 32 to 512 pixels.")
+    for name, table in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        if options[name] not in table:
+            raise UserError(f"`model.{name}` {options[name]!r}: unknown; one of {', '.join(table)}.")
+    if SCHEDULES[options["schedule"]].warmup is not None and options["warmup_epochs"]:
+        raise UserError(
+            f"`model.schedule` {options['schedule']}: has its own warmup; leave `model.warmup_epochs` out, or 0."
+        )
