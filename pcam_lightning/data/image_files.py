@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pandas as pd
 
@@ -40,11 +41,28 @@ class FileChunk(NamedTuple):
         return pixels, bad
 
 
-def cut_files(root: Path, table: pd.DataFrame) -> Iterator[FileChunk]:
-    """Cut a table with the column `path` into chunks of files."""
-    paths = table["path"].tolist()
-    for start in range(0, len(paths), CHUNK):
-        yield FileChunk(os.fspath(root), paths[start : start + CHUNK])
+class ImageFolder:
+    """What layouts with a file for each patch have in common.
+
+    Args:
+        root: the folder.
+    """
+
+    own_split: ClassVar[str | None] = None
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def scratch_patches(self, table: pd.DataFrame) -> int:
+        """Return the number of patches that are unpacked to disk while the table is packed: none."""
+        return 0
+
+    @contextmanager
+    def open(self, table: pd.DataFrame, scratch: Path) -> Iterator[list[FileChunk]]:
+        """Cut a table with the column `path` into chunks to read."""
+        paths = table["path"].tolist()
+        starts = range(0, len(paths), CHUNK)
+        yield [FileChunk(os.fspath(self.root), paths[start : start + CHUNK]) for start in starts]
 
 
 def find_images(root: Path, part: str) -> dict[str, str]:

@@ -1,31 +1,23 @@
 """Kaggle's folder: train/, train_labels.csv, test/ and sample_submission.csv."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
 
 import pandas as pd
 
 from pcam_lightning.data.csv_tables import check_none_missing, read_csv, read_labels, without_suffix
-from pcam_lightning.data.image_files import FileChunk, cut_files, find_images
+from pcam_lightning.data.image_files import ImageFolder, find_images
 from pcam_lightning.data.slide_map import UNKNOWN_SLIDE, find_slides, read_slides
 from pcam_lightning.utils.errors import UserError, rank_zero_warn
 
 MARKS = "train_labels.csv", "train", "test"  # one of these makes a folder one of Kaggle's
 
 
-class KaggleFolder:
+class KaggleFolder(ImageFolder):
     """A folder as Kaggle's zip file makes it, with images anywhere below train/ and test/.
 
     Args:
         root: the folder.
     """
-
-    own_split: ClassVar[str | None] = None
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
 
     @classmethod
     def detect(cls, root: Path) -> bool:
@@ -76,15 +68,6 @@ class KaggleFolder:
     def read_test(self, *, answers: bool = False) -> pd.DataFrame:
         """Read the patches to predict, see `read_test_part`."""
         return read_test_part(self.root, "test", answers=answers)
-
-    def scratch_patches(self, table: pd.DataFrame) -> int:
-        """Return the number of patches that are unpacked to disk while the table is packed: none."""
-        return 0
-
-    @contextmanager
-    def open(self, table: pd.DataFrame, scratch: Path) -> Iterator[list[FileChunk]]:
-        """Cut the table into chunks to read."""
-        yield list(cut_files(self.root, table))
 
 
 def read_test_part(root: Path, part: str, *, answers: bool) -> pd.DataFrame:

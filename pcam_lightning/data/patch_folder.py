@@ -1,29 +1,21 @@
 """A folder of patches alone, which can be predicted."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
 
 import pandas as pd
 
 from pcam_lightning.data.csv_tables import HOW_TO_GET
-from pcam_lightning.data.image_files import FileChunk, cut_files
+from pcam_lightning.data.image_files import ImageFolder
 from pcam_lightning.data.kaggle import read_test_part
 from pcam_lightning.utils.errors import UserError
 
 
-class PatchFolder:
+class PatchFolder(ImageFolder):
     """Images anywhere below a folder, all of them to be predicted.
 
     Args:
         root: the folder.
     """
-
-    own_split: ClassVar[str | None] = None
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
 
     @classmethod
     def detect(cls, root: Path) -> bool:
@@ -45,12 +37,3 @@ class PatchFolder:
     def read_test(self, *, answers: bool = False) -> pd.DataFrame:
         """Read the patches to predict, see `read_test_part`."""
         return read_test_part(self.root, ".", answers=answers)
-
-    def scratch_patches(self, table: pd.DataFrame) -> int:
-        """Return the number of patches that are unpacked to disk while the table is packed: none."""
-        return 0
-
-    @contextmanager
-    def open(self, table: pd.DataFrame, scratch: Path) -> Iterator[list[FileChunk]]:
-        """Cut the table into chunks to read."""
-        yield list(cut_files(self.root, table))

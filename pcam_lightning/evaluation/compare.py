@@ -67,7 +67,7 @@ def compare(
         if count < FEW:
             rank_zero_info(f"{count} slides are few: an interval from fewer than {FEW} is too narrow.")
     elif name == "slides":
-        rank_zero_info("all patches are of one slide: what another slide would say cannot be told.")
+        rank_zero_info("all patches are of one slide: there is no interval over slides.")
     else:
         rank_zero_info("no slides are known: `slides` FILE gives the interval that counts.")
 

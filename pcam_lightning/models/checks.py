@@ -1,7 +1,9 @@
-"""The ranges of PCamClassifier's options."""
+"""Checks of PCamClassifier's options, and of checkpoints against them."""
 
 from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from pcam_lightning.models.optim import OPTIMIZERS, SCHEDULES
 from pcam_lightning.utils.errors import UserError, check_number
@@ -38,4 +40,33 @@ def check_options(options: Mapping[str, Any]) -> None:
     if SCHEDULES[options["schedule"]].warmup is not None and options["warmup_epochs"]:
         raise UserError(
             f"`model.schedule` {options['schedule']}: has its own warmup; leave `model.warmup_epochs` out, or 0."
+        )
+
+
+def check_checkpoint(
+    checkpoint: Mapping[str, Any], own: Mapping[str, torch.Tensor], options: Mapping[str, Any]
+) -> None:
+    """Check that a checkpoint is of the same network and preprocessing.
+
+    Args:
+        checkpoint: with `state_dict` and perhaps `hyper_parameters`.
+        own: state dict of the network.
+        options: as PCamClassifier explains them.
+
+    Raises:
+        UserError: an option of preprocessing, a name or a shape differs.
+    """
+    recorded, state = checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"]
+    for name in ("normalize", "stain", "crop", "size"):
+        if name in recorded and recorded[name] != options[name]:
+            raise UserError(
+                f"`model.{name}` {options[name]}: the checkpoint's network was trained with {recorded[name]}; leave "
+                "the option out, it comes with the checkpoint."
+            )
+    different = sorted(set(own) ^ set(state))
+    different += [name for name in own if name in state and own[name].shape != state[name].shape]
+    if different:
+        raise UserError(
+            f"the checkpoint does not fit `model.backbone` {options['backbone']}: {len(different)} names or shapes "
+            f"differ, {different[0]} for one; leave the option out, it comes with the checkpoint."
         )

@@ -18,7 +18,7 @@ from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.metrics.torch_metrics import build_metrics
 from pcam_lightning.models.backbones import build_backbone, freeze
-from pcam_lightning.models.checks import check_options
+from pcam_lightning.models.checks import check_checkpoint, check_options
 from pcam_lightning.models.optim import OPTIMIZERS, SCHEDULES, build_optimizer, build_schedule
 from pcam_lightning.models.pretrained import load_weights
 from pcam_lightning.transforms.augment import Augmentation, augment
@@ -276,13 +276,6 @@ class PCamClassifier(L.LightningModule):
             UserError: the names or shapes are not this network's.
         """
         self.init_weights = checkpoint.get("init_weights", "none")
-        recorded = checkpoint.get("hyper_parameters", {})
-        for name in ("normalize", "stain", "crop", "size"):
-            if name in recorded and recorded[name] != self.hparams[name]:
-                raise UserError(
-                    f"`model.{name}` {self.hparams[name]}: the checkpoint's network was trained with {recorded[name]}; "
-                    "leave the option out, it comes with the checkpoint."
-                )
         for state in checkpoint.get("optimizer_states", []) if self._is_attached else []:
             for group in state["param_groups"]:
                 group["fused"] = self._fuses()
@@ -295,15 +288,7 @@ class PCamClassifier(L.LightningModule):
             and isinstance(data := getattr(self.trainer, "datamodule", None), PCamDataModule)
         ):
             data.start_epoch = progress["current"]["processed"]
-        own, state = self.state_dict(), checkpoint["state_dict"]
-        different = sorted(set(own) ^ set(state)) + [
-            key for key in own if key in state and own[key].shape != state[key].shape
-        ]
-        if different:
-            raise UserError(
-                f"the checkpoint does not fit `model.backbone` {self.hparams['backbone']}: {len(different)} names or "
-                f"shapes differ, {different[0]} for one; leave the option out, it comes with the checkpoint."
-            )
+        check_checkpoint(checkpoint, self.state_dict(), self.hparams)
 
 
 def mean_logit(logits: list[torch.Tensor]) -> torch.Tensor:

@@ -68,7 +68,7 @@ def synthesize(
     """Draw believable lymph-node tissue into a folder in Kaggle's layout, so that the project runs without its data.
 
     Beside Kaggle's files it holds `answers.csv`, the labels of test, `patch_id_wsi_full.csv`, the slides of train, and
-    `SYNTHETIC.txt`, by which what is made of it is told from what is made of real patches.
+    `SYNTHETIC.txt`, which marks the folder as one of synthetic tissue.
     Two of five patches are positive. Test comes from other slides than train. The same arguments draw the same patches.
 
     Args:

@@ -160,7 +160,7 @@ class _Fit:
             with compile_errors():
                 torch.compile(torch.neg)(torch.zeros(2, device=self.trainer.strategy.root_device))
         if model.freezes:
-            # What is frozen gets no gradient in the first epoch, which DDP takes for an error unless told to look.
+            # What is frozen gets no gradient in the first epoch, which DDP would take for an error.
             find_unused_parameters(self.trainer)
 
     def _check_resumed(self, checkpoint: dict[str, Any]) -> None:
