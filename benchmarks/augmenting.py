@@ -6,8 +6,8 @@
 ROOT is in Kaggle's layout. One batch is on the device already. In each round all of these take turns: augmentation with
 each option alone, at the strength that `EACH` has, above that of the eight symmetries; the stains' normalizers; and of
 each config, stacked on base.yaml, all that happens to a batch before the network sees it, a step of its network, in the
-precision that `fit` would take here, and where it averages weights a step of that. Told are medians over the rounds,
-with least and most; shares are of the step with it. With nothing else on the machine.
+precision that `fit` would take here, and where it averages weights a step of that. Prints medians over the rounds
+with minimum and maximum; shares are of the step with it. With nothing else on the machine.
 """
 
 import argparse

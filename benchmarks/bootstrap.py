@@ -1,11 +1,11 @@
-"""How long does a verdict take? Bootstrap over slides at the size of a fifth of Kaggle's training part.
+"""How long does an evaluation take? Bootstrap over slides at the size of a fifth of Kaggle's training part.
 
     python benchmarks/bootstrap.py [--patches 44000] [--slides 43] [--bootstrap_samples 1000] [--rounds 3]
 
 Draws labels and logits with slide effects (no data are needed) and takes turns: `bootstrap_scores`, which sorts once
 and weighs, against a plain bootstrap that resamples whole slides and calls scikit-learn's AUROC and average precision
 on each sample (measured over 20 draws and scaled up). Both must give the same numbers for the same draw. Then the whole
-command: `evaluate` on a CSV of them, imports, figures and page included. Told are medians, with least and most.
+command: `evaluate` on a CSV of them, imports, figures and page included. Prints medians with minimum and maximum.
 """
 
 import argparse

@@ -6,11 +6,11 @@ Draws small data folders below WORK, an empty or new folder, and takes them away
 command line itself, `python -m pcam_lightning`.
 
 - killed while packing: `pack` of 4,000 patches is killed (SIGKILL) at a moment drawn from the whole of its time, until
-  that has happened --kills times; after each, what stands where a pack should is looked at, and at the end one that is
+  that has happened --kills times; after each, whatever store is there is checked, and at the end one that is
   left alone is compared with the images, byte by byte.
-- killed while training: so is `fit` of 6 epochs, each time going on with the run that is there, until it ends; then
+- killed while training: so is `fit` of 6 epochs, each time resuming the run that is there, until it ends; then
   another run begins. After each kill every checkpoint, CSV and config in its folder is read; lost are whole epochs that
-  metrics.csv told and last.ckpt lacks. Each run that has ended is compared with one that was left alone: metrics, and
+  metrics.csv has and last.ckpt lacks. Each run that has ended is compared with one that was left alone: metrics, and
   weights bit by bit.
 - stopped while training: the same with ctrl-C (SIGINT) and SIGTERM, taking turns.
 - a full disk: packing, training and predicting on a tmpfs that is too small, in a user namespace of their own where the
@@ -145,7 +145,7 @@ def training(kills: int, draw: random.Random, numbers: list[signal.Signals]) -> 
             equal.append(message(folder) == straight)
             version += 1
     folder = RUNS / f"version_{version}"
-    if (folder / "checkpoints" / "last.ckpt").is_file():  # the last one goes on to its end
+    if (folder / "checkpoints" / "last.ckpt").is_file():  # the last one runs to its end
         run("fit", "--ckpt_path=last")
         equal.append(message(folder) == straight)
     name = "SIGKILL" if numbers == [signal.SIGKILL] else "ctrl-C and SIGTERM"
@@ -196,7 +196,7 @@ mkdir -p disk
 mount -t tmpfs -o size={size} tmpfs disk
 {before}
 set +e
-{command} > told 2>&1
+{command} > output 2>&1
 echo $? > status
 {after}
 """
@@ -220,15 +220,15 @@ def full_disk() -> list[Row]:
             f"cmp disk/{RUNS}/version_0/checkpoints/last.ckpt {last} && echo 0",
         ),
         (
-            "writing a submission", "8k", "cp told_before/*.csv disk", submit,
-            "cmp disk/submission.csv told_before/submission.csv && echo 0",
+            "writing a submission", "8k", "cp output_before/*.csv disk", submit,
+            "cmp disk/submission.csv output_before/submission.csv && echo 0",
         ),
     ):  # fmt: skip
         if name == "writing a submission":
-            run("predict", "--ckpt_path", str(last), "--output", "told_before", CPU)
+            run("predict", "--ckpt_path", str(last), "--output", "output_before", CPU)
         script = _FULL.format(size=room, before=before, command=f"{command} {tried}", after=f"({kept}) > kept 2>&1")
         subprocess.run(["unshare", "-rm", "bash", "-c", script], check=True)
-        lines = Path("told").read_text().replace("\r", "\n").splitlines()
+        lines = Path("output").read_text().replace("\r", "\n").splitlines()
         error = next((line for line in lines if line.startswith("error: ")), "no error")
         good = Path("status").read_text().strip() == "2" and Path("kept").read_text().strip() == "0"
         good = good and ("left on device" in error or "are free" in error)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, a command's seconds and memory, and how results are told."""
+"""What the benchmarks share: the machine, a command's seconds and memory, and how results are printed."""
 
 import importlib.metadata
 import json
@@ -133,7 +133,7 @@ class _Memory(threading.Thread):
 
 
 def _quick(tree: Iterable[psutil.Process]) -> int:
-    """Return the anonymous bytes of some processes, what they share counted in each; 0 where that cannot be told."""
+    """Return the anonymous bytes of some processes, what they share counted in each; 0 where that is not known."""
     kilobytes = 0
     for process in tree:
         try:

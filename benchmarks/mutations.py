@@ -297,7 +297,7 @@ MUTATIONS = [
         ("metrics/test_classification.py",),
     ),
     Mutation(
-        "what is fitted is not judged on the same patches",
+        "what is fitted is not evaluated on the same patches",
         "metrics/calibration.py",
         "fit(label[~mask], logit[~mask])",
         "fit(label, logit)",

@@ -11,7 +11,7 @@ comes from a process of its own, and is only good with nothing else running:
 - table: seconds of `read_train`.
 - packing: patches/s of `open_store` with no store there, from the first stat to the checked index, on the disk (fsync).
   Against it, taking turns, a bare loop: a pool on all cores that decodes with PIL and writes into one file, with no
-  hash, no check, no index; told as it is, and with an fsync at its end. Neither counts imports or the table.
+  hash, no check, no index; as it is, and with an fsync at its end. Neither counts imports or the table.
 - pack command: seconds and peak memory of `pack`, imports and all; in the largest folder it packs test/ too.
 - first step: seconds from the start of `fit` to the end of its first step, with the images packed, less those of the
   imports, measured right before. Setup is what table, store and split take of it.
@@ -22,7 +22,7 @@ comes from a process of its own, and is only good with nothing else running:
 - PCam's own files: the largest folder's training patches again, as camelyonpatch_level_2_split_*.h5 with their meta
   CSVs: seconds and peak memory of `pack`, and of `fit` over 20 steps and 10 validation batches (one run each).
 
-Memory is that of all processes together, page cache aside. Told are medians, with least and most in brackets. Writes
+Memory is that of all processes together, page cache aside. Prints medians with minimum and maximum in brackets. Writes
 scale.json, which has all values, and scale.png into the current folder; removes what it put below WORK unless --keep.
 """
 

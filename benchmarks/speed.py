@@ -4,13 +4,13 @@
 
 ROOT is in Kaggle's layout. In each round project and baseline (`reference.py`) take turns, each in a process of its
 own, on the same folder with the same batch, and the matmul rate of the machine is measured beside them. The project
-runs through its own command line with configs/base.yaml and cpu.yaml, random weights. Told are medians over the rounds
-with lowest and highest, and the median of the rounds' ratios:
+runs through its own command line with configs/base.yaml and cpu.yaml, random weights. Prints medians over the rounds
+with minimum and maximum, and the median of the rounds' ratios:
 
 - loader: patches/s of whole shuffled passes, nothing else running; files and packed images in the page cache.
-- training step: patches/s with the batch at hand, on the device; augmentation, metrics and optimiser are the project's
+- training step: patches/s with the batch at hand, on the device; augmentation, metrics and optimizer are the project's
   share of it (in the baseline augmentation is the loader's). What it owes to its precision, and on a CPU to keeping
-  freed memory, is told too.
+  freed memory, is printed too.
 - predicting: patches/s with the batch at hand, on the device.
 - epoch: seconds of the whole command, from its start to its end, with one epoch and its validation; with it the share
   of the epoch that the training loop waited for data, and the peak memory of all its processes, page cache aside.

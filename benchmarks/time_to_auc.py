@@ -7,15 +7,15 @@ ROOT is in Kaggle's layout with an answers.csv, its test/ from other slides than
 its files and for the runs. Both train from random weights.
 
 `race` trains on all of train/. The ids of test/ are sorted and halved: training stops where two validations in a row
-on the one half reach the target, and the other half, looked at once, says what that was worth. Both sides are
+on the one half reach the target, and the other half, read once, gives the score that this was worth. Both sides are
 validated eight times an epoch (the baseline every fourth of its 38 steps); validation and start-up are left out of the
-seconds. The baseline is `reference.py` with the reference's 15 epochs of batch 512; `--most` gives a run of it up after
+seconds. The baseline is `reference.py` with the reference's 15 epochs of batch 512; `--most` stops a run of it after
 so many seconds of training, since to the end it takes hours on a slow machine. Writes race.json.
 
 `parts` shows what each part of fast.yaml brings, on train/ alone: a fifth of it is held out, whole groups of patches
 that look alike (stain and contrast, k-means), for want of slides. Each row is fast.yaml with one part taken away, added
 or put in the place of another: seconds until two validations in a row reach the target, and the AUROC of the last
-validation. It is what the recipe was chosen by; test/ is not looked at. Writes parts.json.
+validation. It is what the recipe was chosen by; test/ is not read. Writes parts.json.
 
 With nothing else on the machine.
 """

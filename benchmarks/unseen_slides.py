@@ -59,7 +59,7 @@ def fit(root: Path, seed: int, split: str, recipe: list[str]) -> Result:
     return {"run": message[0].removeprefix("run: ").strip(), "seconds": time.perf_counter() - begun}
 
 
-def judge(run: Path, views: str, seed: int) -> Result:
+def evaluate_run(run: Path, views: str, seed: int) -> Result:
     """Validate and test; return both AUROCs, and how their distance varies with the patches."""
     scores: Result = {}
     drawn = {}
@@ -95,7 +95,7 @@ def main() -> None:
                     measure.save(FILE, {"machine": measure.machine(), "results": found})
                 for views in args.views:
                     if views not in found[name]["views"]:
-                        found[name]["views"][views] = judge(Path(found[name]["run"]), views, seed)
+                        found[name]["views"][views] = evaluate_run(Path(found[name]["run"]), views, seed)
                 measure.save(FILE, {"machine": measure.machine(), "results": found})
                 print(f"{name}: {tell(found[name])}", flush=True)
     print(f"{measure.machine()}, n={args.seeds}")

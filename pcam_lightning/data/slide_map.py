@@ -54,39 +54,23 @@ def slides(pcam: Path, root: Path = Path("data"), overwrite: bool = False) -> No
     tables = {part: read_part(pcam, part) for part in ("train", *has)}
     for table in tables.values():
         table["slide"] = table.get("slide", "unknown slides")
-    message: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {}  # the slides of each id
     for row in _hashed(pcam, tables["train"], root).itertuples():
         if row.sha1 in ids:
-            message.setdefault(str(row.sha1), set()).add(str(row.slide))
-    if not message:
+            found.setdefault(str(row.sha1), set()).add(str(row.slide))
+    if not found:
         raise UserError(
             f"{pcam}: none of the {len(ids):,} ids in {root / 'train_labels.csv'} is the SHA-1 of a patch there. Only "
             "Kaggle's own ids, or lossless copies named by their SHA-1, can match."
         )
-    several = sum(len(names) > 1 for names in message.values())
+    several = sum(len(names) > 1 for names in found.values())
     if several:
         rank_zero_warn(
             f"{several:,} ids have pixels that stand in several slides (blank ones?); the first by name is taken."
         )
-    table = pd.DataFrame([(patch_id, min(message[patch_id])) for patch_id in sorted(message)], columns=["id", "wsi"])
+    table = pd.DataFrame([(patch_id, min(found[patch_id])) for patch_id in sorted(found)], columns=["id", "wsi"])
     for part in ("valid", "test"):
-        if meta_of(pcam, part).is_file() and (both := set(read_meta(pcam, part)) & set(table["wsi"])):
-            rank_zero_warn(
-                f"{len(both):,} slides of Kaggle's training patches are slides of PCam's {part} part too, "
-                f"{min(both)} for one: that part is not independent of them."
-            )
-        if part not in has:
-            rank_zero_info(f"{part}: not in {pcam}, so that none of its patches was looked for.")
-        else:
-            found = _hashed(pcam, tables[part], root)
-            found = found[found["sha1"].isin(ids)]
-            if len(found):
-                rank_zero_warn(
-                    f"{len(found):,} of Kaggle's training patches stand in PCam's {part} part too, of "
-                    f"{', '.join(sorted(set(found['slide']))[:3])}: that part is not independent of them."
-                )
-            else:
-                rank_zero_info(f"{part}: none of Kaggle's training patches, as it should be.")
+        _report_overlap(pcam, part, tables.get(part), ids, set(table["wsi"]), root)
     path, content = root / SLIDES_FILES[-1], table.to_csv(index=False, lineterminator="\n")
     if path.exists() and path.read_text(encoding="utf-8") != content and not overwrite:
         raise UserError(f"{path}: there already, and differs; `overwrite` true replaces it.")
@@ -98,6 +82,29 @@ def slides(pcam: Path, root: Path = Path("data"), overwrite: bool = False) -> No
         f"fit `data.slides` {path}{more} holds out whole ones"
         + (f"; the other {rest:,} patches count as one slide, though they may be of any." if rest else ".")
     )
+
+
+def _report_overlap(
+    pcam: Path, part: str, rows: pd.DataFrame | None, ids: set[str], slides: set[str], scratch: Path
+) -> None:
+    """Report which slides and patches of Kaggle's training part turn up in another part of PCam's."""
+    if meta_of(pcam, part).is_file() and (both := set(read_meta(pcam, part)) & slides):
+        rank_zero_warn(
+            f"{len(both):,} slides of Kaggle's training patches are slides of PCam's {part} part too, "
+            f"{min(both)} for one: that part is not independent of them."
+        )
+    if rows is None:
+        rank_zero_info(f"{part}: not in {pcam}, so that none of its patches was looked for.")
+        return
+    found = _hashed(pcam, rows, scratch)
+    found = found[found["sha1"].isin(ids)]
+    if len(found):
+        rank_zero_warn(
+            f"{len(found):,} of Kaggle's training patches stand in PCam's {part} part too, of "
+            f"{', '.join(sorted(set(found['slide']))[:3])}: that part is not independent of them."
+        )
+    else:
+        rank_zero_info(f"{part}: none of Kaggle's training patches, as it should be.")
 
 
 def _hashed(pcam: Path, rows: pd.DataFrame, scratch: Path) -> pd.DataFrame:

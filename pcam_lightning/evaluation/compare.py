@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from pcam_lightning.evaluation.labeled_predictions import FEW, check_bootstrap, clusters, read_labeled_predictions
 from pcam_lightning.metrics.bootstrap import Interval, bootstrap_scores, delong_test, percentile_interval
@@ -27,18 +28,7 @@ def compare(
         if not target.exists():
             raise UserError(f"{target}: no such run, cross-validation or CSV of predictions.")
     read = [read_labeled_predictions(target, None, slides, pictures=False) for target in (first, second)]
-    one, other = (predictions.rows.set_index("id") for predictions in read)
-    if set(one.index) != set(other.index):
-        both = len(set(one.index) & set(other.index))
-        raise UserError(
-            f"{first} has {len(one):,} patches and {second} has {len(other):,}, {both:,} of them the same; a paired "
-            "comparison needs the same ones: fit the second with `data.split_file` FIRST/split.csv."
-        )
-    other = other.loc[one.index]
-    if one["label"].value_counts().min() < 2:
-        raise UserError(f"{first}: one patch of a class tells nothing of the spread; two of each at least are needed.")
-    if not one["label"].equals(other["label"]):
-        raise UserError(f"{first} and {second}: the same patches have other labels.")
+    one, other = _pair(first, second, *(predictions.rows.set_index("id") for predictions in read))
     label, a, b = (np.asarray(column) for column in (one["label"], one["logit"], other["logit"]))
     for target, predictions, logit in zip((first, second), read, (a, b), strict=True):
         best = " (best.ckpt, chosen by these patches)" if predictions.chosen_by_these else ""
@@ -52,24 +42,40 @@ def compare(
     _tell("difference, patches taken for independent (DeLong)", difference, f", p = {p:.2g}")
     cluster, name = clusters((one if "slide" in one else other).reset_index())
     count = len(np.unique(cluster))
-    if name == "slides" and count > 1:
+    if name != "slides":
+        rank_zero_info("no slides are known: `slides` FILE gives the interval that counts.")
+    elif count == 1:
+        rank_zero_info("all patches are of one slide: there is no interval over slides.")
+    else:
         drawn = (
             bootstrap_scores(label, a, cluster, bootstrap_samples, seed)[0]
             - bootstrap_scores(label, b, cluster, bootstrap_samples, seed)[0]
         )
         drawn = drawn[np.isfinite(drawn)]
-        message = f"difference, bootstrap over {count:,} slides"
-        _tell(
-            message,
-            percentile_interval(difference.value, drawn),
-            f", {np.mean(drawn > 0):.1%} of {len(drawn):,} draws above 0",
-        )
+        above = f", {np.mean(drawn > 0):.1%} of {len(drawn):,} draws above 0"
+        _tell(f"difference, bootstrap over {count:,} slides", percentile_interval(difference.value, drawn), above)
         if count < FEW:
             rank_zero_info(f"{count} slides are few: an interval from fewer than {FEW} is too narrow.")
-    elif name == "slides":
-        rank_zero_info("all patches are of one slide: there is no interval over slides.")
-    else:
-        rank_zero_info("no slides are known: `slides` FILE gives the interval that counts.")
+
+
+def _pair(first: Path, second: Path, one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return both predictions, indexed by id, with the second in the order of the first.
+
+    Raises:
+        UserError: they are not of the same patches with the same labels, or a class has one patch.
+    """
+    if set(one.index) != set(other.index):
+        both = len(set(one.index) & set(other.index))
+        raise UserError(
+            f"{first} has {len(one):,} patches and {second} has {len(other):,}, {both:,} of them the same; a paired "
+            "comparison needs the same ones: fit the second with `data.split_file` FIRST/split.csv."
+        )
+    other = other.loc[one.index]
+    if one["label"].value_counts().min() < 2:
+        raise UserError(f"{first}: one patch of a class tells nothing of the spread; two of each at least are needed.")
+    if not one["label"].equals(other["label"]):
+        raise UserError(f"{first} and {second}: the same patches have other labels.")
+    return one, other
 
 
 def _tell(what: str, value: Interval, more: str) -> None:

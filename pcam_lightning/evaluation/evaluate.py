@@ -128,15 +128,7 @@ def _score(rows: pd.DataFrame, bootstrap_samples: int, seed: int) -> tuple[dict[
     scores, of_one_class = score_with_intervals(label, logit, cluster, bootstrap_samples, seed)
     part, parted_by = _parts(rows, cluster, clustered_by, seed)
     count = len(np.unique(cluster))
-    warnings = []
-    if clustered_by == "patches":
-        warnings.append("No slides are known: these intervals take patches for independent, and are too narrow.")
-    elif count < FEW:
-        warnings.append(f"{count} slides are few: intervals from fewer than {FEW} are too narrow.")
-    if of_one_class:
-        warnings.append(
-            f"{of_one_class:,} of {bootstrap_samples:,} draws were of one class and are left out: too few slides."
-        )
+    warnings = _interval_warnings(count, clustered_by, of_one_class, bootstrap_samples)
     if parted_by != clustered_by and parted_by != "folds":
         warnings.append(f"Threshold and temperature are cross-fitted over {parted_by}, for want of {clustered_by}.")
     calibrated, chosen = np.empty_like(logit), np.empty(len(logit), dtype=bool)
@@ -166,18 +158,33 @@ def _score(rows: pd.DataFrame, bootstrap_samples: int, seed: int) -> tuple[dict[
         "specificity_at_sensitivity": {
             f"{rate:.2f}": specificity_at_sensitivity(label, logit, rate) for rate in _RATES
         },
-        "calibration": {
-            name: {
-                "nll": negative_log_likelihood(label, values),
-                "brier": brier_score(label, values),
-                "ece": expected_calibration_error(label, values),
-            }
-            for name, values in (("as_it_is", logit), ("calibrated", calibrated))
-        },
+        "calibration": {"as_it_is": _calibration(label, logit), "calibrated": _calibration(label, calibrated)},
     }
     if "slide" in rows:
         report["slides"] = _by_slide(rows.assign(wrong=chosen != (label == 1)))
     return report, calibrated, chosen
+
+
+def _interval_warnings(count: int, clustered_by: str, of_one_class: int, bootstrap_samples: int) -> list[str]:
+    """Return why the intervals may be too narrow."""
+    warnings = []
+    if clustered_by == "patches":
+        warnings.append("No slides are known: these intervals take patches for independent, and are too narrow.")
+    elif count < FEW:
+        warnings.append(f"{count} slides are few: intervals from fewer than {FEW} are too narrow.")
+    if of_one_class:
+        warnings.append(
+            f"{of_one_class:,} of {bootstrap_samples:,} draws were of one class and are left out: too few slides."
+        )
+    return warnings
+
+
+def _calibration(label: np.ndarray, logit: np.ndarray) -> dict[str, float]:
+    return {
+        "nll": negative_log_likelihood(label, logit),
+        "brier": brier_score(label, logit),
+        "ece": expected_calibration_error(label, logit),
+    }
 
 
 def _parts(rows: pd.DataFrame, cluster: np.ndarray, clustered_by: str, seed: int) -> tuple[np.ndarray, str]:

@@ -49,10 +49,7 @@ def explain(
     if not Run(run).config.is_file():
         raise UserError(f"{run}: not the folder of a run: it has no config.yaml.")
     wanted = [] if ids is None else ids.split(",")
-    if Run(run).split.is_file():  # before it is validated for nothing
-        part = pd.read_csv(Run(run).split, dtype=str).set_index("id")["split"]
-        if unknown := sorted(set(wanted) - set(part.index[part == "val"])):
-            raise UserError(f"`ids`: {unknown[0]}: not in the validation part; {Run(run).split} lists it.")
+    _check_ids(wanted, Run(run).split)
     predictions = read_labeled_predictions(run, None, None, root)
     rows, data = predictions.rows, predictions.data
     if predictions.made_by is None or data is None:
@@ -69,19 +66,30 @@ def explain(
     rank_zero_info(f"Grad-CAM of {checkpoint}, {layer}.")
     for name, chosen in groups.items():
         if len(chosen):
-            shown = rows.iloc[chosen]
-            images = data.train_store.images[data.train_store.rows(shown["id"])]
-            heat = grad_cam(model, torch.from_numpy(images), layer)
-            titles = [
-                f"{title}, {share}"
-                for title, share in zip(
-                    patch_titles(shown["id"], shown["logit"].to_numpy()), center_heat_labels(heat), strict=True
-                )
-            ]
-            path = run / f"explain_{name}.png"
-            atomic_write(path, as_png(heatmap_grid(images, heat, titles)))
-            rank_zero_info(f"{path}: {len(shown):,} patches.")
+            _draw(run / f"explain_{name}.png", data.train_store, model, rows.iloc[chosen], layer)
     _measure(run, data.train_store, model, rows.iloc[_drawn(len(rows), sample, seed)], layer)
+
+
+def _check_ids(wanted: list[str], split: Path) -> None:
+    """Check that patches are in the validation part, before the run is validated for nothing.
+
+    Raises:
+        UserError: one is not.
+    """
+    if not split.is_file():
+        return
+    part = pd.read_csv(split, dtype=str).set_index("id")["split"]
+    if unknown := sorted(set(wanted) - set(part.index[part == "val"])):
+        raise UserError(f"`ids`: {unknown[0]}: not in the validation part; {split} lists it.")
+
+
+def _draw(path: Path, store: PackedStore, model: PCamClassifier, rows: pd.DataFrame, layer: str) -> None:
+    """Draw patches and where the network finds tumor in them."""
+    images = store.images[store.rows(rows["id"])]
+    heat = grad_cam(model, torch.from_numpy(images), layer)
+    titles = zip(patch_titles(rows["id"], rows["logit"].to_numpy()), center_heat_labels(heat), strict=True)
+    atomic_write(path, as_png(heatmap_grid(images, heat, [f"{title}, {share}" for title, share in titles])))
+    rank_zero_info(f"{path}: {len(rows):,} patches.")
 
 
 def _drawn(count: int, sample: int, seed: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
 from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder, is_synthetic, load_pretrained
 from pcam_lightning.training.options import Config
 from pcam_lightning.transforms.augment import Augmentation
+from pcam_lightning.transforms.preprocess import Preprocess
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 
@@ -74,16 +75,9 @@ def explore(
     if model.preprocess.needs_fit and not model.preprocess.fitted:
         model.preprocess.fit(torch.from_numpy(overview.images(overview.draw(FIT_PATCHES))))
     flagged = find_flagged(overview.patches)
-    how = Augmentation(**options["model"]["augment"])
-    shown = overview.draw(augmented)
-    images = overview.images(shown)
     drawn = {
         **_draw_patches(overview),
-        "augmented": patch_grids.augmented_grid(
-            images,
-            augment_patches(images, how, model.preprocess),
-            [patch_id[:12] for patch_id in shown["id"]],
-        ),
+        **_draw_augmented(overview, augmented, Augmentation(**options["model"]["augment"]), model.preprocess),
         **_draw_charts(overview),
         **_draw_flagged(overview, flagged),
         **_draw_features(overview, model, points, network),
@@ -107,13 +101,7 @@ def explore(
         synthetic=is_synthetic(root),
         fit=next_command,
     )
-    output.mkdir(parents=True, exist_ok=True)
-    for name in _NAMES - set(pictures):  # of an earlier page
-        (output / f"{name}.png").unlink(missing_ok=True)
-    for name, png in pictures.items():
-        atomic_write(output / f"{name}.png", png)
-    atomic_write(output / "flagged_patches.csv", flagged.to_csv(index=False, lineterminator="\n"))
-    atomic_write(output / "explore.html", page)
+    _write(output, page, pictures, flagged)
     message = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
     rank_zero_info(f"{output / 'flagged_patches.csv'}: {message or 'no flagged patch'}.")
     rank_zero_info(f"{output / 'explore.html'}: open it in a browser.")
@@ -128,6 +116,16 @@ def _check(output: Path) -> None:
     there = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"`output` {output}: cannot be made or written.")
+
+
+def _write(output: Path, page: str, pictures: dict[str, bytes], flagged: pd.DataFrame) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    for name in _NAMES - set(pictures):  # of an earlier page
+        (output / f"{name}.png").unlink(missing_ok=True)
+    for name, png in pictures.items():
+        atomic_write(output / f"{name}.png", png)
+    atomic_write(output / "flagged_patches.csv", flagged.to_csv(index=False, lineterminator="\n"))
+    atomic_write(output / "explore.html", page)
 
 
 def _load_network(options: dict[str, Any], ckpt_path: Path | str | None) -> tuple[PCamClassifier, str]:
@@ -152,6 +150,16 @@ def _draw_patches(overview: DatasetOverview) -> dict[str, Figure]:
         if (overview.rows["group"] == group).any():
             drawn[f"patches_{group}"] = overview.draw(_GRID, group)
     return {name: patch_grids.patch_grid(overview.images(rows), _titles(rows), 5) for name, rows in drawn.items()}
+
+
+def _draw_augmented(
+    overview: DatasetOverview, count: int, augmentation: Augmentation, preprocess: Preprocess
+) -> dict[str, Figure]:
+    """Draw some patches, each above what training would make of it."""
+    rows = overview.draw(count)
+    images = overview.images(rows)
+    augmented = augment_patches(images, augmentation, preprocess)
+    return {"augmented": patch_grids.augmented_grid(images, augmented, [patch_id[:12] for patch_id in rows["id"]])}
 
 
 def _draw_charts(overview: DatasetOverview) -> dict[str, Figure]:

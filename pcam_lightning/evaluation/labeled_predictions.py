@@ -54,34 +54,14 @@ def read_labeled_predictions(
     Raises:
         UserError: something is missing or malformed.
     """
-    report = target / "report"
     if (target / "oof.csv").is_file():
         options = read_config(Run(target).config)["data"]
         data = _data(options, root, Run(target / "fold_0").split) if pictures else None
         rows = read_predictions_csv(target / "oof.csv", labels)
-        predictions = LabeledPredictions(rows, report, data, split=options, overlap=_count_overlap(target, rows, data))
+        overlap = _count_overlap(target, rows, data)
+        predictions = LabeledPredictions(rows, target / "report", data, split=options, overlap=overlap)
     elif target.is_dir():
-        run = Run(target)
-        checkpoint = run.checkpoint
-        if not checkpoint.is_file():
-            raise UserError(f"{target}: neither a run nor a finished cross-validation: no checkpoints/, no oof.csv.")
-        moved = {} if root is None else {"data": {"root": str(root)}}
-        try:
-            scores = validate(checkpoint, Config.of_checkpoint(read_checkpoint(checkpoint), **moved))
-        except UserError as error:
-            recorded = Path(read_checkpoint(checkpoint)["pcam"]["config"]["data"]["root"])
-            if root is None and not recorded.is_dir():
-                raise UserError(f"{error} (`root` names a folder that has moved.)") from error
-            raise
-        predictions = LabeledPredictions(
-            read_predictions_csv(scores.predictions, labels),
-            report,
-            scores.data,
-            scores.made_by,
-            scores.checkpoint["pcam"]["config"]["data"],
-            checkpoint == run.best,
-            scores.overlap,
-        )
+        predictions = _validate_run(Run(target), labels, root)
     else:
         # Its own name: a run's report holds the temperature for predict, which no test label may have a say in.
         predictions = LabeledPredictions(
@@ -96,6 +76,30 @@ def read_labeled_predictions(
                 f"{slides}: {unknown:,} of {len(predictions.rows):,} patches have no slide there; complete it."
             )
     return predictions
+
+
+def _validate_run(run: Run, labels: Path | None, root: Path | None) -> LabeledPredictions:
+    """Validate a run's best checkpoint again."""
+    checkpoint = run.checkpoint
+    if not checkpoint.is_file():
+        raise UserError(f"{run.folder}: neither a run nor a finished cross-validation: no checkpoints/, no oof.csv.")
+    moved = {} if root is None else {"data": {"root": str(root)}}
+    try:
+        scores = validate(checkpoint, Config.of_checkpoint(read_checkpoint(checkpoint), **moved))
+    except UserError as error:
+        recorded = Path(read_checkpoint(checkpoint)["pcam"]["config"]["data"]["root"])
+        if root is None and not recorded.is_dir():
+            raise UserError(f"{error} (`root` names a folder that has moved.)") from error
+        raise
+    return LabeledPredictions(
+        read_predictions_csv(scores.predictions, labels),
+        run.folder / "report",
+        scores.data,
+        scores.made_by,
+        scores.checkpoint["pcam"]["config"]["data"],
+        checkpoint == run.best,
+        scores.overlap,
+    )
 
 
 def _count_overlap(crossval: Path, rows: pd.DataFrame, data: PCamDataModule | None) -> int | None:

@@ -62,6 +62,18 @@ def _write_patch(
     return patch_id, label, slide.name
 
 
+def _write_tables(folder: Path, table: pd.DataFrame) -> None:
+    """Write the CSVs of a folder, and the file that marks it as synthetic."""
+    of_train, of_test = table[table["split"] == "train"], table[table["split"] == "test"]
+    files = {"train_labels.csv": of_train[["id", "label"]], "patch_id_wsi_full.csv": of_train[["id", "wsi"]]}
+    if len(of_test):
+        files["answers.csv"] = of_test[["id", "label"]]
+        files["sample_submission.csv"] = of_test[["id", "label"]].assign(label=0)
+    for file, part in files.items():
+        atomic_write(folder / file, part.to_csv(index=False, lineterminator="\n"))
+    atomic_write(folder / MARKS[0], "Tissue, slides and labels were drawn by pcam_lightning: none is real.\n")
+
+
 def synthesize(
     dest: Path, train: int = 2000, test: int = 500, slides: int = 24, seed: int = 0, slide_effect: float = 1.0
 ) -> None:
@@ -110,17 +122,7 @@ def synthesize(
                     attempt += 1
                     row = write(split, index, attempt)
                 rows[row[0]] = (*row, split)
-            table = pd.DataFrame(sorted(rows.values()), columns=["id", "label", "wsi", "split"])
-            of_train, of_test = table[table["split"] == "train"], table[table["split"] == "test"]
-            files = {"train_labels.csv": of_train[["id", "label"]], "patch_id_wsi_full.csv": of_train[["id", "wsi"]]}
-            if test:
-                files["answers.csv"] = of_test[["id", "label"]]
-                files["sample_submission.csv"] = of_test[["id", "label"]].assign(label=0)
-            for file, part in files.items():
-                atomic_write(temporary / file, part.to_csv(index=False, lineterminator="\n"))
-            atomic_write(
-                temporary / MARKS[0], "Tissue, slides and labels were drawn by pcam_lightning: none is real.\n"
-            )
+            _write_tables(temporary, pd.DataFrame(sorted(rows.values()), columns=["id", "label", "wsi", "split"]))
             if folder.exists():
                 folder.rmdir()
             temporary.rename(folder)

@@ -1,4 +1,4 @@
-"""What is odd about patches, found in patches that were made so."""
+"""Flags of patches, found in patches that were made so."""
 
 import hashlib
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_measured_by_hand(tissue: np.ndarray) -> None:
 def test_every_kind_is_explained_and_no_patch_is_no_list() -> None:
     numbers = ["brightness", "spread", "sharpness"]
     none = pd.DataFrame(columns=["part", "id", "pixel_sha1", *numbers], dtype=str).astype(dict.fromkeys(numbers, float))
-    odd = find_flagged(none)
-    assert odd.empty
-    assert list(odd.columns) == ["part", "id", "kind", "of"]
+    flagged = find_flagged(none)
+    assert flagged.empty
+    assert list(flagged.columns) == ["part", "id", "kind", "of"]
     assert all(KINDS.values())

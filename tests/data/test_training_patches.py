@@ -1,4 +1,4 @@
-"""Patches that trained the weights and then judge them: counted by id and by pixels, wherever weights come from."""
+"""Patches that trained the weights and then evaluate them: counted by id and by pixels, wherever weights come from."""
 
 import json
 import re
@@ -86,13 +86,13 @@ def test_an_evaluated_run_whose_data_changed(drawn: Path, run_copy: Path, capsys
     labels.to_csv(root / "train_labels.csv", index=False)
     assert main(["evaluate", str(run_copy), f"--root={root}"]) == 0
     split = pd.read_csv(run_copy / "split.csv").set_index("id")["split"]
-    judged = pd.read_csv(run_copy / "val_predictions.csv")["id"]
-    expected = int((split[judged] == "train").sum())
+    evaluated = pd.read_csv(run_copy / "val_predictions.csv")["id"]
+    expected = int((split[evaluated] == "train").sum())
     assert expected > 0
     report = json.loads((run_copy / "report.json").read_text())
     assert report["training_overlap"] == expected
     assert report["temperature"] is None
-    assert f"{expected} of these {len(judged)} patches trained the network" in (run_copy / "report.html").read_text()
+    assert f"{expected} of these {len(evaluated)} patches trained the network" in (run_copy / "report.html").read_text()
 
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])

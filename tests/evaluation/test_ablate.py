@@ -1,4 +1,4 @@
-"""ablate: rows that differ as told, paired by seed; interrupted, the same table in the end."""
+"""ablate: one delta a row, paired by seed; interrupted and resumed, the same table."""
 
 import re
 from pathlib import Path
@@ -33,7 +33,7 @@ class Stop(L.Callback):
         raise KeyboardInterrupt
 
 
-def test_a_table_of_paired_differences_and_goes_on_where_it_was(
+def test_a_table_of_paired_differences_and_resuming(
     drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:

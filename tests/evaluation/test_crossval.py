@@ -91,7 +91,7 @@ def test_interrupted_in_every_stage_it_ends_the_same(
     assert [path.name for path in FOLDER.parent.iterdir()] == ["crossval_0"]
 
 
-def test_all_folds_are_judged_together(undisturbed: Path, drawn: Path) -> None:
+def test_all_folds_are_evaluated_together(undisturbed: Path, drawn: Path) -> None:
     assert main(["evaluate", str(undisturbed), "--bootstrap_samples=200"]) == 0
     report, oof = json.loads((undisturbed / "report.json").read_text()), pd.read_csv(undisturbed / "oof.csv")
     assert report["auroc"]["value"] == pytest.approx(auroc(oof["label"].to_numpy(), oof["logit"].to_numpy()))
@@ -165,7 +165,7 @@ def test_complaints(flags: list[str], expected: str, drawn: Path, capsys: pytest
     assert not Path("lightning_logs").exists()
 
 
-def test_folds_of_a_rehearsal_not_drawn_yet_are_of_whole_slides() -> None:
+def test_folds_of_demo_data_not_drawn_yet_are_of_whole_slides() -> None:
     config = Config.load(data={"root": str(demo_folder())})
     config.use_slides_for_folds()
     assert config.options.data.slides == demo_folder() / "patch_id_wsi_full.csv"

@@ -1,4 +1,4 @@
-"""curves: a picture of a run's epochs, or of several runs'."""
+"""curves: a figure of a run's epochs, or of several runs'."""
 
 import shutil
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_what_is_no_run_is_refused(content: str | None, message: str, capsys: py
     assert not Path("run/curves.png").exists()
 
 
-def test_a_run_stands_once_and_the_picture_has_a_folder(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_drawn_once_and_the_folder_is_made(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["curves", str(run_copy), str(run_copy)]) == 2
     assert "stands twice" in capsys.readouterr().err
     assert main(["curves", str(run_copy), "--output", "no/where.png"]) == 2

@@ -111,7 +111,7 @@ def test_a_temperature_is_of_one_checkpoint(run_copy: Path, capsys: pytest.Captu
         ({"fold": 0}, "No slides are known"),  # and one fold is none to fit without
     ],
 )
-def test_what_cannot_be_judged_is_said(
+def test_what_cannot_be_scored_is_an_error(
     change: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = _predictions(tmp_path / "mine.csv", slides=False).assign(**change)

@@ -1,4 +1,4 @@
-"""explore: one page that shows what is in a data folder, and a list of what is odd."""
+"""explore: one page that shows what is in a data folder, and a list of flagged patches."""
 
 import re
 import shutil
@@ -53,18 +53,18 @@ def test_the_page_has_every_picture_fetches_nothing_and_escapes(explored: Path) 
 
 
 def test_flagged_patches_are_listed_with_their_part(explored: Path) -> None:
-    odd = pd.read_csv(explored / "flagged_patches.csv", keep_default_na=False)
-    assert list(odd.columns) == ["part", "id", "kind", "of"]
-    black = odd[odd["kind"] == "black"]
+    flagged = pd.read_csv(explored / "flagged_patches.csv", keep_default_na=False)
+    assert list(flagged.columns) == ["part", "id", "kind", "of"]
+    black = flagged[flagged["kind"] == "black"]
     assert list(black["part"]) == ["test"]
-    pair = odd[odd["kind"] == "copies with another label"]
+    pair = flagged[flagged["kind"] == "copies with another label"]
     assert len(pair) == 2
     assert set(pair["of"]) == {pair["of"].iloc[0]} <= set(pair["id"])
     # Drawn ids are the SHA-1 of their pixels, and these two files were changed.
-    assert len(odd[odd["kind"] == "ids that do not match"]) == 2
+    assert len(flagged[flagged["kind"] == "ids that do not match"]) == 2
 
 
-def test_patches_alone_are_looked_at_too(drawn: Path, tmp_path: Path) -> None:
+def test_a_folder_of_patches_alone(drawn: Path, tmp_path: Path) -> None:
     root = tmp_path / "only"
     shutil.copytree(drawn / "test", root / "test")
     assert main(["explore", "--data.root", str(root), "--points=5"]) == 0
@@ -84,7 +84,7 @@ def test_a_runs_network_data_and_augmentation(run_copy: Path, drawn: Path) -> No
     assert "<code>degrees 90.0</code>" in page
 
 
-def test_without_data_the_rehearsal_is_looked_at(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_data_the_demo_data_is_explored(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(drawn, demo_folder())  # as if it had been drawn already
     assert main(["explore", "-c", str(CONFIGS / "base.yaml"), *FEW]) == 0
     message = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Whatever is wrong with folders, files and flags: one line that says so, status 2, and nothing written or changed."""
+"""Whatever is wrong with folders, files and flags: one error line, status 2, and nothing written or changed."""
 
 import gzip
 import hashlib

@@ -80,7 +80,7 @@ def straight(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "times", "epochs"),
     [("metrics.csv", 2, 1), ("best.ckpt", 1, 0), ("last.ckpt", 1, None), ("config.yaml", 1, None)],
 )
-def test_killed_while_it_writes_it_goes_on_as_if_nothing_had_been(
+def test_killed_while_writing_and_resumed_equals_the_undisturbed_run(
     name: str, times: int, epochs: int | None, drawn: Path, straight: Path
 ) -> None:
     assert _run(_KILLED, name, times, *_fit(drawn)).returncode == -signal.SIGKILL
@@ -191,9 +191,7 @@ def test_two_at_once_on_one_folder(drawn: Path, straight: Path, tmp_path: Path) 
     assert len(list(root.glob(".pcam_cache/train-*"))) == 1
 
 
-def test_a_checkpoint_of_the_middle_of_an_epoch_is_predicted_with_and_not_gone_on_from(
-    drawn: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mid_epoch_checkpoint_predicts_but_does_not_resume(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     init = {"dirpath": "own", "every_n_train_steps": 2, "save_top_k": -1}
     saves = with_callback("lightning.pytorch.callbacks.ModelCheckpoint", **init)
     assert main(_fit(drawn, saves, "--trainer.max_epochs=1")) == 0

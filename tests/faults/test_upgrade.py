@@ -47,7 +47,7 @@ def test_an_old_checkpoint_predicts_what_it_did_and_old_packed_images_are_packed
     assert not (root / ".pcam_cache" / packed.name).exists()
 
 
-def test_a_run_goes_on_from_an_old_checkpoint(old: Path, drawn: Path) -> None:
+def test_a_run_resumes_from_an_old_checkpoint(old: Path, drawn: Path) -> None:
     args = ["fit", "--ckpt_path", str(old / "last.ckpt"), "--data.root", str(drawn), "--trainer.max_epochs=3", *FAST]
     recorded = torch.load(old / "last.ckpt", weights_only=True)["pcam"]["config"]["model"]
     names = ("backbone", "crop", "optimizer", "momentum", "lr")

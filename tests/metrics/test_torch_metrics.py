@@ -43,8 +43,8 @@ def test_auroc_of_overconfident_logits_is_the_same_everywhere(overconfident: pd.
     submission = pd.read_csv(tmp_path / "submission.csv")
     assert auroc(label, submission["label"].to_numpy()) == pytest.approx(expected, abs=1e-4)
     overconfident[["id", "label"]].to_csv(tmp_path / "answers.csv", index=False)
-    judged = read_predictions_csv(tmp_path / "submission.csv", tmp_path / "answers.csv")
-    assert auroc(judged["label"].to_numpy(), judged["logit"].to_numpy()) == pytest.approx(expected, abs=1e-4)
+    evaluated = read_predictions_csv(tmp_path / "submission.csv", tmp_path / "answers.csv")
+    assert auroc(evaluated["label"].to_numpy(), evaluated["logit"].to_numpy()) == pytest.approx(expected, abs=1e-4)
 
 
 def test_logits_between_0_and_1_are_not_taken_for_probabilities() -> None:

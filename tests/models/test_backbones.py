@@ -1,4 +1,4 @@
-"""Weights to start from: what fits is loaded, what does not is named, what cannot be had says the ways on."""
+"""Pretrained weights: what fits is loaded, what does not is named, what is missing names the fixes."""
 
 import re
 import sys
@@ -74,7 +74,7 @@ def test_imagenet_from_the_cache_folder(
     assert "not used: fc.weight, fc.bias" in capsys.readouterr().err
 
 
-def test_imagenet_that_cannot_be_fetched_names_three_ways_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_that_cannot_be_fetched_names_three_fixes(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*args: object, **kwargs: object) -> None:
         raise URLError("no network")
 

@@ -264,7 +264,7 @@ def _batch(data: PCamDataModule) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "timm/vit_tiny_patch16_224"])
-def test_test_time_augmentation_says_the_same_of_a_turned_patch(backbone: str, drawn: Path) -> None:
+def test_tta_is_invariant_to_rotation(backbone: str, drawn: Path) -> None:
     image = _batch(PCamDataModule(drawn))
     model = PCamClassifier(backbone, weights="none", tta="d4").eval()
     with torch.no_grad():

@@ -73,7 +73,7 @@ def test_a_checkpoint_says_where_it_comes_from(trained: Path, drawn: Path) -> No
     assert not any("_orig_mod" in key for key in best["state_dict"])
 
 
-def test_end_of_fit_says_what_to_type_next(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_end_of_fit_prints_the_next_command(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=1", *FAST]) == 0
     message = capsys.readouterr().err
     assert re.search(r"data: .*: 97 patches \(.*\d slides\) to train on, 23 patches \(.*\) to validate", message)
@@ -149,7 +149,7 @@ def test_last_without_a_run_is_an_error(drawn: Path, capsys: pytest.CaptureFixtu
     assert not Path("lightning_logs").exists()
 
 
-def test_going_on_with_more_epochs_stays_in_the_run(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_with_more_epochs_stays_in_the_run(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = yaml.safe_load((run_copy / "config.yaml").read_text())
     before = read_metrics(run_copy)
     # Nothing of the first command is given again: root, weights and batch size come from the run.
@@ -236,7 +236,7 @@ def test_stopped_and_resumed_is_never_stopped(
         assert all(torch.equal(resumed[key], straight[key]) for key in straight)
 
 
-def test_extended_run_goes_on_again_without_saying_its_length(run_copy: Path) -> None:
+def test_extended_run_resumes_again_without_max_epochs(run_copy: Path) -> None:
     args = ["fit", "-c", BASE, "--ckpt_path", "last", "--trainer.max_epochs=4"]
     command = [sys.executable, "-c", _STOPPED, str(int(signal.SIGTERM)), "3", *args]
     assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 143
@@ -248,7 +248,7 @@ def _no_network(*args: object, **kwargs: object) -> None:
     raise OSError("no network")
 
 
-def test_rehearsal_without_data(
+def test_demo_run_without_data(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr("torch.hub.urlopen", _no_network)
@@ -405,7 +405,7 @@ def test_each_network_trains_saves_and_predicts(name: str, drawn: Path, capsys: 
 
 @pytest.mark.parametrize("option", ["lr=0.5", "layer_decay=0.9", "optimizer=sgd"])
 @pytest.mark.parametrize("checkpoint", ["last", "older.ckpt"])
-def test_an_optimizer_goes_on_as_it_was(
+def test_optimizer_state_is_restored(
     option: str, checkpoint: str, run_copy: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(run_copy / "checkpoints" / "last.ckpt", "older.ckpt")

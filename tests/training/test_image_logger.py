@@ -1,4 +1,4 @@
-"""Pictures on a run's TensorBoard page."""
+"""Images on a run's TensorBoard page."""
 
 import io
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_scores_and_mistakes_after_each_validation_and_the_first_batch_once(trai
     assert all(found[kind] == steps for kind in mistakes)  # of an epoch without any, that there is none
 
 
-def test_pictures_change_no_number_and_a_resumed_run_draws_no_second_first_batch(drawn: Path) -> None:
+def test_images_change_no_number_and_a_resumed_run_draws_no_second_first_batch(drawn: Path) -> None:
     args = ["fit", "-c", BASE, "--data.root", str(drawn), *LOGGED]
     assert main([*args, "--trainer.max_epochs=1"]) == 0
     assert main([*args, "--trainer.max_epochs=2", "--ckpt_path=last"]) == 0
@@ -68,7 +68,7 @@ def test_most_wrong_first() -> None:
 
 
 @pytest.mark.parametrize("count", [4, 5000])
-def test_few_and_many_patches_can_be_judged(count: int) -> None:
+def test_images_of_few_and_many_patches(count: int) -> None:
     rng = np.random.default_rng(0)
     label = np.arange(count) % 2
     figure = evaluation_panel(label, rng.normal(label, 1))

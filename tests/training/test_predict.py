@@ -255,7 +255,7 @@ def test_networks_of_unequal_runs_are_one_ensemble_in_any_order(run_copy: Path) 
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
-def test_views_are_averaged_where_patches_are_judged(stage: str, run_copy: Path) -> None:
+def test_views_are_averaged_in_validation_and_prediction(stage: str, run_copy: Path) -> None:
     part = {"validate": "val", "test": "test"}[stage]
     seen = []
     for flags in ([], ["--model.tta=d4"], ['--model={"tta": "d4"}']):

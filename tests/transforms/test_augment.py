@@ -217,7 +217,7 @@ def test_cutmix_keeps_the_center_and_its_label_and_mixup_mixes_both() -> None:
 
 @pytest.mark.parametrize("option", ["random_erasing", "cutmix"])
 @pytest.mark.parametrize("moves", [{"shift": 16.0}, {"degrees": 90.0}])
-def test_what_a_label_speaks_of_is_not_painted_over_wherever_it_goes(option: str, moves: dict[str, float]) -> None:
+def test_the_labeled_center_is_not_painted_over_wherever_it_goes(option: str, moves: dict[str, float]) -> None:
     image = torch.zeros(64, 96, 96, 3, dtype=torch.uint8)
     image[:, CENTER, CENTER] = 255
     how = Augmentation(**moves, **{option: 1.0})  # type: ignore[arg-type]

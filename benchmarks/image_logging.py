@@ -1,11 +1,11 @@
-"""What do the pictures of a run's TensorBoard page cost? Seconds after a validation, and their share of an epoch.
+"""What do the images on a run's TensorBoard page cost? Seconds after a validation, and their share of an epoch.
 
-    python benchmarks/pictures.py ROOT [--rounds 5]
+    python benchmarks/image_logging.py ROOT [--rounds 5]
 
 ROOT is in Kaggle's layout. Scores are drawn at random, as good as an AUROC of about 0.94; patches are the folder's. In
-each round: the pictures of its own validation part, those of 44,005 scores, which is Kaggle's, and steps of training of
+each round: the images of its own validation part, those of 44,005 scores, which is Kaggle's, and steps of training of
 base.yaml's network with batches of 128 as `fit` would take them here. An epoch is what its training part takes at that
-rate. Told are medians over the rounds, with least and most. With nothing else on the machine.
+rate. Prints medians over the rounds with minimum and maximum. With nothing else on the machine.
 """
 
 import argparse
@@ -86,10 +86,10 @@ def main() -> None:
             found["share, %"].append(100 * found["own"][-1] / epoch)
     print("\n".join(f"{name}: {value}" for name, value in measure.machine().items()), end="\n\n")
     for name, message in (
-        ("own", f"pictures of {own:,} scores, s"),
-        ("Kaggle's", f"pictures of {KAGGLE:,} scores, s"),
+        ("own", f"images of {own:,} scores, s"),
+        ("Kaggle's", f"images of {KAGGLE:,} scores, s"),
         ("epoch", f"an epoch of {train:,} patches, s"),
-        ("share, %", "pictures of the epoch, %"),
+        ("share, %", "images of the epoch, %"),
     ):
         print(f"{message}: {spread(found[name])}, n = {args.rounds}")
 
