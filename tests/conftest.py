@@ -41,6 +41,15 @@ TRAINER = "pcam_lightning.training.trainer.Trainer"  # to replace by what `stopp
 MakeFolder = Callable[..., Path]
 
 
+# Few tests that take long each: last, they would run on one core while the others are idle.
+SLOW = ("test_processes.py", "test_notebooks.py", "test_fit.py", "test_stops.py", "test_resume.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the slowest files first."""
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
+
+
 @pytest.fixture(autouse=True)
 def _clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run in an empty folder, with caches of its own."""

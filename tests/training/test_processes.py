@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import CONFIGS, FAST
 
+from pcam_lightning.cli.main import main
 from pcam_lightning.data.batches import BatchSampler
 from pcam_lightning.data.datamodule import PCamDataModule
 
@@ -39,10 +40,13 @@ def test_two_processes_fit_and_predict(drawn: Path, run_copy: Path) -> None:
     checkpoint = str(run_copy / "checkpoints" / "best.ckpt")
     plain = ("--ckpt_path", checkpoint, "--trainer.accelerator=cpu", "--trainer.precision=32-true")
     submissions, scores = [], []
-    for flags, launcher in (((), ()), (TWO, TORCHRUN)):
-        _run("predict", *plain, "--overwrite", *flags, launcher=launcher)
+    for two in (False, True):
+        for command in (["predict", "--overwrite"], ["validate"]):
+            if two:
+                _run(*command, *plain, *TWO, launcher=TORCHRUN)
+            else:
+                assert main([*command, *plain]) == 0
         submissions.append(pd.read_csv(run_copy / "submission.csv"))
-        _run("validate", *plain, *flags, launcher=launcher)
         scores.append(pd.read_json(run_copy / "validate.json", typ="series")["val/auroc"])
     assert list(submissions[0]["id"]) == list(submissions[1]["id"])
     np.testing.assert_allclose(submissions[0]["label"], submissions[1]["label"], rtol=1e-4, atol=1e-6)
