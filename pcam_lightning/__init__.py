@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pcam_lightning.training.fit import fit
     from pcam_lightning.training.options import Config
     from pcam_lightning.training.predict import predict, test, validate
+    from pcam_lightning.training.probe import probe
     from pcam_lightning.transforms.augment import Augmentation
     from pcam_lightning.utils.errors import UserError
 
@@ -34,6 +35,7 @@ __all__ = [
     "evaluate",
     "fit",
     "predict",
+    "probe",
     "test",
     "validate",
 ]
@@ -51,6 +53,7 @@ _MODULES = {
     "evaluate": "evaluation.evaluate",
     "fit": "training.fit",
     "predict": "training.predict",
+    "probe": "training.probe",
     "test": "training.predict",
     "validate": "training.predict",
 }

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from jsonargparse.typing import PositiveInt
@@ -10,11 +11,14 @@ from jsonargparse.typing import PositiveInt
 from pcam_lightning.cli.arguments import without_option
 from pcam_lightning.cli.parser import PROG, PCamCLI, RunCommand
 from pcam_lightning.training.demo_run import is_synthetic
-from pcam_lightning.training.fit import fit
+from pcam_lightning.training.fit import FitResult, fit
 from pcam_lightning.training.predict import predict, test, validate
 from pcam_lightning.training.predictions import write_submission
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.run_dir import check_writable, run_of
+
+if TYPE_CHECKING:
+    from pcam_lightning.training.probe import ProbeResult
 
 _KAGGLE_TEST = 57_458  # patches that the competition asks for
 
@@ -31,7 +35,23 @@ def _fit(cli: PCamCLI) -> None:
     else:
         rank_zero_info(f"best: epoch {result.best_epoch}, val/auroc {result.best_score:.4f}.")
     rank_zero_info(f"curves:     tensorboard --logdir {result.run.folder.parent.parent}")
-    if result.best_epoch is not None:
+    _print_next(result, report=result.best_epoch is not None)
+
+
+def _probe(cli: PCamCLI) -> None:
+    from pcam_lightning.training.probe import probe
+
+    result = probe(cli.run_config)
+    for strength, score in zip(result.table["C"], result.table["val/auroc"], strict=True):
+        rank_zero_info(f"C {strength:g}: val/auroc {score:.4f}")
+    rank_zero_info(f"\nrun: {result.run.folder}, C {result.C:g}, val/auroc {result.score:.4f}.")
+    _print_next(result, report=True)
+
+
+def _print_next(result: "FitResult | ProbeResult", *, report: bool) -> None:
+    """Print the commands to run next."""
+    assert result.run is not None
+    if report:
         rank_zero_info(f"report:     {PROG} evaluate {result.run.folder}")
     rank_zero_info(f"submission: {PROG} predict --ckpt_path {result.checkpoint}")
     if result.demo:
@@ -143,6 +163,11 @@ RUN_COMMANDS: Mapping[str, RunCommand] = {
         "Train, and keep the best and the last epoch's checkpoint in a run folder of its own.",
         "fit -c configs/base.yaml --data.root DIR",
         "resume",
+    ),
+    "probe": RunCommand(
+        _probe,
+        "Fit a logistic regression on the frozen features of a network, and keep it as a run.",
+        "probe -c configs/base.yaml --model.backbone efficientnet_lite0 --data.root DIR",
     ),
     "validate": RunCommand(
         _validate,

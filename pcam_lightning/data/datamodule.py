@@ -253,6 +253,11 @@ class PCamDataModule(L.LightningDataModule):
         val = self.labeled_part("its data loader").val
         return self._loader(val) if len(val) else []
 
+    def labeled_dataloader(self) -> DataLoader[Batch]:
+        """Return all labeled patches without their labels, in the order of the packed images."""
+        part = self.labeled_part("its data loader")
+        return self._loader(Patches(part.store, np.arange(len(part.store.ids)), None, part.train.first_row))
+
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the patches of test/ with their answers, in the order of the submission."""
         return self._loader(self.test_part("its data loader", "test").patches)

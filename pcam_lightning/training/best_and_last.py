@@ -52,9 +52,10 @@ class BestAndLastCheckpoint(Checkpoint):
         if self.run and not self.record:
             self.record = run_record(trainer, trainer_options(trainer, pl_module))
         if self.run and not self.resuming:
-            self._save(trainer, self.run.last)
+            self.save(trainer, self.run.last)
 
-    def _save(self, trainer: L.Trainer, path: Path) -> None:
+    def save(self, trainer: L.Trainer, path: Path) -> None:
+        """Save a checkpoint that is not within an epoch."""
         self._whole = True
         trainer.save_checkpoint(path, weights_only=False)
         self._whole = False
@@ -73,7 +74,7 @@ class BestAndLastCheckpoint(Checkpoint):
         if math.isfinite(score) and (self.best_score is None or score > self.best_score):
             improved, self.best_score, self.best_epoch = True, score, trainer.current_epoch
         # The best one first: a run that is killed in between repeats the epoch, and finds it best again.
-        self._save(trainer, self.run.best if improved else self.run.last)
+        self.save(trainer, self.run.best if improved else self.run.last)
         if improved and trainer.is_global_zero:
             atomic_link(self.run.best, self.run.last)
 

@@ -94,27 +94,27 @@ def fit(
     if resumed is None and config.options.data.folds is not None:
         config.use_slides_for_folds()
     seed_everything(config.options.seed_everything, workers=True, verbose=False)
-    fitting = _Fit(config, resumed, None if ckpt_path is None else Path(ckpt_path), checkpoint, callbacks)
-    if fitting.demo:
+    session = FitSession(config, resumed, None if ckpt_path is None else Path(ckpt_path), checkpoint, callbacks)
+    if session.demo:
         draw_demo_data()
-    fitting.prepare()
+    session.prepare()
     if not config.options.trainer.fast_dev_run:
-        fitting.open_run(run, resume_with)
+        session.open_run(run, resume_with)
     with compile_errors():
-        fitting.trainer.fit(fitting.model, datamodule=fitting.data, ckpt_path=ckpt_path, weights_only=True)
-    return fitting.result()
+        session.trainer.fit(session.model, datamodule=session.data, ckpt_path=ckpt_path, weights_only=True)
+    return session.result()
 
 
-class _Fit:
-    """One call of `fit`: data, network and trainer, and what is checked and recorded about them."""
+class FitSession:
+    """One call of `fit` or `probe`: data, network and trainer, and what is checked and recorded about them."""
 
     def __init__(
         self,
         config: Config,
-        resumed: Run | None,
-        ckpt_path: Path | None,
-        checkpoint: dict[str, Any] | None,
-        callbacks: Sequence[Callback],
+        resumed: Run | None = None,
+        ckpt_path: Path | None = None,
+        checkpoint: dict[str, Any] | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config, self.options = config, config.options
         self.resumed, self.ckpt_path, self.checkpoint = resumed, ckpt_path, checkpoint

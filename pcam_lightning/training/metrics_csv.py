@@ -104,18 +104,18 @@ class MetricsCSV(L.Callback):
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         row |= {name: values[name] for name in sorted(values) if self._validated or not name.startswith("val/")}
         self.rows.append(row)
-        if self._validated and not self._listed:
-            self._list(trainer)
+        score = trainer.callback_metrics.get("val/best_auroc")
+        if self._validated and not self._listed and score is not None:
+            self.log_options(trainer, float(score))
         self._validated = False
         if self.run and trainer.is_global_zero:
             atomic_write(self.run.metrics, pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n"))
 
-    def _list(self, trainer: L.Trainer) -> None:
+    def log_options(self, trainer: L.Trainer, score: float) -> None:
         """Log the options, for TensorBoard's page of hyper-parameters, which shows the latest score beside them."""
-        score = trainer.callback_metrics.get("val/best_auroc")
         for logger in trainer.loggers:
-            if score is not None and isinstance(logger, RunTensorBoardLogger):
-                logger.log_hyperparams(self.options, {"val/best_auroc": float(score)}, step=trainer.global_step)
+            if isinstance(logger, RunTensorBoardLogger):
+                logger.log_hyperparams(self.options, {"val/best_auroc": score}, step=trainer.global_step)
                 self._listed = True  # from the first score on, so that a run that is stopped is on the page too
 
     def state_dict(self) -> dict[str, Any]:

@@ -51,8 +51,12 @@ def check_checkpoint(path: Path, checkpoint: dict[str, Any], model: Mapping[str,
         trainer: that is to resume.
 
     Raises:
-        UserError: it was saved within an epoch, its run has ended, or its optimizer has other options.
+        UserError: it is of a probe or was saved within an epoch, its run has ended, or its optimizer has other options.
     """
+    if "probe" in checkpoint["pcam"]:
+        raise UserError(
+            f"{path}: of a probe, which has no optimizer to resume; `model.weights` takes its weights for a new run."
+        )
     if not checkpoint["pcam"].get("whole", True):
         raise UserError(
             f"{path}: a callback of the user's own saved it within an epoch, and fit resumes from whole ones, as a "

@@ -3,15 +3,18 @@
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
-def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name beside it, then rename: a reader sees the old file or the new one.
+@contextmanager
+def atomic_open(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`, and rename it at the end: a reader sees the old file or the new one.
 
     Args:
         path: the file; its folder must be there.
-        content: all of it; text is written as UTF-8.
 
     Raises:
         OSError: the folder is missing, read-only or full. Whatever stood at `path` is still there; `filename` is it.
@@ -19,7 +22,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -27,6 +30,12 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all; text is written as UTF-8. See `atomic_open`."""
+    with atomic_open(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def atomic_link(source: Path, path: Path) -> None:

@@ -58,13 +58,13 @@ class Run:
         return self.folder / "submission.csv"
 
 
-def create_run(runs: Path) -> Run:
-    """Make the next free `version_N`, with `checkpoints/` in it; of several processes each gets its own.
+def create_run(runs: Path, kind: str = "version") -> Run:
+    """Make the next free `<kind>_N`, with `checkpoints/` in it; of several processes each gets its own.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    run = Run(create_numbered_folder(runs, "version"))
+    run = Run(create_numbered_folder(runs, kind))
     run.best.parent.mkdir()
     return run
 
