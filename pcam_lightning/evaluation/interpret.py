@@ -8,8 +8,8 @@ from sklearn.manifold import TSNE
 from torch import nn
 from torch.nn import functional
 
-from pcam_lightning.models.backbones import head_of
 from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.models.heads import head_of
 from pcam_lightning.utils.errors import UserError
 from pcam_lightning.utils.system import cpu_has_bf16
 

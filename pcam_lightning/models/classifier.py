@@ -52,6 +52,8 @@ class PCamClassifier(L.LightningModule):
             patches.
         crop: side of the center square that the network sees, in pixels, from 32 to 96.
         size: side to which that is scaled, in pixels; by default it is not.
+        features: what the last layer is given: last, the network's own features, or stages, beside them the mean of
+            what each of its stages puts out; not of p4m_resnet16.
         stain: bring each patch's stains to those of the training part: none, macenko or reinhard.
         augment: what happens to training patches.
         freeze_epochs: epochs in which the head alone learns, at the start; BatchNorm's running statistics stay as
@@ -77,6 +79,7 @@ class PCamClassifier(L.LightningModule):
         normalize: NormalizeName = "none",
         crop: int = 96,
         size: int | None = None,
+        features: Literal["last", "stages"] = "last",
         stain: Literal["none", "macenko", "reinhard"] = "none",
         augment: Augmentation = Augmentation(degrees=90.0),  # noqa: B008 - never changed, and shown in --help
         freeze_epochs: int = 1,
@@ -102,7 +105,7 @@ class PCamClassifier(L.LightningModule):
         self.trained = TrainingPatches()  # what trained its weights so far
         self._load_pretrained_weights = True  # whether the weights it starts from are still to be loaded
         self.preprocess = Preprocess(stain, crop, size, normalize)
-        self.net = build_backbone(backbone, self.preprocess.side).to(memory_format=torch.channels_last)
+        self.net = build_backbone(backbone, self.preprocess.side, features).to(memory_format=torch.channels_last)
         self.ensemble: list[PCamClassifier] = []  # of an ensemble, in predict; of no weight in this one's checkpoint
         self._seed = 0
         self._largest_batch = 0  # patches of the largest batch that was not for training

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torchvision import models
 
-from pcam_lightning.models.backbones import BACKBONES, TIMM, build_timm, head_of
+from pcam_lightning.models.backbones import BACKBONES, TIMM, build_timm
+from pcam_lightning.models.heads import head_of
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.safe_load import safe_load
 

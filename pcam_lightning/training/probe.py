@@ -19,8 +19,8 @@ from sklearn.preprocessing import StandardScaler
 
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.metrics.classification import auroc
-from pcam_lightning.models.backbones import head_of
 from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.models.heads import head_of
 from pcam_lightning.training.demo_run import draw_demo_data
 from pcam_lightning.training.fit import FitSession
 from pcam_lightning.training.options import Config
@@ -33,7 +33,7 @@ FORMAT = 1  # of cached features
 # Inverse strengths of the L2 penalty, on standardized features; tried in this order, each from the one before.
 STRENGTHS = tuple(10.0**power for power in range(-6, 2))
 PATIENCE = 2  # strengths in a row that do not raise val/auroc, after which no weaker penalty is tried
-_FEATURES_OF = ("backbone", "normalize", "crop", "size", "stain", "tta")  # options that features depend on
+_FEATURES_OF = ("backbone", "normalize", "crop", "size", "stain", "tta", "features")  # options that features depend on
 _ITERATIONS = 1000
 
 

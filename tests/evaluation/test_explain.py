@@ -1,6 +1,7 @@
 """explain and features: what a network makes of patches."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -40,10 +41,17 @@ def test_grad_cam_of_pooled_features_is_the_heads_weights_on_the_map() -> None:
     np.testing.assert_allclose(heat, expected.numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [*BACKBONES, "timm/vit_tiny_patch16_224", "timm/resnet18d"])
-def test_every_kind_of_network_is_explained_and_has_features(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        *((name, "last") for name in (*BACKBONES, "timm/vit_tiny_patch16_224", "timm/resnet18d")),
+        ("efficientnet_lite0", "stages"),
+        ("timm/vit_tiny_patch16_224", "stages"),
+    ],
+)
+def test_every_kind_of_network_is_explained_and_has_features(name: str, of: Literal["last", "stages"]) -> None:
     torch.manual_seed(0)
-    model = PCamClassifier(backbone=name, weights="none", crop=64, size=96)
+    model = PCamClassifier(backbone=name, weights="none", crop=64, size=96, features=of)
     head = [module for module in model.net.modules() if isinstance(module, torch.nn.Linear)][-1]
     layer = cam_layer(model, _image(1))
     heat = grad_cam(model, _image(), layer)

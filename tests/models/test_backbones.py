@@ -1,5 +1,6 @@
 """Pretrained weights: what fits is loaded, what does not is named, what is missing names the fixes."""
 
+import copy
 import json
 import re
 from importlib.util import find_spec
@@ -13,7 +14,8 @@ import torch
 from torch import nn
 from torchvision import models
 
-from pcam_lightning.models.backbones import BACKBONES, build_backbone, freeze, head_of, layers
+from pcam_lightning.models.backbones import BACKBONES, build_backbone, freeze, layers
+from pcam_lightning.models.heads import head_of
 from pcam_lightning.models.pretrained import WeightsUnavailable, load_weights
 from pcam_lightning.utils.errors import UserError
 
@@ -306,3 +308,46 @@ def test_histology_weights_have_their_sources_names(imagenet_like: dict[str, tor
         own = vit.state_dict()
         assert all(torch.equal(own[key], value) for key, value in large.items() if key != "pos_embed")
         assert own["pos_embed"].shape == (1, 37, 384)
+
+
+@pytest.mark.parametrize("name", [*BACKBONES, "timm/resnet18d", "timm/vit_tiny_patch16_224", "timm/swin_s3_tiny_224"])
+def test_features_of_stages(name: str) -> None:
+    side = 224 if "swin" in name else 96
+    if name == "p4m_resnet16":
+        with pytest.raises(UserError, match=r"`model.features` stages: p4m_resnet16 has none; use last"):
+            build_backbone(name, side, "stages")
+        return
+    torch.manual_seed(0)
+    network = build_backbone(name, side, "stages").eval()
+    outputs: list[torch.Tensor] = []
+    seen: list[torch.Tensor] = []
+    last = network.get_submodule(head_of(network))
+    assert isinstance(last, nn.Linear)
+    last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    plain = build_backbone(name, side)
+    plain_head = plain.get_submodule(head_of(plain))
+    assert isinstance(plain_head, nn.Linear)
+    body = {key: value for key, value in network.state_dict().items() if not key.startswith(head_of(network))}
+    plain.load_state_dict(body, strict=False)
+    stages = BACKBONES[name].stages if name in BACKBONES else {}
+    for stage in stages:
+        plain.get_submodule(stage).register_forward_hook(lambda _, given, made: outputs.append(made.mean((2, 3))))
+    plain_head.register_forward_pre_hook(lambda _, given: outputs.insert(0, given[0]))
+    image = torch.rand(2, 3, side, side)
+    with torch.no_grad():
+        logit = network(image)
+        plain.eval()(image)
+        network(image)  # nothing is left of the pass before
+    assert logit.shape == (2, 1)
+    assert torch.equal(seen[0], seen[1])
+    assert seen[0].shape == (2, last.in_features)
+    if stages:
+        torch.testing.assert_close(seen[0], torch.cat(outputs, dim=1))
+    else:
+        assert last.in_features > plain_head.in_features
+    # A copy has stages and a head of its own, and a pass that failed leaves nothing behind.
+    copied = copy.deepcopy(network)
+    with pytest.raises(RuntimeError):
+        copied.get_submodule(head_of(copied))(torch.rand(2, 1))
+    with torch.no_grad():
+        torch.testing.assert_close(copied(image), logit)

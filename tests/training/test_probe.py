@@ -111,6 +111,15 @@ def test_features_are_extracted_once(drawn: Path, capsys: pytest.CaptureFixture[
     np.testing.assert_array_equal(np.load(file), before)
 
 
+def test_stages_give_more_features_and_the_checkpoint_predicts(drawn: Path) -> None:
+    more = ["--model.backbone=resnet18", "--model.features=stages"]
+    assert _probe(drawn, *more) == 0
+    (file,) = Path("cache").rglob("features-*.npy")
+    assert np.load(file).shape == (120, 512 + 64 + 128 + 256 + 512)
+    assert main(["predict", "--ckpt_path", str(CHECKPOINT), "--trainer.accelerator=cpu"]) == 0
+    assert len(pd.read_csv(RUN / "submission.csv")) == 40
+
+
 def test_python_probes_and_returns_what_was_tried(drawn: Path) -> None:
     config = Config.load(
         BASE,
