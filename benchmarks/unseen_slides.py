@@ -4,7 +4,7 @@
         --model.weights none
     python benchmarks/unseen_slides.py DIR --views none d4 \
         -- -c configs/base.yaml -c configs/cpu.yaml --model.weights none \
-        -- -c configs/base.yaml -c configs/best.yaml --model.weights none
+        -- -c configs/base.yaml -c configs/best.yaml
 
 DIR is in Kaggle's layout, with an answers.csv (id,label) for its test/ part from other slides. Each `--` begins the
 arguments of fit of one recipe. For each seed, recipe and kind of split: fit, the seed being that of the split too, then

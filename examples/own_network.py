@@ -29,7 +29,7 @@ def tiny() -> nn.Module:
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2))
 
 
-BACKBONES["tiny"] = Backbone(tiny, head="6", imagenet=False)
+BACKBONES["tiny"] = Backbone(tiny, head="6")
 model = PCamClassifier("tiny", weights="none", lr=3e-3, augment=Augmentation(d4=True))
 checkpoints = BestAndLastCheckpoint("runs/tiny")
 trainer = L.Trainer(max_epochs=args.epochs, callbacks=[checkpoints], logger=False)

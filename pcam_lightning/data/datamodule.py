@@ -1,4 +1,4 @@
-"""PCamDataModule: a data folder -> four loaders of uint8 batches."""
+"""PCamDataModule: a data folder -> loaders of uint8 batches."""
 
 import os
 from pathlib import Path

@@ -156,7 +156,8 @@ def center_heat_fraction(heat: np.ndarray) -> np.ndarray:
 
     Heat that is the same everywhere has a ninth of it there.
     """
-    total = heat.sum(axis=(1, 2))
-    inside = heat[:, 32:64, 32:64].sum(axis=(1, 2))
+    total = heat.sum(axis=(1, 2), dtype=np.float64)
+    # Summed in another order, heat that lies inside alone may come out as more than all of it.
+    inside = np.minimum(heat[:, 32:64, 32:64].sum(axis=(1, 2), dtype=np.float64), total)
     share: np.ndarray = np.divide(inside, total, out=np.full_like(total, np.nan), where=total > 0)
     return share

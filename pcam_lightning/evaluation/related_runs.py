@@ -32,7 +32,10 @@ def related_runs(folder: Path) -> list[dict[str, Any]]:
     if (own := _recipe(folder)) is None:
         return []
     logs = folder.absolute().parent.parent
-    found = [*logs.glob("*/version_*/config.yaml"), *logs.glob("*/crossval_*/crossval.json")]
+    if (folder / "probe.csv").is_file():  # what a recipe scores in fit is no score of a probe
+        found = list(logs.glob("*/probe_*/config.yaml"))
+    else:
+        found = [*logs.glob("*/version_*/config.yaml"), *logs.glob("*/crossval_*/crossval.json")]
     return [_tell(file.parent) for file in sorted(found) if _recipe(file.parent) == own]
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torchvision import models
 
@@ -14,7 +15,7 @@ from pcam_lightning.models.p4m_resnet import P4MResNet
 from pcam_lightning.utils.errors import UserError
 
 TIMM = "timm/"  # prefix of any network of timm's
-HUB = "hf-hub:"  # and, after it, of one that the Hugging Face hub describes
+HUB = "hf-hub:"  # prefix, after that, of a model on the Hugging Face Hub
 P4M_SIDE = 16  # what the four halvings of p4m_resnet16 divide the side of an image by
 
 
@@ -25,8 +26,8 @@ class Backbone(NamedTuple):
         build: makes it from random weights.
         head: name of the layer that gives way to the head.
         stages: channels of the stages that `model.features` stages adds to the features, by name.
-        torchvision: whether torchvision has ImageNet weights of it.
-        package: of the Python package index, with ImageNet weights of it.
+        torchvision: whether torchvision has ImageNet weights for it.
+        package: of the Python package index, with ImageNet weights for it.
         hub: repository of timm's, on the Hugging Face hub, with ImageNet weights under the network's own names.
         multiple: what divides the side of its images.
     """
@@ -61,8 +62,9 @@ def _lite(name: str, *channels: int) -> Backbone:
     return Backbone(build, "classifier", stages, package=package, hub=f"timm/tf_{name}.in1k")
 
 
-_RESNET = _numbered("layer", 1, 1, 64, 128, 256, 512)
-_BOTTLENECKS = _numbered("layer", 1, 1, 256, 512, 1024, 2048)
+# Without the last stage, whose mean the features are already.
+_RESNET = _numbered("layer", 1, 1, 64, 128, 256)
+_BOTTLENECKS = _numbered("layer", 1, 1, 256, 512, 1024)
 
 # By the name that `model.backbone` takes.
 BACKBONES: dict[str, Backbone] = {
@@ -70,7 +72,7 @@ BACKBONES: dict[str, Backbone] = {
     "resnet18": _torchvision("resnet18", "fc", _RESNET, "timm/resnet18.tv_in1k"),
     "resnet34": _torchvision("resnet34", "fc", _RESNET, "timm/resnet34.tv_in1k"),
     "resnet50": _torchvision("resnet50", "fc", _BOTTLENECKS, "timm/resnet50.tv_in1k"),
-    "convnext_tiny": _torchvision("convnext_tiny", "classifier.2", _numbered("features.", 1, 2, 96, 192, 384, 768)),
+    "convnext_tiny": _torchvision("convnext_tiny", "classifier.2", _numbered("features.", 1, 2, 96, 192, 384)),
     "efficientnet_b0": _torchvision(
         "efficientnet_b0", "classifier.1", _numbered("features.", 2, 1, 24, 40, 80, 112, 192, 320)
     ),
@@ -121,7 +123,10 @@ def build_backbone(name: str, side: int = 96, features: str = "last") -> nn.Modu
         raise UserError(f"`model.features` stages: {name} has none; use last.")
     replace_depthwise(network)
     width = network.get_submodule(head).in_features
-    network.set_submodule(head, StageHead(network, width, stages) if features == "stages" else Head(width))
+    if features == "stages":
+        _set_stage_head(network, name, head, side, stages)
+    else:
+        network.set_submodule(head, Head(width))
     whole: nn.Module = network
     return whole
 
@@ -139,11 +144,12 @@ def build_timm(name: str, side: int, **options: Any) -> tuple[Any, str]:
             network = timm.create_model(plain, num_classes=1, img_size=side, **options)
         except TypeError:  # most networks take images of any size, and no such option
             network = timm.create_model(plain, num_classes=1, **options)
-    except (AssertionError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         if options:
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"`model.backbone` {name}: cannot be built for {side} x {side} pixels ({reason}).") from None
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        what = "from its repository" if plain.startswith(HUB) else f"for {side} x {side} pixels"
+        raise UserError(f"`model.backbone` {name}: cannot be built {what} ({reason}).") from None
     last = network.get_classifier()
     head = next((str(layer) for layer, module in network.named_modules() if module is last), "")
     if not isinstance(last, nn.Linear):
@@ -151,11 +157,26 @@ def build_timm(name: str, side: int, **options: Any) -> tuple[Any, str]:
     return network, head
 
 
+def _set_stage_head(network: Any, name: str, head: str, side: int, stages: Mapping[str, int]) -> None:
+    """Give a network a `StageHead`, and check it by one forward pass: timm lists stages of some that are no modules."""
+    width, training = network.get_submodule(head).in_features, network.training
+    try:
+        network.set_submodule(head, StageHead(network, width, stages))
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, side, side))
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        raise UserError(f"`model.features` stages: the stages of {name} cannot be read; use last.") from None
+    network.train(training)
+
+
 def _stages_of_timm(network: Any) -> dict[str, int]:
-    """Return the stages that one of timm's networks lists; of the many blocks of a transformer four."""
-    listed = getattr(network, "feature_info", [])
+    """Return the stages that one of timm's networks lists, about four of a transformer's many blocks."""
+    listed = [(info["module"], info["num_chs"]) for info in getattr(network, "feature_info", [])]
+    # Of networks of convolutions without layers in between, the features are the mean of the last stage already.
+    if listed and listed[-1][1] == network.num_features and not getattr(network, "num_prefix_tokens", 0):
+        listed.pop()
     every = max(1, len(listed) // 4)
-    return {info["module"]: info["num_chs"] for info in listed[every - 1 :: every]}
+    return dict(listed[every - 1 :: every])
 
 
 def freeze(network: nn.Module, frozen: bool) -> None:

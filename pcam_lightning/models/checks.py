@@ -34,7 +34,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise UserError(f"`model.crop` {crop}: should be even, from 32, the square that labels are about, to 96.")
     if size is not None and not 32 <= size <= 512:
         raise UserError(f"`model.size` {size}: should be from 32 to 512 pixels.")
-    for name, table in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+    for name, table in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("features", ("last", "stages"))):
         if options[name] not in table:
             raise UserError(f"`model.{name}` {options[name]!r}: unknown; one of {', '.join(table)}.")
     if SCHEDULES[options["schedule"]].warmup is not None and options["warmup_epochs"]:
@@ -57,7 +57,7 @@ def check_checkpoint(
         UserError: an option of preprocessing, a name or a shape differs.
     """
     recorded, state = checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"]
-    for name in ("normalize", "stain", "crop", "size"):
+    for name in ("normalize", "stain", "crop", "size", "features"):
         if name in recorded and recorded[name] != options[name]:
             raise UserError(
                 f"`model.{name}` {options[name]}: the checkpoint's network was trained with {recorded[name]}; leave "

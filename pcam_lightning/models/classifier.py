@@ -52,8 +52,8 @@ class PCamClassifier(L.LightningModule):
             patches.
         crop: side of the center square that the network sees, in pixels, from 32 to 96.
         size: side to which that is scaled, in pixels; by default it is not.
-        features: what the last layer is given: last, the network's own features, or stages, beside them the mean of
-            what each of its stages puts out; not of p4m_resnet16.
+        features: inputs of the last layer: last, the network's own features, or stages, these and the spatial mean of
+            each stage's output; not for p4m_resnet16.
         stain: bring each patch's stains to those of the training part: none, macenko or reinhard.
         augment: what happens to training patches.
         freeze_epochs: epochs in which the head alone learns, at the start; BatchNorm's running statistics stay as

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 Padding = tuple[int, int]  # zeros before and after each row and each column
@@ -14,9 +15,9 @@ class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution: the parameters, names and outputs of the layer that it replaces.
 
     In bfloat16 on a CPU, oneDNN has no depthwise kernel for the gradient of a weight of more than 3 x 3, nor for that
-    of the input where the stride is 2: it takes the kernels of ordinary convolutions, twenty times as slow. What it has
-    kernels for gives both: the weight's gradient in overlapping squares of 3 x 3, and the input's as a convolution of
-    the output's gradient with zeros in between. `benchmarks/depthwise.py` measures both.
+    of the input where the stride is 2: it takes the kernels of ordinary convolutions, which are far slower. Both
+    gradients can be computed with kernels that it has: the weight's in overlapping squares of 3 x 3, and the input's as
+    a convolution of the output's gradient with zeros in between. `benchmarks/depthwise.py` measures both.
 
     Args:
         layer: the layer to replace, nn.Conv2d or timm's Conv2dSame.
@@ -95,6 +96,7 @@ class _Depthwise(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         padded, weight = ctx.saved_tensors
         sides, stride, rows, columns, padding = ctx.options
@@ -135,7 +137,12 @@ def input_gradient(
     if stride > 1 or len({*rows, *columns}) > 1:
         count, channels = gradient.shape[:2]
         shape = [side + reach - 2 * zeros for side, zeros in zip(sides, padding, strict=True)]
-        spread = torch.empty((count, channels, *shape), dtype=gradient.dtype, memory_format=torch.channels_last).zero_()
+        spread = torch.empty(
+            (count, channels, *shape),
+            dtype=gradient.dtype,
+            device=gradient.device,
+            memory_format=torch.channels_last,
+        ).zero_()
         top, left = (reach - added[0] - zeros for added, zeros in zip((rows, columns), padding, strict=True))
         height, width = gradient.shape[2:]
         spread[:, :, top : top + height * stride : stride, left : left + width * stride : stride] = gradient

@@ -1,4 +1,4 @@
-"""The last layer of a network, which makes one logit of features."""
+"""The last layer of a network, which maps features to one logit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,11 @@ from torch import nn
 
 
 class Head(nn.Linear):
-    """A linear layer in float32 whatever autocast says: logits of half precision tie, and ties cost AUROC."""
+    """A linear layer in float32 whatever autocast says: logits of half precision tie, and ties cost AUROC.
+
+    Args:
+        features: number of its inputs.
+    """
 
     def __init__(self, features: int) -> None:
         super().__init__(features, 1)
@@ -20,9 +24,9 @@ class Head(nn.Linear):
 
 
 class StageHead(Head):
-    """A head that is given, beside the network's features, the mean over the image of what each stage puts out.
+    """A head on the network's features and the spatial mean of each stage's output.
 
-    Early stages know texture and color of a few pixels, which the last features of ImageNet's classes have forgotten.
+    Early stages respond to the texture and color of a few pixels, which the last features may lack.
 
     Args:
         network: whose stages are hooked.
@@ -33,7 +37,9 @@ class StageHead(Head):
     def __init__(self, network: nn.Module, features: int, stages: Mapping[str, int]) -> None:
         super().__init__(features + sum(stages.values()))
         self._means: list[torch.Tensor] = []
-        self._channels = list(stages.values())
+        # timm's attributes: the order of a map's axes, and tokens of a transformer that belong to no place.
+        self._channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        self._prefix_tokens = int(getattr(network, "num_prefix_tokens", 0))
         network.register_forward_pre_hook(self._clear)
         for stage in stages:
             network.get_submodule(stage).register_forward_hook(self._add)
@@ -44,11 +50,12 @@ class StageHead(Head):
         self._means = []
 
     def _add(self, stage: nn.Module, given: Any, output: torch.Tensor) -> None:
-        channels = self._channels[len(self._means)]
-        # (B, C, H, W), or of some networks (B, H, W, C) and of transformers (B, tokens, C).
-        axis = 1 if output.ndim == 4 and output.shape[1] == channels else output.ndim - 1
-        others = [other for other in range(1, output.ndim) if other != axis]
-        self._means.append(output.mean(dim=others, dtype=torch.float32))
+        """Note the mean of a map, (B, C, H, W) or (B, H, W, C), or of tokens, (B, N, C)."""
+        if output.ndim == 3:
+            mean = output[:, self._prefix_tokens :].mean(dim=1, dtype=torch.float32)
+        else:
+            mean = output.mean(dim=(1, 2) if self._channels_last else (2, 3), dtype=torch.float32)
+        self._means.append(mean)
 
     def _join(self, head: nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         """Return all features (B, F), as hooks that are registered later see them."""

@@ -36,8 +36,8 @@ _LITE_BLOCK = (
 _BLOCK = re.compile(r"blocks\.\d+\.\d+")
 _HUB_FILE = "model.safetensors"  # of timm's repositories
 _HINT = (
-    "use `model.weights` PATH (a file of weights), `model.weights` none (random ones), the file put into the cache "
-    "folder that TORCH_HOME names, HF_HOME for timm's, or `model.backbone` efficientnet_lite0, whose ImageNet weights "
+    "use `model.weights` PATH (a file of weights) or `model.weights` none (random ones), put the file into torch's "
+    "cache folder (TORCH_HOME) or timm's (HF_HOME), or use `model.backbone` efficientnet_lite0, whose ImageNet weights "
     "are installed with this package"
 )
 
@@ -70,7 +70,7 @@ def load_weights(network: nn.Module, name: str, weights: str, side: int = 96) ->
     else:
         state, origin = _read_state(Path(weights).expanduser()), weights
     own, head = network.state_dict(), f"{head_of(network)}."
-    if "_conv_stem.weight" in state:
+    if "_conv_stem.weight" in state and "conv_stem.weight" in own:
         state = _timm_names(state, network)
     embedding = state.get("pos_embed")
     if embedding is not None and "pos_embed" in own and embedding.shape != own["pos_embed"].shape:
@@ -151,7 +151,9 @@ def _read_hub_cache(repository: str) -> dict[str, torch.Tensor]:
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(repository, _HUB_FILE)
-    return _read_cached(Path(path if isinstance(path, str) else _HUB_FILE))
+    if not isinstance(path, str):
+        raise FileNotFoundError("no such file")
+    return _read_cached(Path(path))
 
 
 def _download_from_hub(repository: str) -> dict[str, torch.Tensor]:
@@ -186,7 +188,7 @@ def _resample(embedding: torch.Tensor, network: Any) -> torch.Tensor:
 
 @contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
-    """Bound each wait for the network: behind some firewalls nothing answers, and torch's download waits for ever."""
+    """Bound each wait for the network: behind some firewalls nothing answers, and torch's download waits forever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import lightning as L
@@ -20,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.metrics.classification import auroc
 from pcam_lightning.models.classifier import PCamClassifier
-from pcam_lightning.models.heads import head_of
+from pcam_lightning.models.heads import Head, head_of
 from pcam_lightning.training.demo_run import draw_demo_data
 from pcam_lightning.training.fit import FitSession
 from pcam_lightning.training.options import Config
@@ -46,7 +47,7 @@ class ProbeResult:
         table: a row for each strength that was tried: `C`, `train/auroc`, `train/loss`, `val/auroc`, `val/loss`.
         C: the one with the highest val/auroc.
         score: its val/auroc, as `validate` finds it.
-        checkpoint: the network with the fitted head.
+        checkpoint: the network with the fitted last layer.
         demo: whether it was a demo run on synthetic tissue, for want of data.
     """
 
@@ -59,42 +60,45 @@ class ProbeResult:
 
 
 def probe(config: Config) -> ProbeResult:
-    """Fit the head of a network to the features of the training part; the rest of the network stays as it is.
+    """Fit the last layer of a network to the features of the training part; the rest of the network stays as it is.
 
-    Features are what the head is given for patches without augmentation, with `model.tta` d4 the mean over the views.
-    They are extracted once, and cached beside the packed images. The strength of the penalty is chosen on the
+    Features are the inputs of the last layer for patches without augmentation, with `model.tta` d4 the mean over the
+    views. They are extracted once, and cached beside the packed images. The strength of the penalty is chosen on the
     validation part, whose score is slightly optimistic for that.
 
     Args:
-        config: the options; those of augmentation and optimizer have no effect.
+        config: the options; those of augmentation, optimizer and callbacks have no effect.
 
     Returns:
         The run's folder, `<name>/probe_N`, and its score.
 
     Raises:
-        UserError: an option, the data or the weights cannot be used, or no patch is held out.
+        UserError: an option, the data or the weights cannot be used, or a part lacks a class.
     """
     config.resolve(what=KIND)
     if config.options.data.folds is not None:
         config.use_slides_for_folds()
     _check(config)
     seed_everything(config.options.seed_everything, workers=True, verbose=False)
-    session = FitSession(config.replace(model={"compile": False}))  # one pass is over before it would pay
+    # One pass is over before compiling would pay, and callbacks are about training.
+    session = FitSession(config.replace(model={"compile": False}, trainer={"callbacks": None}))
+    if session.trainer.world_size > 1:
+        raise UserError(f"`trainer.devices` {config.options.trainer.devices}: probe runs on one device; use 1.")
     if session.demo:
         draw_demo_data()
     session.trainer.callbacks.remove(session.guard)  # type: ignore[attr-defined] # it checks steps, and there are none
     session.prepare()
     data, model = session.data, session.model
-    if not data.val_mask.any():
-        raise UserError("`data.val_fraction` 0: no patch is held out to choose the strength of the penalty by.")
-    stored = load_features(session)
-    features = stored[data.train_store.rows(data.table["id"])]
-    weight, bias, table = fit_logistic(features, data.table["label"].to_numpy(), data.val_mask)
+    rows = data.train_store.rows(data.table["id"])
+    label, val = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=bool)
+    label[rows], val[rows] = data.table["label"], data.val_mask
+    _check_classes(label, val)
+    weight, bias, table = fit_logistic(load_features(session), label, val)
     best = table.iloc[int(table["val/auroc"].argmax())]
-    head = model.net.get_submodule(head_of(model.net))
+    head = _head(model)
     with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight)[None])  # type: ignore[operator]
-        head.bias.fill_(bias)  # type: ignore[operator]
+        head.weight.copy_(torch.from_numpy(weight)[None])
+        head.bias.fill_(bias)
     model.trained |= TrainingPatches.of(data.table[~data.val_mask])
     session.open_run(create_run(config.runs, KIND), "the same call")
     assert session.run is not None
@@ -104,14 +108,27 @@ def probe(config: Config) -> ProbeResult:
 
 def _check(config: Config) -> None:
     trainer = config.options.trainer
-    for wrong, message in (
-        (trainer.fast_dev_run, "leave `trainer.fast_dev_run` out, it would see one batch"),
-        (trainer.limit_predict_batches is not None, "leave `trainer.limit_predict_batches` out"),
-        (trainer.limit_val_batches is not None, "leave `trainer.limit_val_batches` out"),
-        (str(trainer.devices) != "1" or trainer.num_nodes != 1, "runs on one device: leave `trainer.devices` out"),
-    ):
-        if wrong:
-            raise UserError(f"probe sees each patch once: {message}.")
+    for name, neutral in (("fast_dev_run", False), ("limit_predict_batches", None), ("limit_val_batches", None)):
+        if trainer[name] != neutral:
+            instead = "null" if neutral is None else "false"
+            raise UserError(f"`trainer.{name}` {trainer[name]}: probe needs each patch once; use {instead}.")
+
+
+def _check_classes(label: np.ndarray, val: np.ndarray) -> None:
+    if not val.any():
+        raise UserError("`data.val_fraction` 0: no patch is held out to choose the strength of the penalty by.")
+    for part, own in (("training", ~val), ("validation", val)):
+        if len(set(label[own])) < 2:
+            raise UserError(
+                f"all {int(own.sum()):,} patches of the {part} part have one label, and a probe needs both; choose "
+                "another `data.fold`, `data.split_seed` or `data.split_file`."
+            )
+
+
+def _head(model: PCamClassifier) -> Head:
+    head = model.net.get_submodule(head_of(model.net))
+    assert isinstance(head, Head)
+    return head
 
 
 def load_features(session: FitSession) -> np.ndarray:
@@ -126,26 +143,30 @@ def load_features(session: FitSession) -> np.ndarray:
     store, model = session.data.train_store, session.model
     key = _fingerprint(model, store.fingerprint, str(session.options.trainer.precision))
     path = store.path.with_name(f"features-{key[:16]}.npy")
+    shape: tuple[int, int] = (len(store.ids), _head(model).in_features)
     try:
         cached: np.ndarray = np.load(path)
-        width = model.net.get_submodule(head_of(model.net)).in_features
-        if cached.dtype == np.float32 and cached.shape == (len(store.ids), width):
+        if cached.dtype == np.float32 and cached.shape == shape:
             rank_zero_info(f"features: {path}.")
             return cached
-    except (OSError, ValueError):  # none yet, or damaged
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError):  # none yet, or damaged
         pass
-    collector = FeatureCollector()
+    collector = FeatureCollector(np.empty(shape, dtype=np.float32))
     session.trainer.callbacks.append(collector)  # type: ignore[attr-defined]
     session.trainer.predict(model, dataloaders=session.data.labeled_dataloader(), return_predictions=False)
-    features = collector.features()
+    session.trainer.callbacks.remove(collector)  # type: ignore[attr-defined]
+    features = collector.features
     if not np.isfinite(features).all():
-        raise UserError("features that are NaN or infinite: use other weights, or `trainer.precision` 32-true.")
+        raise UserError("some features are NaN or infinite: use other weights, or `trainer.precision` 32-true.")
     try:
         with atomic_open(path) as file:
             np.save(file, features)
-        rank_zero_info(f"features: {features.shape[1]:,} of each of {len(features):,} patches, kept in {path}.")
+        rank_zero_info(f"features: {shape[1]:,} of each of {shape[0]:,} patches, in {path}.")
     except OSError as error:
-        rank_zero_info(f"{path}: cannot be written ({error.strerror}); the features are not kept.")
+        rank_zero_info(
+            f"{path}: cannot be written ({error.strerror}), so that features are not kept; `data.cache_dir` is another "
+            "folder for them and the packed images."
+        )
     return features
 
 
@@ -161,33 +182,34 @@ def _fingerprint(model: PCamClassifier, store: str, precision: str) -> str:
 
 
 class FeatureCollector(L.Callback):
-    """Collects what the head of a network is given in predict, in one process; of several views the mean."""
+    """Collects the inputs of the last layer in predict, in one process; of several views the mean.
 
-    def __init__(self) -> None:
+    Args:
+        features: filled in the order of the batches, float32, (N, F).
+    """
+
+    def __init__(self, features: np.ndarray) -> None:
+        self.features = features
+        self._count = 0
         self._views: list[torch.Tensor] = []
-        self._batches: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._remove: Callable[[], None] = lambda: None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Hook the head."""
-        network: Any = pl_module.net
-        head = network.get_submodule(head_of(network))
+        """Hook the last layer."""
+        assert isinstance(pl_module, PCamClassifier)
+        head = _head(pl_module)
         self._remove = head.register_forward_pre_hook(lambda _, given: self._views.append(given[0].float())).remove
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *batch: Any) -> None:
         """Keep a batch."""
-        self._batches.append((outputs["row"].cpu(), torch.stack(self._views).mean(dim=0).cpu()))
+        mean = torch.stack(self._views).mean(dim=0).cpu().numpy()
+        self.features[self._count : self._count + len(mean)] = mean
+        self._count += len(mean)
         self._views.clear()
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the head alone again."""
+        """Remove the hook."""
         self._remove()
-
-    def features(self) -> np.ndarray:
-        """Return the features, float32, (N, F), in the order of the rows."""
-        order = torch.cat([row for row, _ in self._batches]).argsort()
-        found: np.ndarray = torch.cat([feature for _, feature in self._batches])[order].numpy()
-        return found
 
 
 def fit_logistic(features: np.ndarray, label: np.ndarray, val: np.ndarray) -> tuple[np.ndarray, float, pd.DataFrame]:
@@ -202,11 +224,12 @@ def fit_logistic(features: np.ndarray, label: np.ndarray, val: np.ndarray) -> tu
         Weights of the features as they are given, float32, (F,); the bias; and a row for each strength, see
         `ProbeResult.table`.
     """
-    scaler = StandardScaler().fit(features[~val])
-    train, held_out = scaler.transform(features[~val]), scaler.transform(features[val])
+    scaler = StandardScaler(copy=False)
+    train = scaler.fit_transform(features[~val])
+    held_out = scaler.transform(features[val])
     model = LogisticRegression(warm_start=True, max_iter=_ITERATIONS)
     rows: list[dict[str, float]] = []
-    weight, bias, best, waited = np.zeros(features.shape[1], dtype=np.float32), 0.0, -1.0, 0
+    weight, bias, best, waited = np.zeros(train.shape[1], dtype=np.float32), 0.0, -1.0, 0
     for strength in STRENGTHS:
         model.set_params(C=strength).fit(train, label[~val])
         row = {"C": strength}
@@ -227,6 +250,7 @@ def fit_logistic(features: np.ndarray, label: np.ndarray, val: np.ndarray) -> tu
 def _keep(session: FitSession, run: Run, table: pd.DataFrame, best: "pd.Series[float]") -> float:
     """Validate the network, and write what a run of fit has; return val/auroc."""
     trainer, keep = session.trainer, session.keep
+    session.metrics.on_train_start(trainer, session.model)  # the user's own loggers get the options
     trainer.validate(session.model, datamodule=session.data, verbose=False)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     score = metrics["val/auroc"]
@@ -238,4 +262,6 @@ def _keep(session: FitSession, run: Run, table: pd.DataFrame, best: "pd.Series[f
     row = {"epoch": 1, "step": 0, **fitted, **metrics}
     atomic_write(run.metrics, pd.DataFrame([row]).to_csv(index=False, lineterminator="\n"))
     session.metrics.log_options(trainer, score)
+    for logger in trainer.loggers:
+        logger.save()
     return score

@@ -55,7 +55,7 @@ def check_checkpoint(path: Path, checkpoint: dict[str, Any], model: Mapping[str,
     """
     if "probe" in checkpoint["pcam"]:
         raise UserError(
-            f"{path}: of a probe, which has no optimizer to resume; `model.weights` takes its weights for a new run."
+            f"{path}: is of a probe, which has no optimizer to resume; `model.weights` takes its weights for a new run."
         )
     if not checkpoint["pcam"].get("whole", True):
         raise UserError(

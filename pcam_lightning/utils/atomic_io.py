@@ -26,8 +26,8 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:  # of a full disk Python names no file
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    except OSError as error:  # of a full disk Python names no file, and numpy no number
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

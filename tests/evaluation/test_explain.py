@@ -87,6 +87,9 @@ def test_share_of_the_heat_inside() -> None:
     heat[0] = 0.5
     heat[1, 40:50, 33:63] = 1
     np.testing.assert_allclose(center_heat_fraction(heat), [1 / 9, 1, np.nan], rtol=1e-5)
+    inside = np.zeros((300, 96, 96), dtype=np.float32)
+    inside[:, 32:64, 32:64] = np.random.default_rng(0).random((300, 32, 32))
+    assert (center_heat_fraction(inside) <= 1).all()
     assert center_heat_labels(heat) == ["11% inside", "100% inside", "no heat"]
 
 

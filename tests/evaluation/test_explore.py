@@ -26,7 +26,7 @@ def explored(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     normal, tumor = labels["id"].iloc[0], labels["id"].iloc[-1]
     shutil.copyfile(root / "train" / f"{tumor}.tif", root / "train" / f"{normal}.tif")
     Image.new("RGB", (96, 96)).save(root / "test" / f"{pd.read_csv(root / 'sample_submission.csv')['id'].iloc[0]}.tif")
-    args = ["explore", "-c", str(CONFIGS / "best.yaml"), "--data.root", str(root), *FEW]
+    args = ["explore", "-c", str(CONFIGS / "p4m.yaml"), "--data.root", str(root), *FEW]
     assert main([*args, "--output", str(place / "out")]) == 0
     return place / "out"
 

@@ -124,7 +124,7 @@ def test_a_network_that_the_hub_describes(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     name = "timm/hf-hub:someone/network"
-    with pytest.raises(UserError, match=rf"`model.backbone` {name}: cannot be built for 96 x 96 pixels \(.*\)\.$"):
+    with pytest.raises(UserError, match=rf"`model.backbone` {name}: cannot be built from its repository \(.*\)\.$"):
         build_backbone(name)
     plain = timm.create_model("vit_tiny_patch16_224", num_classes=0, init_values=1e-5)
     _put_into_hub_cache("someone/network", plain.state_dict(), tmp_path / "hub")
@@ -351,3 +351,19 @@ def test_features_of_stages(name: str) -> None:
         copied.get_submodule(head_of(copied))(torch.rand(2, 1))
     with torch.no_grad():
         torch.testing.assert_close(copied(image), logit)
+
+
+@pytest.mark.parametrize("name", ["timm/mvitv2_tiny", "timm/hrnet_w18_small", "timm/tresnet_m"])
+def test_stages_that_cannot_be_read_are_an_error(name: str) -> None:
+    with pytest.raises(UserError, match=rf"`model.features` stages: the stages of {name} cannot be read"):
+        build_backbone(name, 224, "stages")
+
+
+def test_weights_in_the_current_folder_are_not_imagenets(
+    imagenet_like: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    safetensors.torch.save_file(imagenet_like, "model.safetensors")
+    with pytest.raises(WeightsUnavailable):
+        load_weights(build_backbone("resnet18"), "resnet18", "imagenet")

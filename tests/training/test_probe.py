@@ -1,5 +1,6 @@
 """probe: a logistic regression on frozen features, kept as a run that every other command takes."""
 
+import json
 import re
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_stages_give_more_features_and_the_checkpoint_predicts(drawn: Path) -> N
     more = ["--model.backbone=resnet18", "--model.features=stages"]
     assert _probe(drawn, *more) == 0
     (file,) = Path("cache").rglob("features-*.npy")
-    assert np.load(file).shape == (120, 512 + 64 + 128 + 256 + 512)
+    assert np.load(file).shape == (120, 512 + 64 + 128 + 256)
     assert main(["predict", "--ckpt_path", str(CHECKPOINT), "--trainer.accelerator=cpu"]) == 0
     assert len(pd.read_csv(RUN / "submission.csv")) == 40
 
@@ -139,16 +140,23 @@ def test_python_probes_and_returns_what_was_tried(drawn: Path) -> None:
     ("flag", "message"),
     [
         ("--data.val_fraction=0", "--data.val_fraction 0: no patch is held out"),
-        ("--trainer.fast_dev_run=true", "leave --trainer.fast_dev_run out"),
-        ("--trainer.limit_predict_batches=1", "leave --trainer.limit_predict_batches out"),
-        ("--trainer.limit_val_batches=1", "leave --trainer.limit_val_batches out"),
-        ("--trainer.devices=2", "one device"),
+        ("--trainer.fast_dev_run=true", "--trainer.fast_dev_run True: probe needs each patch once; use false"),
+        (
+            "--trainer.limit_predict_batches=1",
+            "--trainer.limit_predict_batches 1: probe needs each patch",
+        ),
+        ("--trainer.limit_val_batches=1", "--trainer.limit_val_batches 1: probe needs each patch once; use null"),
+        ("--trainer.devices=2", "--trainer.devices 2: probe runs on one device; use 1"),
+        ("--data.split_file=one_class.csv", "patches of the validation part have one label"),
         ("--model.weights=nowhere.pt", "nowhere.pt: no such file"),
     ],
 )
 def test_what_cannot_be_probed_is_one_line(
     flag: str, message: str, drawn: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    rows = pd.read_csv(drawn / "train_labels.csv")
+    held_out = rows["label"].eq(0) & (rows.index < 30)
+    rows.assign(split=np.where(held_out, "val", "train"))[["id", "split"]].to_csv("one_class.csv", index=False)
     assert _probe(drawn, flag) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert message in line
@@ -162,3 +170,31 @@ def test_a_probe_has_no_optimizer_to_resume(drawn: Path, capsys: pytest.CaptureF
     assert "of a probe, which has no optimizer to resume; --model.weights" in capsys.readouterr().err
     assert main([*fit, "last"]) == 2
     assert "no run with a last.ckpt to resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["best", "p4m", "fast"])
+def test_callbacks_of_a_recipe_are_left_out(recipe: str, drawn: Path) -> None:
+    probed = ["probe", "-c", BASE, "-c", str(CONFIGS / f"{recipe}.yaml"), "--data.root", str(drawn)]
+    assert main([*probed, *FAST, "--model.size=null", "--data.cache_dir=cache"]) == 0
+    assert (Path("lightning_logs") / recipe / "probe_0" / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_a_full_disk_costs_the_cache_alone(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(file: object, array: np.ndarray) -> None:
+        raise OSError("3000000 requested and 511968 written")  # as numpy does
+
+    monkeypatch.setattr("numpy.save", full)
+    assert _probe(drawn) == 0
+    message = capsys.readouterr().err
+    assert "cannot be written (3000000 requested and 511968 written), so that features are not kept" in message
+    assert not list(Path("cache").rglob("*features*"))
+
+
+def test_the_report_of_a_probe_lists_probes_alone(run_copy: Path, drawn: Path) -> None:
+    for seed in (1, 2):
+        assert _probe(drawn, f"--data.split_seed={seed}") == 0
+    assert main(["evaluate", str(RUN)]) == 0
+    found = json.loads((RUN / "report.json").read_text())["splits"]
+    assert [row["run"] for row in found] == ["base/probe_0", "base/probe_1"]
