@@ -26,7 +26,7 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:  # of a full disk Python names no file, and numpy no number
+    except OSError as error:  # when a disk is full, Python gives no file name, and numpy no error number
         raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
