@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from pcam_lightning.models.classifier import PCamClassifier
-from pcam_lightning.models.heads import head_of
+from pcam_lightning.models.heads import find_head
 from pcam_lightning.utils.errors import UserError
 from pcam_lightning.utils.system import cpu_has_bf16
 
@@ -29,8 +29,7 @@ def features(model: PCamClassifier, image: torch.Tensor) -> np.ndarray:
     """
     model.eval()
     found: list[torch.Tensor] = []
-    head = model.net.get_submodule(head_of(model.net))
-    hook = head.register_forward_pre_hook(lambda _, given: found.append(given[0].float()))
+    hook = find_head(model.net).register_forward_pre_hook(lambda _, given: found.append(given[0].float()))
     try:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
             for batch in torch.split(image, _BATCH):

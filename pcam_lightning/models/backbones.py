@@ -10,7 +10,7 @@ from torch import nn
 from torchvision import models
 
 from pcam_lightning.models.depthwise import replace_depthwise
-from pcam_lightning.models.heads import Head, StageHead, head_of
+from pcam_lightning.models.heads import Head, StageHead, find_head
 from pcam_lightning.models.p4m_resnet import P4MResNet
 from pcam_lightning.utils.errors import UserError
 
@@ -122,11 +122,10 @@ def build_backbone(name: str, side: int = 96, features: str = "last") -> nn.Modu
     if features == "stages" and not stages:
         raise UserError(f"`model.features` stages: {name} has none; use last.")
     replace_depthwise(network)
-    width = network.get_submodule(head).in_features
     if features == "stages":
         _set_stage_head(network, name, head, side, stages)
     else:
-        network.set_submodule(head, Head(width))
+        network.set_submodule(head, Head(network.get_submodule(head).in_features))
     whole: nn.Module = network
     return whole
 
@@ -184,7 +183,7 @@ def freeze(network: nn.Module, frozen: bool) -> None:
 
     What is frozen is in evaluation mode: BatchNorm leaves its running statistics alone.
     """
-    head = network.get_submodule(head_of(network))
+    head = find_head(network)
     network.requires_grad_(not frozen)
     network.train(not frozen)
     head.requires_grad_(True)

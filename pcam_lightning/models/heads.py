@@ -66,3 +66,8 @@ class StageHead(Head):
 def head_of(network: nn.Module) -> str:
     """Return the name of a network's head."""
     return next(str(name) for name, module in network.named_modules() if isinstance(module, Head))
+
+
+def find_head(network: nn.Module) -> Head:
+    """Return a network's head."""
+    return next(module for module in network.modules() if isinstance(module, Head))

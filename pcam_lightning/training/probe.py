@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.metrics.classification import auroc
 from pcam_lightning.models.classifier import PCamClassifier
-from pcam_lightning.models.heads import Head, head_of
+from pcam_lightning.models.heads import find_head, head_of
 from pcam_lightning.training.demo_run import draw_demo_data
 from pcam_lightning.training.fit import FitSession
 from pcam_lightning.training.options import Config
@@ -95,7 +95,7 @@ def probe(config: Config) -> ProbeResult:
     _check_classes(label, val)
     weight, bias, table = fit_logistic(load_features(session), label, val)
     best = table.iloc[int(table["val/auroc"].argmax())]
-    head = _head(model)
+    head = find_head(model.net)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight)[None])
         head.bias.fill_(bias)
@@ -125,12 +125,6 @@ def _check_classes(label: np.ndarray, val: np.ndarray) -> None:
             )
 
 
-def _head(model: PCamClassifier) -> Head:
-    head = model.net.get_submodule(head_of(model.net))
-    assert isinstance(head, Head)
-    return head
-
-
 def load_features(session: FitSession) -> np.ndarray:
     """Return the features of all labeled patches, from the cache where they are in it.
 
@@ -143,7 +137,7 @@ def load_features(session: FitSession) -> np.ndarray:
     store, model = session.data.train_store, session.model
     key = _fingerprint(model, store.fingerprint, str(session.options.trainer.precision))
     path = store.path.with_name(f"features-{key[:16]}.npy")
-    shape: tuple[int, int] = (len(store.ids), _head(model).in_features)
+    shape: tuple[int, int] = (len(store.ids), find_head(model.net).in_features)
     try:
         cached: np.ndarray = np.load(path)
         if cached.dtype == np.float32 and cached.shape == shape:
@@ -197,7 +191,7 @@ class FeatureCollector(L.Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Hook the last layer."""
         assert isinstance(pl_module, PCamClassifier)
-        head = _head(pl_module)
+        head = find_head(pl_module.net)
         self._remove = head.register_forward_pre_hook(lambda _, given: self._views.append(given[0].float())).remove
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *batch: Any) -> None:
