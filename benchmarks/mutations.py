@@ -401,21 +401,21 @@ MUTATIONS = [
     Mutation(
         "labels are smoothed in training alone",
         "models/classifier.py",
-        '            logit = self._tta_logits(batch["image"])\n',
-        '            logit = self._tta_logits(batch["image"])\n'
+        '            logit = self.predict_logits(batch["image"])\n',
+        '            logit = self.predict_logits(batch["image"])\n'
         '            target = label * (1 - self.hparams["label_smoothing"]) + self.hparams["label_smoothing"] / 2\n',
         ("models/test_classifier.py::test_label_smoothing_counts_in_training_alone",),
     ),
     Mutation(
         "pixels are augmented in float32",
         "models/classifier.py",
-        "with torch.no_grad(), torch.autocast(self.device.type, enabled=False):",
-        "with torch.no_grad():",
+        "with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # pixels keep",
+        "with torch.no_grad():  # pixels keep",
         ("models/test_classifier.py::test_pixels_are_augmented_in_float32_whatever_the_precision",),
     ),
     Mutation(
         "the head works in float32",
-        "models/backbones.py",
+        "models/heads.py",
         "with torch.autocast(features.device.type, enabled=False):",
         "with torch.autocast(features.device.type):",
         ("models/test_backbones.py::test_one_logit_in_float32_and_a_body_that_freezes_without_the_head",),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pcam_lightning.evaluation.evaluate import evaluate
     from pcam_lightning.models.classifier import PCamClassifier
     from pcam_lightning.training.best_and_last import BestAndLastCheckpoint
+    from pcam_lightning.training.checkpoint import load_pretrained
     from pcam_lightning.training.fit import fit
     from pcam_lightning.training.options import Config
     from pcam_lightning.training.predict import predict, test, validate
@@ -34,6 +35,7 @@ __all__ = [
     "crossval",
     "evaluate",
     "fit",
+    "load_pretrained",
     "predict",
     "probe",
     "test",
@@ -52,6 +54,7 @@ _MODULES = {
     "crossval": "evaluation.crossval",
     "evaluate": "evaluation.evaluate",
     "fit": "training.fit",
+    "load_pretrained": "training.checkpoint",
     "predict": "training.predict",
     "probe": "training.probe",
     "test": "training.predict",

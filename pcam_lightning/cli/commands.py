@@ -9,7 +9,7 @@ from pcam_lightning.cli.parser import PROG
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.sources import parts
 from pcam_lightning.utils.errors import rank_zero_info
-from pcam_lightning.utils.run_dir import Run
+from pcam_lightning.utils.run_dir import BundledRun, run_at
 
 
 def pack(root: Path = Path("data"), cache_dir: Path | None = None, verify: bool = False) -> None:
@@ -41,8 +41,8 @@ def _evaluate(
     """Score a run, a cross-validation or a file of predictions: report.html and report.json.
 
     Args:
-        target: a run's folder (its best checkpoint is validated again), a cross-validation's, or a CSV with id,logit or
-            a submission.
+        target: a run's folder (its best checkpoint is validated again), a cross-validation's, a CSV with id,logit or a
+            submission, or pcam or pcam-small, the networks that come with the package, with `root`.
         labels: CSV with id,label, for a CSV that has no labels itself.
         slides: CSV with id,wsi, where the slides are not known already.
         root: data folder, where it has moved since the run.
@@ -52,9 +52,9 @@ def _evaluate(
     from pcam_lightning.evaluation.evaluate import evaluate
 
     next_steps = {}
-    run = Run(target)
-    if target.is_dir() and run.checkpoint.is_file():
-        checkpoint = run.checkpoint
+    run = run_at(target)
+    if run.checkpoint.is_file():
+        checkpoint = target if isinstance(run, BundledRun) else run.checkpoint
         moved = [] if root is None else [str(root)]
         explain = ["explain", str(target), *(f"--root={one}" for one in moved)]
         predicts = ["predict", "--ckpt_path", str(checkpoint), *(f"--data.root={one}" for one in moved)]

@@ -50,7 +50,8 @@ class RunCommand:
 
 _CKPT_PATH = {
     "resume": "`last` resumes the newest run of the config; a file is resumed in a new run.",
-    "required": "The checkpoint, such as lightning_logs/base/version_0/checkpoints/best.ckpt.",
+    "required": "The checkpoint, such as lightning_logs/base/version_0/checkpoints/best.ckpt; or pcam or pcam-small, "
+    "trained networks that come with the package.",
     "optional": "A checkpoint, whose options, data and network are used.",
 }
 

@@ -33,7 +33,8 @@ class PCamDataModule(L.LightningDataModule):
         root: data folder, with train/, train_labels.csv, test/ and sample_submission.csv as Kaggle has them. By
             default `data`; where that does not exist, `fit` is a demo run on synthetic tissue.
         batch_size: patches a batch, on each device.
-        val_fraction: share of each class held out for validation; 0 trains on everything.
+        val_fraction: share of each class held out for validation; 0 trains on everything, 1 leaves nothing to train
+            on. PCam's own files have a validation part of their own.
         split_seed: seed of the split.
         slides: CSV with id,wsi: whole slides are held out, so that val/auroc is of slides never seen in training.
         unknown_slides: what to do with patches that the slides file does not name: stop, or take them for one slide.
@@ -74,8 +75,8 @@ class PCamDataModule(L.LightningDataModule):
         ):
             check_number(f"data.{name}", value, least, whole=True)
         check_number("data.val_fraction", val_fraction)
-        if not 0 <= val_fraction < 1:
-            raise UserError(f"`data.val_fraction` {val_fraction}: should be at least 0 and less than 1, such as 0.2.")
+        if not 0 <= val_fraction <= 1:
+            raise UserError(f"`data.val_fraction` {val_fraction}: should be from 0 to 1, such as 0.2.")
         if split_file is not None and folds is not None:
             raise UserError(f"`data.split_file` {split_file}: is a split already; leave `data.folds` out.")
         if not 0 <= fold < (folds or 1):

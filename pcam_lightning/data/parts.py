@@ -68,7 +68,7 @@ def draw_split(
             blank[blank] = is_blank(store.images[rows[blank]])
         group = join_groups(table["slide"].to_numpy(), np.where(blank, table["id"], group))
     mask = validation_mask(table, group, val_fraction, seed, folds, fold)
-    if blank.any() and (val_fraction or folds):
+    if blank.any() and (0 < val_fraction < 1 or folds):
         mask &= ~blank
         rank_zero_info(
             f"{int(blank.sum()):,} blank patches have exact copies in several slides; none of them validates."

@@ -124,7 +124,7 @@ def validation_mask(
     Args:
         table: one row a patch, with columns `id` and `label`.
         group: the group of each row, shape (N,).
-        val_fraction: share to mark, in [0, 1); 0 marks none. Not used where there are folds.
+        val_fraction: share to mark, in [0, 1]; 0 marks none, 1 all. Not used where there are folds.
         seed: of the draw; the folds of one seed have no patch in common.
         folds: number of folds, at least 2.
         fold: the one to mark, counted from 0.
@@ -135,8 +135,8 @@ def validation_mask(
     Raises:
         UserError: a class has no patch on one of the two sides.
     """
-    if folds is None and val_fraction == 0:
-        return np.zeros(len(table), dtype=bool)
+    if folds is None and val_fraction in (0, 1):
+        return np.full(len(table), bool(val_fraction))
     shares = [val_fraction, 1 - val_fraction] if folds is None else [1 / folds] * folds
     part = split_groups(table, group, shares, seed)
     option, remedy = f"`data.val_fraction` {val_fraction}", "another share"

@@ -25,11 +25,13 @@ class TrainingPatches:
         ids: hash of each patch's id, int64, sorted.
         pixels: hash of each patch's pixels, int64, sorted.
         known: whether these are all of them; False of weights that do not record it.
+        origins: where copies of patches are from that trained them, which neither hash finds again.
     """
 
     ids: np.ndarray = field(default_factory=_none)
     pixels: np.ndarray = field(default_factory=_none)
     known: bool = True
+    origins: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, table: pd.DataFrame) -> "TrainingPatches":
@@ -59,17 +61,27 @@ class TrainingPatches:
         """Return those that `record` returned; None, of a checkpoint of version 0.1.0, tells nothing."""
         if record is None:
             return cls(known=False)
-        return cls(record["ids"].cpu().numpy(), record["pixels"].cpu().numpy(), bool(record["known"]))
+        ids, pixels = (record[name].cpu().numpy() for name in ("ids", "pixels"))
+        return cls(ids, pixels, bool(record["known"]), tuple(record.get("origins", ())))
 
     def record(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of them: 16 bytes a patch."""
-        return {"ids": torch.from_numpy(self.ids), "pixels": torch.from_numpy(self.pixels), "known": self.known}
+        hashes = {name: torch.from_numpy(getattr(self, name)) for name in ("ids", "pixels")}
+        return {**hashes, "known": self.known, "origins": list(self.origins)}
 
     def __or__(self, other: "TrainingPatches") -> "TrainingPatches":
         """Return the patches of both."""
         return TrainingPatches(
-            np.union1d(self.ids, other.ids), np.union1d(self.pixels, other.pixels), self.known and other.known
+            np.union1d(self.ids, other.ids),
+            np.union1d(self.pixels, other.pixels),
+            self.known and other.known,
+            tuple(sorted({*self.origins, *other.origins})),
         )
+
+    @property
+    def caution(self) -> str:
+        """What to say of a score where copies of patches trained the weights; empty where none did."""
+        return f"trained on {' and '.join(self.origins)}, and these may be of the same slides" if self.origins else ""
 
     def count(self, table: pd.DataFrame) -> int:
         """Count the patches of a table, with columns `id` and `pixel_sha1`, that are among them by id or by pixels."""

@@ -42,6 +42,7 @@ from pcam_lightning.metrics.classification import (
 from pcam_lightning.training.demo_run import NOT_REAL, is_synthetic
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError
+from pcam_lightning.utils.run_dir import BundledRun, run_at
 
 PARTS = 5  # of slides or patches, for what is fitted on all but one of them
 _RATES = (0.90, 0.95, 0.99)
@@ -72,8 +73,8 @@ def evaluate(
     """Score a run, a cross-validation or a file of predictions: report.html and report.json.
 
     Args:
-        target: a run's folder (its best checkpoint is validated again), a cross-validation's, or a CSV with id,logit or
-            a submission.
+        target: a run's folder (its best checkpoint is validated again), a cross-validation's, a CSV with id,logit or a
+            submission, or pcam or pcam-small, the networks that come with the package, with `root`.
         labels: CSV with id,label, for a CSV that has no labels itself.
         slides: CSV with id,wsi, where the slides are not known already.
         root: data folder, where it has moved since the run.
@@ -105,7 +106,7 @@ def evaluate(
     report["leak"] = f"This score {leak.verb}: {leak.message}." if leak.message else ""
     synthetic = predictions.split is not None and is_synthetic(root or predictions.split["root"])
     report["synthetic"] = f"Synthetic tissue. {NOT_REAL}" if synthetic else ""
-    if target.is_dir():
+    if target.is_dir() and not isinstance(run_at(target), BundledRun):
         report["splits"] = related_runs(target)
         if (target / "oof.csv").is_file():
             report["folds"] = _folds(rows)

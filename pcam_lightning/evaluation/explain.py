@@ -16,7 +16,7 @@ from pcam_lightning.plotting.style import CLASSES, as_png
 from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info
-from pcam_lightning.utils.run_dir import Run
+from pcam_lightning.utils.run_dir import BundledRun, run_at
 
 
 def explain(
@@ -35,7 +35,8 @@ def explain(
     of the heat that lies in the center 32 x 32, which the label is about: a ninth of heat that is the same everywhere.
 
     Args:
-        run: its folder; its best checkpoint is validated again.
+        run: its folder, whose best checkpoint is validated again; or pcam or pcam-small, the networks that come with
+            the package, with `root`.
         ids: patches of the validation part to show instead of the top errors, separated by commas.
         patches: how many of each kind of mistake are shown.
         sample: how many patches the share is measured on, drawn from the validation part.
@@ -46,15 +47,18 @@ def explain(
     for name, value in (("patches", patches), ("sample", sample)):
         if value < 1:
             raise UserError(f"`{name}` {value}: should be at least 1.")
-    if not Run(run).config.is_file():
+    found = run_at(run)
+    if not isinstance(found, BundledRun) and not found.config.is_file():
         raise UserError(f"{run}: not the folder of a run: it has no config.yaml.")
     wanted = [] if ids is None else ids.split(",")
-    _check_ids(wanted, Run(run).split)
+    _check_ids(wanted, found.split)
     predictions = read_labeled_predictions(run, None, None, root)
     rows, data = predictions.rows, predictions.data
+    if unknown := sorted(set(wanted) - set(rows["id"])):
+        raise UserError(f"`ids`: {unknown[0]}: none of the patches that the network was validated on.")
     if predictions.made_by is None or data is None:
         raise UserError(f"{run}: of a cross-validation, name one of its folds: {run / 'fold_0'}.")
-    checkpoint = Run(run).best if predictions.chosen_by_these else Run(run).last
+    checkpoint, folder = found.best if predictions.chosen_by_these else found.last, found.folder
     model = load_classifier(checkpoint, read_checkpoint(checkpoint), None)
     if ids is None:
         errors = top_errors(rows["label"].to_numpy(), rows["logit"].to_numpy())
@@ -66,8 +70,8 @@ def explain(
     rank_zero_info(f"Grad-CAM of {checkpoint}, {layer}.")
     for name, chosen in groups.items():
         if len(chosen):
-            _draw(run / f"explain_{name}.png", data.train_store, model, rows.iloc[chosen], layer)
-    _measure(run, data.train_store, model, rows.iloc[_drawn(len(rows), sample, seed)], layer)
+            _draw(folder / f"explain_{name}.png", data.train_store, model, rows.iloc[chosen], layer)
+    _measure(folder, data.train_store, model, rows.iloc[_drawn(len(rows), sample, seed)], layer)
 
 
 def _check_ids(wanted: list[str], split: Path) -> None:
@@ -96,11 +100,11 @@ def _drawn(count: int, sample: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(count)[:sample])
 
 
-def _measure(run: Path, store: PackedStore, model: PCamClassifier, rows: pd.DataFrame, layer: str) -> None:
+def _measure(folder: Path, store: PackedStore, model: PCamClassifier, rows: pd.DataFrame, layer: str) -> None:
     """Write how much of the heat lies in the center of each patch, and say what it comes to."""
     images = store.images[store.rows(rows["id"])]
     inside = center_heat_fraction(grad_cam(model, torch.from_numpy(images), layer))
-    path = run / "explain.csv"
+    path = folder / "explain.csv"
     atomic_write(path, rows[["id", "label", "logit"]].assign(inside=inside).to_csv(index=False, lineterminator="\n"))
     for value, name in enumerate(CLASSES):
         share = inside[(rows["label"] == value) & np.isfinite(inside)]

@@ -17,7 +17,7 @@ from pcam_lightning.models.classifier import FIT_PATCHES, PCamClassifier
 from pcam_lightning.plotting import patch_grids, plots
 from pcam_lightning.plotting.style import CLASSES, as_png, data_uri
 from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
-from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder, is_synthetic, load_pretrained
+from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder, is_synthetic, load_initial_weights
 from pcam_lightning.training.options import Config
 from pcam_lightning.transforms.augment import Augmentation
 from pcam_lightning.transforms.preprocess import Preprocess
@@ -134,7 +134,7 @@ def _load_network(options: dict[str, Any], ckpt_path: Path | str | None) -> tupl
         path = Path(ckpt_path)
         return load_classifier(path, read_checkpoint(path), "none"), str(path)
     model = PCamClassifier(**options["model"])
-    load_pretrained(model, demo=is_demo_folder(options["data"]["root"]))
+    load_initial_weights(model, demo=is_demo_folder(options["data"]["root"]))
     start = "random" if model.init_weights == "none" else model.init_weights
     return model, f"{model.hparams['backbone']}, {start} weights"
 

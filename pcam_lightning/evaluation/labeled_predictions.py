@@ -16,7 +16,7 @@ from pcam_lightning.training.predict import validate
 from pcam_lightning.training.predictions import read_predictions_csv
 from pcam_lightning.training.upgrade import read_config
 from pcam_lightning.utils.errors import UserError, rank_zero_info
-from pcam_lightning.utils.run_dir import Run
+from pcam_lightning.utils.run_dir import BundledRun, Run, run_at
 
 FEW = 20  # slides: with fewer a bootstrap over them gives intervals that are too narrow
 
@@ -32,6 +32,7 @@ class LabeledPredictions(NamedTuple):
     chosen_by_these: bool = False  # the checkpoint is the epoch that was best on these very patches
     overlap: int | None = None  # of these patches, how many trained the network by id or pixels; None: not known
     slides: "pd.Series[str] | None" = None  # by id, where the user names a file of them
+    caution: str = ""  # copies of patches that trained the network, which are not counted as overlap
 
 
 def read_labeled_predictions(
@@ -45,7 +46,7 @@ def read_labeled_predictions(
     """Read labeled predictions; a run's best checkpoint is validated again.
 
     Args:
-        target: a run's folder, a cross-validation's, or a CSV.
+        target: a run's folder, a network that comes with the package, a cross-validation's folder, or a CSV.
         labels: CSV with id,label, for a CSV that has no labels itself.
         slides: CSV with id,wsi, where the slides are not known already.
         root: data folder, where it has moved since the run.
@@ -54,14 +55,17 @@ def read_labeled_predictions(
     Raises:
         UserError: something is missing or malformed.
     """
-    if (target / "oof.csv").is_file():
+    run = run_at(target)
+    if isinstance(run, BundledRun):
+        predictions = _validate_run(run, labels, root)
+    elif (target / "oof.csv").is_file():
         options = read_config(Run(target).config)["data"]
         data = _data(options, root, Run(target / "fold_0").split) if pictures else None
         rows = read_predictions_csv(target / "oof.csv", labels)
         overlap = _count_overlap(target, rows, data)
         predictions = LabeledPredictions(rows, target / "report", data, split=options, overlap=overlap)
     elif target.is_dir():
-        predictions = _validate_run(Run(target), labels, root)
+        predictions = _validate_run(run, labels, root)
     else:
         # Its own name: a run's report holds the temperature for predict, which no test label may have a say in.
         predictions = LabeledPredictions(
@@ -99,6 +103,7 @@ def _validate_run(run: Run, labels: Path | None, root: Path | None) -> LabeledPr
         scores.checkpoint["pcam"]["config"]["data"],
         checkpoint == run.best,
         scores.overlap,
+        caution=TrainingPatches.of_checkpoint(checkpoint, scores.checkpoint).caution,
     )
 
 
@@ -133,6 +138,8 @@ def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataMo
 def find_evaluation_leakage(predictions: LabeledPredictions) -> SlideLeakage:
     """Find out whether slides of these patches trained the network too; not known of a file of predictions."""
     rows, data, split = predictions.rows, predictions.data, predictions.split
+    if predictions.caution:
+        return SlideLeakage(f"the network was {predictions.caution}", certain=False)
     if split is None:
         return SlideLeakage()
     if "fold" in rows:

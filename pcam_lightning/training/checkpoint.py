@@ -12,6 +12,7 @@ from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.lightning_internals import LAUNCHER_CHECKPOINT
 from pcam_lightning.training.upgrade import upgrade_checkpoint
 from pcam_lightning.utils.atomic_io import atomic_write
+from pcam_lightning.utils.bundled import BUNDLED, bundled_file
 from pcam_lightning.utils.errors import UserError
 from pcam_lightning.utils.run_dir import Run
 from pcam_lightning.utils.safe_load import safe_load
@@ -44,13 +45,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this project, tensors on the CPU.
 
+    Args:
+        path: of a checkpoint, or of weights that `write_weights` wrote, or the name of a network that comes with the
+            package: pcam or pcam-small.
+
     Raises:
         UserError: missing, damaged, or not one of ours; a pickle that would run code is not read.
     """
+    path = bundled_file(path) or path
     if found := next((one for one in (Run(path).best, Run(path).last) if one.is_file()), None):
         raise UserError(f"{path}: the folder of a run, and no checkpoint; {found} is one.")
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; runs keep theirs in lightning_logs/NAME/version_N/checkpoints/.")
+        raise UserError(
+            f"{path}: no such checkpoint; runs keep theirs in lightning_logs/NAME/version_N/checkpoints/, and "
+            f"{' and '.join(BUNDLED)} come with this package."
+        )
     try:
         checkpoint = safe_load(path)
     except ValueError as error:
@@ -115,3 +124,20 @@ def load_classifier(path: Path, checkpoint: dict[str, Any], tta: str | None) -> 
         raise UserError(f"{path}: damaged, or of another version of this project ({error}).") from None
     model.load_state_dict(checkpoint["state_dict"])
     return model
+
+
+def load_pretrained(checkpoint: Path | str, tta: str | None = None) -> PCamClassifier:
+    """Load a trained network, ready to predict.
+
+    Args:
+        checkpoint: pcam or pcam-small, which come with the package, or the path of a checkpoint of this project.
+        tta: test-time augmentation, `none` or `d4`; by default what its run had.
+
+    Returns:
+        The network on the CPU, in evaluation mode; `predict_logits` maps uint8 patches to logits.
+
+    Raises:
+        UserError: missing, damaged, or not of this project.
+    """
+    path = Path(checkpoint).expanduser()
+    return load_classifier(path, read_checkpoint(path), tta).eval()

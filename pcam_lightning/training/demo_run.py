@@ -65,7 +65,7 @@ def draw_demo_data() -> None:
             synthesize(root)
 
 
-def load_pretrained(model: PCamClassifier, *, demo: bool) -> None:
+def load_initial_weights(model: PCamClassifier, *, demo: bool) -> None:
     """Load the weights that a network starts from; in a demo run alone, random ones where ImageNet's cannot be had.
 
     Raises:

@@ -20,7 +20,7 @@ from pcam_lightning.models.classifier import FIT_PATCHES, PCamClassifier
 from pcam_lightning.plotting.plots import best_epoch
 from pcam_lightning.training.best_and_last import BestAndLastCheckpoint, run_record
 from pcam_lightning.training.checkpoint import epochs_done, read_checkpoint
-from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder, load_pretrained
+from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder, load_initial_weights
 from pcam_lightning.training.image_logger import ImageLogger
 from pcam_lightning.training.lightning_internals import end_by_epochs, find_unused_parameters
 from pcam_lightning.training.metrics_csv import MetricsCSV, RunTensorBoardLogger
@@ -90,6 +90,8 @@ def fit(
     if resumed is not None:
         ckpt_path = resumed.last
     checkpoint = None if ckpt_path is None else read_checkpoint(Path(ckpt_path))
+    if checkpoint is not None and "optimizer_states" not in checkpoint:
+        raise UserError(f"`ckpt_path` {ckpt_path}: weights alone, nothing to resume; `model.weights` starts from them.")
     config.resolve(checkpoint)
     if resumed is None and config.options.data.folds is not None:
         config.use_slides_for_folds()
@@ -133,9 +135,10 @@ class FitSession:
         if self.resumed is not None:
             take_split(data, self.resumed, self.checkpoint, self.options)
         data.setup("fit")
-        self._prepare_weights()
         if not (~data.val_mask).any():
-            raise UserError(f"{data.split_file}: all patches are in the validation part, none is left to train on.")
+            origin = data.split_file or f"`data.val_fraction` {data.val_fraction}"
+            raise UserError(f"{origin}: all patches are in the validation part, none is left to train on.")
+        self._prepare_weights()
         check_validation(self.trainer, data)
         self._report_training_overlap()
         check_monitors(self.trainer, int(data.val_mask.sum()))
@@ -150,7 +153,7 @@ class FitSession:
     def _prepare_weights(self) -> None:
         model = self.model
         if self.checkpoint is None:
-            load_pretrained(model, demo=self.demo)
+            load_initial_weights(model, demo=self.demo)
             if model.preprocess.needs_fit:
                 model.preprocess.fit(self.data.sample(FIT_PATCHES))
         else:
@@ -193,6 +196,8 @@ class FitSession:
         if self.checkpoint is not None:
             before = TrainingPatches.of_checkpoint(path, self.checkpoint)
         held_out = data.table[data.val_mask]
+        if before.caution:
+            rank_zero_warn(f"val/auroc may be optimistic: the weights of {path} were {before.caution}.")
         if overlap := before.count(held_out):
             split = run_of(path).split
             hint = f" `data.split_file` {split} holds out the patches that its run did." if split.is_file() else ""

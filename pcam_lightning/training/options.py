@@ -150,6 +150,9 @@ class Config:
         def construct(class_type: type, *args: Any, **kwargs: Any) -> Any:
             try:
                 return class_type(*args, **kwargs)
+            except UserError as error:  # jsonargparse would take it for one of several types that do not fit
+                failed.append(error)
+                raise
             except (ImportError, MisconfigurationException, KeyError, RuntimeError, TypeError, ValueError) as error:
                 if class_type not in (PCamClassifier, PCamDataModule):
                     failed.append(UserError(f"`trainer`: {class_type.__name__} cannot be built: {error}"))

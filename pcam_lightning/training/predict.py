@@ -81,12 +81,15 @@ class _Session:
         trained = TrainingPatches.of_checkpoint(self.path, self.checkpoint)
         for other in self.model.ensemble:
             trained |= other.trained
+        if trained.caution:
+            rank_zero_warn(f"{self.path}: {trained.caution}: scores may be optimistic.")
         self.overlap = trained.count(table)
         if self.overlap:
             rank_zero_warn(f"{self.overlap:,} of these {len(table):,} patches trained the network of {self.path}.")
         elif not trained.known:
             self.overlap = None
-            rank_zero_info(f"{self.path}: does not record all patches that trained it; these may be among them.")
+            if not trained.caution:
+                rank_zero_info(f"{self.path}: does not record all patches that trained it; these may be among them.")
 
     def collect(self, stage: str) -> "pd.Series[float]":
         """Run a stage; return the logits by id, empty in all processes but the first."""
@@ -119,7 +122,7 @@ def validate(ckpt_path: Path | str, config: Config | None = None) -> Scores:
     Writes `validate.json` and `val_predictions.csv` into the run.
 
     Args:
-        ckpt_path: of a run of this project.
+        ckpt_path: of a run of this project, or pcam or pcam-small, which come with the package.
         config: options; by default those of the run.
 
     Raises:
@@ -145,7 +148,7 @@ def test(ckpt_path: Path | str, config: Config | None = None) -> Scores:
     Writes `test.json` and `test_predictions.csv` into the run.
 
     Args:
-        ckpt_path: of a run of this project.
+        ckpt_path: of a run of this project, or pcam or pcam-small, which come with the package.
         config: options; by default those of the run.
 
     Raises:
@@ -192,7 +195,7 @@ def predict(
     """Predict the patches of test/, or of a folder that holds patches alone.
 
     Args:
-        ckpt_path: of a run of this project.
+        ckpt_path: of a run of this project, or pcam or pcam-small, which come with the package.
         config: options; by default those of the run.
         ensemble: more checkpoints; the mean of all their logits is returned.
         chosen: names of the options that count for all networks of an ensemble although their runs differ in them,

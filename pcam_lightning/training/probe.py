@@ -188,10 +188,10 @@ class FeatureCollector(L.Callback):
         self._views: list[torch.Tensor] = []
         self._remove: Callable[[], None] = lambda: None
 
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Hook the last layer."""
+    def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Hook the last layer of the network that predicts."""
         assert isinstance(pl_module, PCamClassifier)
-        head = find_head(pl_module.net)
+        head = find_head(pl_module.predictor)
         self._remove = head.register_forward_pre_hook(lambda _, given: self._views.append(given[0].float())).remove
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *batch: Any) -> None:

@@ -34,6 +34,7 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
             checkpoint[key] = {_TENSORS.get(name, name): value for name, value in checkpoint[key].items()}
     states = checkpoint.get("callbacks", {})
     checkpoint["callbacks"] = {_STATE_KEYS.get(name, name): state for name, state in states.items()}
+    record["format"] = 2
 
 
 def read_config(path: Path) -> Any:

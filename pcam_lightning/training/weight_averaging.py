@@ -1,9 +1,6 @@
 """Averaging of weights over the steps of training."""
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import lightning as L
@@ -11,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 
+from pcam_lightning.models.batchnorm import measure_statistics
 from pcam_lightning.utils.errors import UserError
 
 STATISTICS_PATCHES = 1280  # training patches that the averaged network's BatchNorm statistics are measured on
@@ -105,17 +103,14 @@ class ExponentialMovingAverage(WeightAveraging):
         if self._measured == trainer.global_step or not norms or not self._recent:
             return
         self._measured = trainer.global_step
-        statistics = list(chain.from_iterable((norm.running_mean, norm.running_var) for norm in norms))
-        total = [torch.zeros_like(value) for value in statistics]
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        random, precision = torch.random.fork_rng(devices), trainer.precision_plugin.forward_context()
-        with _follows_each_batch(norms), random, precision:
-            for batch in self._recent:
-                model.net(pl_module.augmented(batch)[0])
-                torch._foreach_add_(total, statistics)
-        torch._foreach_div_(total, len(self._recent))
-        for value, mean in zip(statistics, total, strict=True):
-            value.copy_(trainer.strategy.reduce(mean, reduce_op="mean"))
+        with torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
+            measure_statistics(
+                model.net,
+                norms,
+                (pl_module.augmented(batch)[0] for batch in self._recent),
+                lambda mean: trainer.strategy.reduce(mean, reduce_op="mean"),
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many steps the average is of, and which was the last."""
@@ -125,16 +120,3 @@ class ExponentialMovingAverage(WeightAveraging):
         """Restore the number of steps that the average is of."""
         super().load_state_dict(state_dict)
         self.count = state_dict["count"]
-
-
-@contextmanager
-def _follows_each_batch(norms: list[Any]) -> Iterator[None]:
-    """Let the running statistics be those of the latest batch alone."""
-    before = [(norm, norm.training, norm.momentum) for norm in norms]
-    for norm in norms:
-        norm.training, norm.momentum = True, 1.0
-    try:
-        yield
-    finally:
-        for norm, training, momentum in before:
-            norm.training, norm.momentum = training, momentum

@@ -1,9 +1,11 @@
 """The folder of a run: its files, and how it is created and found."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pcam_lightning.utils.bundled import bundled_file
 from pcam_lightning.utils.errors import UserError
 
 
@@ -56,6 +58,33 @@ class Run:
     def submission(self) -> Path:
         """The Kaggle submission: id,label."""
         return self.folder / "submission.csv"
+
+
+@dataclass(frozen=True)
+class BundledRun(Run):
+    """Where results of a network that comes with the package go: `lightning_logs/<its name>` in the working folder.
+
+    Args:
+        file: of its weights, which no run of this machine has made.
+    """
+
+    file: Path
+
+    @property
+    def last(self) -> Path:
+        """The file of its weights."""
+        return self.file
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of its weights."""
+        return self.file
+
+
+def run_at(target: Path | str) -> Run:
+    """Return the run whose folder is named, or that of a network that comes with the package."""
+    file = bundled_file(target)
+    return Run(Path(target)) if file is None else BundledRun(Path("lightning_logs") / file.stem, file)
 
 
 def create_run(runs: Path, kind: str = "version") -> Run:
@@ -112,17 +141,21 @@ def newest_run(runs: Path) -> Run:
 
 def run_of(checkpoint: Path) -> Run:
     """Return the run that a checkpoint lies in; of one that was moved away, the folder it lies in counts as the run."""
+    if bundled_file(checkpoint) is not None:
+        return run_at(checkpoint)
     folder = checkpoint.absolute().parent
     inside = folder.name == "checkpoints" and Run(folder.parent).config.is_file()
     return Run(folder.parent if inside else folder)
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written before there is anything to write.
+    """Refuse a folder that cannot be written before there is anything to write; it is made where it is missing.
 
     Raises:
         UserError: it cannot.
     """
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder}: cannot be written, and results go there; copy the checkpoint elsewhere.")
 

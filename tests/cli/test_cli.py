@@ -72,7 +72,9 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert message.splitlines()[0].endswith("[options]")
         words = " ".join(message.split())
         assert "share of each class held out for validation" in words
-        assert ("resumes the newest run" if command == ["fit"] else "version_0/checkpoints/best.ckpt. (") in words
+        assert (
+            "resumes the newest run" if command == ["fit"] else "version_0/checkpoints/best.ckpt; or pcam or"
+        ) in words
         assert '"hpc"' not in words  # Lightning takes more places for checkpoints than a run of ours has
     if not command:
         assert all(name in message for name in ("fit", "validate", "test", "predict", "synthesize", "pack"))

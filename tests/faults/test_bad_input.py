@@ -369,7 +369,7 @@ CHECKPOINTS = {
     ),
 }  # fmt: skip
 WEIGHT_FILES = {
-    "no weights": Case(None, WEIGHTS, r"mine.pth: no such file; imagenet, none, or the path"),
+    "no weights": Case(None, WEIGHTS, r"mine.pth: no such file; imagenet, none, pcam, or the path"),
     "junk weights": Case(_write("mine.pth", b"junk"), WEIGHTS, r"mine.pth: not a file of weights"),
     "no tensors": Case(
         lambda place: torch.save({"epoch": 3}, place / "mine.pth"), WEIGHTS, r"holds no tensors by name"

@@ -15,6 +15,7 @@ from torch import nn
 from torchvision import models
 
 from pcam_lightning.models.backbones import BACKBONES, build_backbone, freeze, layers
+from pcam_lightning.models.batchnorm import fold_batchnorm
 from pcam_lightning.models.heads import head_of
 from pcam_lightning.models.pretrained import WeightsUnavailable, load_weights
 from pcam_lightning.utils.errors import UserError
@@ -232,7 +233,7 @@ def test_complaints_about_weights(imagenet_like: dict[str, torch.Tensor], tmp_pa
         "empty.pth": "holds no tensors by name",
         "code.pth": "not a file of weights alone, .*holds more than tensors .*to load it would run getattr",
         "junk.pth": "not a file of weights",
-        "missing.pth": "no such file; imagenet, none, or the path",
+        "missing.pth": "no such file; imagenet, none, pcam, or the path",
     }.items():
         with pytest.raises(UserError, match=f"`model.weights` .*{re.escape(name)}: {expected}"):
             load_weights(network, "resnet18", str(tmp_path / name))
@@ -367,3 +368,70 @@ def test_weights_in_the_current_folder_are_not_imagenets(
     safetensors.torch.save_file(imagenet_like, "model.safetensors")
     with pytest.raises(WeightsUnavailable):
         load_weights(build_backbone("resnet18"), "resnet18", "imagenet")
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "layers"),
+    [
+        ("resnet18", "last", 0),
+        ("efficientnet_lite0", "stages", 0),
+        ("timm/mobilenetv3_small_100", "stages", 1),  # a stage ends in a norm, whose output the head is given
+        ("timm/densenet121", "last", 62),  # some norms come after a concatenation
+        ("convnext_tiny", "last", None),
+        ("p4m_resnet16", "last", None),
+    ],
+)
+def test_folded_batchnorm_gives_the_same_logits(name: str, features: str, layers: int | None) -> None:
+    torch.manual_seed(0)
+    network, images = build_backbone(name, 64, features), torch.rand(8, 3, 64, 64)
+    with torch.no_grad():
+        network.train()(images)  # statistics that are not those of the start
+    network.eval()
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    folded = fold_batchnorm(network, images[:1])
+    if layers is None:
+        assert folded is None
+        return
+    assert folded is not None
+    assert sum(isinstance(one, nn.BatchNorm2d) for one in folded.modules()) == layers
+    with torch.no_grad():
+        assert torch.allclose(folded(images), network(images), atol=1e-5)
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def test_a_convolution_whose_output_is_used_twice_is_not_folded() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            output = self.convolution(image)
+            total: torch.Tensor = output + self.norm(output)
+            return total.mean(dim=(1, 2, 3))
+
+    network = Twice()
+    network(torch.rand(8, 3, 8, 8))
+    assert fold_batchnorm(network.eval(), torch.rand(1, 3, 8, 8)) is None
+
+
+def test_a_network_with_hooks_is_not_folded() -> None:
+    network, images = build_backbone("resnet18", 64).eval(), torch.rand(1, 3, 64, 64)
+    handle = network.get_submodule("layer4").register_forward_hook(lambda *args: None)
+    assert fold_batchnorm(network, images) is None
+    handle.remove()
+    assert fold_batchnorm(network, images) is not None
+
+
+def test_a_norm_that_is_used_twice_is_not_folded() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            for _ in range(2):
+                image = self.norm(self.convolution(image))
+            return image.mean(dim=(1, 2, 3))
+
+    assert fold_batchnorm(Twice().eval(), torch.rand(1, 3, 8, 8)) is None

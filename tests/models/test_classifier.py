@@ -268,13 +268,13 @@ def test_tta_is_invariant_to_rotation(backbone: str, drawn: Path) -> None:
     image = _batch(PCamDataModule(drawn))
     model = PCamClassifier(backbone, weights="none", tta="d4").eval()
     with torch.no_grad():
-        logit = model._tta_logits(image)
+        logit = model.predict_logits(image)
         for turned in (image.rot90(1, (1, 2)), image.flip(1), image.transpose(1, 2)):
-            assert torch.equal(model._tta_logits(turned.contiguous()), logit)
+            assert torch.equal(model.predict_logits(turned.contiguous()), logit)
         plain = PCamClassifier(backbone, weights="none").eval()
         plain.load_state_dict(model.state_dict())
-        one = torch.stack([plain._tta_logits(image.rot90(n, (1, 2)).contiguous()) for n in range(4)])
-        mirrored = torch.stack([plain._tta_logits(image.flip(1).rot90(n, (1, 2)).contiguous()) for n in range(4)])
+        one = torch.stack([plain.predict_logits(image.rot90(n, (1, 2)).contiguous()) for n in range(4)])
+        mirrored = torch.stack([plain.predict_logits(image.flip(1).rot90(n, (1, 2)).contiguous()) for n in range(4)])
     assert torch.allclose(torch.cat([one, mirrored]).mean(dim=0), logit, atol=1e-5)
 
 
@@ -393,3 +393,28 @@ def test_pixels_are_augmented_in_float32_whatever_the_precision(drawn: Path) -> 
     single, mixed = seen
     assert mixed.dtype == torch.float32
     assert torch.equal(mixed, single)
+
+
+def test_predictions_are_of_the_weights_as_they_are(drawn: Path) -> None:
+    class Stop(L.Callback):
+        def on_predict_batch_end(self, *args: object) -> None:
+            raise ValueError("stop")
+
+    def trainer(*callbacks: L.Callback) -> L.Trainer:
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        return L.Trainer(accelerator="cpu", max_steps=2, callbacks=list(callbacks), **quiet)  # type: ignore[arg-type]
+
+    data = PCamDataModule(drawn, batch_size=16)
+    model = PCamClassifier("efficientnet_lite0_s16", weights="none", crop=32)
+    with pytest.raises(ValueError, match="stop"):  # a folded copy of the network is left behind
+        trainer(Stop()).predict(model, data)
+    before = {name: value.clone() for name, value in model.net.named_parameters()}
+    trainer().fit(model, data)
+    assert not any(torch.equal(value, before[name]) for name, value in model.net.named_parameters())
+    model.eval()
+    batches = trainer().predict(model, data)
+    assert batches is not None
+    with torch.no_grad():
+        expected = [model.predict_logits(batch["image"]) for batch in data.predict_dataloader()]
+    predicted = torch.cat([batch["logit"] for batch in batches])  # type: ignore[call-overload]
+    torch.testing.assert_close(predicted, torch.cat(expected), atol=1e-4, rtol=1e-4)

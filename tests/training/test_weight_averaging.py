@@ -8,7 +8,7 @@ import lightning as L
 import pandas as pd
 import pytest
 import torch
-from conftest import CONFIGS, FAST, TRAINER, stopping
+from conftest import CONFIGS, FAST, TRAINER, stopping, with_callback
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.data.datamodule import PCamDataModule
@@ -115,3 +115,10 @@ def test_stopped_and_resumed_it_is_the_same_average(drawn: Path, monkeypatch: py
 def test_a_share_is_less_than_one() -> None:
     with pytest.raises(UserError, match=r"decay` 1: should be"):
         ExponentialMovingAverage(1)
+
+
+def test_a_decay_out_of_range_is_one_line(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), *FAST]
+    callback = "pcam_lightning.training.weight_averaging.ExponentialMovingAverage"
+    assert main([*args, with_callback(callback, decay=2)]) == 2
+    assert "error: --trainer.callbacks.decay 2.0: should be at least 0 and less than 1" in capsys.readouterr().err

@@ -1,0 +1,55 @@
+"""Small files of a trained network: its weights in half precision, and what a checkpoint records of their training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+
+from pcam_lightning.utils.atomic_io import atomic_write
+
+_KEYS = ("pcam", "hyper_parameters", "init_weights", "epoch", "global_step", "pytorch-lightning_version")
+_RECORD = "pcam_lightning.checkpoint"  # of the metadata
+_TRAINED = "trained."  # before the names of the tensors of the patches that trained the network
+_FLOAT32 = ".running_var"  # variances that half precision may take for 0 or infinity
+
+
+def write_weights(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write the network of a checkpoint of this project as a .safetensors file, in half precision.
+
+    Args:
+        path: of the file.
+        checkpoint: what `read_checkpoint` returns; states of optimizers and callbacks are left out.
+    """
+    tensors = {
+        name: value.half() if value.dtype == torch.float32 and not name.endswith(_FLOAT32) else value
+        for name, value in checkpoint["state_dict"].items()
+    }
+    trained = checkpoint["trained"]
+    tensors |= {_TRAINED + name: trained[name] for name in ("ids", "pixels")}
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    record = {name: checkpoint[name] for name in _KEYS}
+    record |= {"known": bool(trained["known"]), "origins": list(trained.get("origins", ()))}
+    atomic_write(path, safetensors.torch.save(tensors, {_RECORD: json.dumps(record)}))
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """Read a .safetensors file.
+
+    Returns:
+        The checkpoint, its weights in float32, of a file that `write_weights` wrote; else tensors by name.
+    """
+    with safe_open(path, framework="pt") as file:
+        record = (file.metadata() or {}).get(_RECORD)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    if record is None:
+        return tensors
+    checkpoint: dict[str, Any] = json.loads(record)
+    trained: dict[str, Any] = {
+        name.removeprefix(_TRAINED): tensors.pop(name) for name in list(tensors) if name.startswith(_TRAINED)
+    }
+    state = {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
+    trained |= {name: checkpoint.pop(name) for name in ("known", "origins")}
+    return {**checkpoint, "state_dict": state, "trained": trained}
