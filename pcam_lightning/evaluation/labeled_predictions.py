@@ -56,15 +56,13 @@ def read_labeled_predictions(
         UserError: something is missing or malformed.
     """
     run = run_at(target)
-    if isinstance(run, BundledRun):
-        predictions = _validate_run(run, labels, root)
-    elif (target / "oof.csv").is_file():
+    if (target / "oof.csv").is_file():
         options = read_config(Run(target).config)["data"]
         data = _data(options, root, Run(target / "fold_0").split) if pictures else None
         rows = read_predictions_csv(target / "oof.csv", labels)
         overlap = _count_overlap(target, rows, data)
         predictions = LabeledPredictions(rows, target / "report", data, split=options, overlap=overlap)
-    elif target.is_dir():
+    elif isinstance(run, BundledRun) or target.is_dir():
         predictions = _validate_run(run, labels, root)
     else:
         # Its own name: a run's report holds the temperature for predict, which no test label may have a say in.

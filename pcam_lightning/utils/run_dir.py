@@ -141,8 +141,9 @@ def newest_run(runs: Path) -> Run:
 
 def run_of(checkpoint: Path) -> Run:
     """Return the run that a checkpoint lies in; of one that was moved away, the folder it lies in counts as the run."""
-    if bundled_file(checkpoint) is not None:
-        return run_at(checkpoint)
+    bundled = run_at(checkpoint)
+    if isinstance(bundled, BundledRun):
+        return bundled
     folder = checkpoint.absolute().parent
     inside = folder.name == "checkpoints" and Run(folder.parent).config.is_file()
     return Run(folder.parent if inside else folder)

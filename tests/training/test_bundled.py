@@ -63,8 +63,8 @@ def test_commands_take_a_bundled_network_by_its_name(drawn: Path, capsys: pytest
     assert main(["predict", "--ckpt_path", "pcam-small", "--data.root", str(drawn), *CPU]) == 0
     assert main(["evaluate", "pcam-small", "--root", str(drawn), "--bootstrap_samples=100"]) == 0
     assert main(["explain", "pcam-small", "--root", str(drawn), "--sample=20"]) == 0
-    told = capsys.readouterr()
-    assert "may be optimistic: the network was trained on" in told.err
+    printed = capsys.readouterr()
+    assert "may be optimistic: the network was trained on" in printed.err
     folder = Path("lightning_logs/pcam-small")
     assert {"submission.csv", "report.html", "val_predictions.csv", "explain.csv"} <= {
         path.name for path in folder.iterdir()
@@ -97,9 +97,9 @@ def test_training_starts_from_a_bundled_network(drawn: Path, capsys: pytest.Capt
     more = ["--model.backbone=efficientnet_lite0_s16", "--model.weights=pcam-small", "--model.normalize=half"]
     args = ["fit", "-c", BASE, "--data.root", str(drawn), *FAST, *more, "--trainer.limit_train_batches=1"]
     assert main([*args, "--trainer.max_epochs=1", "--model.lr=0"]) == 0
-    told = capsys.readouterr().err
-    assert "from pcam-small weights" in told
-    assert re.search("val/auroc may be optimistic: the weights of pcam-small were trained on JPEG copies", told)
+    printed = capsys.readouterr().err
+    assert "from pcam-small weights" in printed
+    assert re.search("val/auroc may be optimistic: the weights of pcam-small were trained on JPEG copies", printed)
     made = read_checkpoint(Path("lightning_logs/base/version_0/checkpoints/last.ckpt"))
     bundled = read_checkpoint(Path("pcam-small"))
     for name, value in bundled["state_dict"].items():

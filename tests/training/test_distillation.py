@@ -56,9 +56,9 @@ def test_patches_of_a_teacher_have_trained_the_network(
 ) -> None:
     teacher = str(small / "checkpoints" / "best.ckpt")
     assert _fit(drawn, "--data.split_seed=7", with_callback(CALLBACK, teachers=[teacher])) == 0
-    told = capsys.readouterr().err
-    assert "distillation: 0.5 of the targets from" in told
-    assert "validation patches trained" in told
+    printed = capsys.readouterr().err
+    assert "distillation: 0.5 of the targets from" in printed
+    assert "validation patches trained" in printed
     made = read_checkpoint(Path("lightning_logs/base/version_0/checkpoints/best.ckpt"))
     before = set(read_checkpoint(Path(teacher))["trained"]["ids"].tolist())
     assert before < set(made["trained"]["ids"].tolist())
