@@ -6,11 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
 from torch.nn import functional
 from torchmetrics import MeanMetric, MetricCollection
 
@@ -19,12 +17,11 @@ from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.metrics.torch_metrics import build_metrics
 from pcam_lightning.models.backbones import build_backbone, freeze
-from pcam_lightning.models.batchnorm import fold_batchnorm
 from pcam_lightning.models.checks import check_checkpoint, check_options
 from pcam_lightning.models.optim import OPTIMIZERS, SCHEDULES, build_optimizer, build_schedule
+from pcam_lightning.models.patch_network import PatchNetwork, mean_logit
 from pcam_lightning.models.pretrained import load_weights
 from pcam_lightning.transforms.augment import Augmentation, augment
-from pcam_lightning.transforms.geometry import d4_views
 from pcam_lightning.transforms.preprocess import STATISTICS, Preprocess
 from pcam_lightning.utils.bundled import bundled_file
 from pcam_lightning.utils.errors import UserError, rank_zero_info
@@ -42,7 +39,7 @@ else:  # of what the tables hold, for --help and the checks of the command line
 FIT_PATCHES = 512  # training patches that stains or pixel statistics are measured on
 
 
-class PCamClassifier(L.LightningModule):
+class PCamClassifier(PatchNetwork):
     """A network with one logit: is there tumor in the center 32 x 32 of the patch?
 
     Args:
@@ -114,9 +111,7 @@ class PCamClassifier(L.LightningModule):
         self.ensemble: list[PCamClassifier] = []  # of an ensemble, in predict; of no weight in this one's checkpoint
         self.teachers: list[PCamClassifier] = []  # of a distillation, in fit
         self.teacher_share = 0.0  # of the targets
-        self._folded: list[nn.Module] = []  # in predict, the network with BatchNorm folded; a list, to be no part of it
         self._seed = 0
-        self._largest_batch = 0  # patches of the largest batch that was not for training
         if compile:
             self.net.compile(dynamic=False)  # in place: checkpoints keep the names of the plain network
         self.train_metrics, self.train_loss = build_metrics("train")
@@ -148,37 +143,6 @@ class PCamClassifier(L.LightningModule):
     def freezes(self) -> bool:
         """Whether there is a frozen epoch at the start."""
         return self.hparams["freeze_epochs"] > 0 and self.init_weights != "none"
-
-    @property
-    def predictor(self) -> nn.Module:
-        """What maps preprocessed patches to logits in predict: the copy that `fold` made, or `net`."""
-        return self._folded[0] if self._folded else self.net
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Map preprocessed patches, float (B, 3, side, side), to float32 logits (B,)."""
-        return self._run(self.net, image)
-
-    def _run(self, net: nn.Module, image: torch.Tensor) -> torch.Tensor:
-        count = len(image)
-        if self.hparams["compile"] and not self.training:
-            # A last, smaller batch would be compiled for all over again.
-            self._largest_batch = max(self._largest_batch, count)
-            if count < self._largest_batch:
-                image = functional.pad(image, (0, 0, 0, 0, 0, 0, 0, self._largest_batch - count))
-        logit: torch.Tensor = net(image).squeeze(1)[:count]
-        return logit
-
-    def predict_logits(self, image: torch.Tensor, *, folded: bool = False) -> torch.Tensor:
-        """Map patches that are not for training, uint8 (B, 96, 96, 3), to logits (B,).
-
-        Args:
-            image: of the patches, on the module's device.
-            folded: let the copy predict that the last call of `fold` made of the network as it was then.
-        """
-        image = self.preprocess(image)
-        views = d4_views(image) if self.hparams["tta"] == "d4" else [image]
-        net = self.predictor if folded else self.net
-        return mean_logit([self._run(net, view) for view in views])
 
     def augmented(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment and preprocess training patches; return float (B, 3, side, side) and labels (B,)."""
@@ -248,16 +212,7 @@ class PCamClassifier(L.LightningModule):
     def on_predict_end(self) -> None:
         """Drop the folded copies."""
         for network in (self, *self.ensemble):
-            network._folded.clear()
-
-    def fold(self) -> None:
-        """Make a copy of the network for predictions, with BatchNorm folded, where that is possible."""
-        side = self.preprocess.side
-        image = torch.linspace(-1, 1, 3 * side * side, device=self.device).view(1, 3, side, side)
-        folded = fold_batchnorm(self.net, image)
-        self._folded = [] if folded is None else [folded.to(memory_format=torch.channels_last)]
-        if folded is not None and self.hparams["compile"]:
-            folded.compile(dynamic=False)
+            network.drop_folded()
 
     def on_fit_start(self) -> None:
         """Load the weights that training starts from, measure what preprocessing needs, and note the seed.
@@ -346,8 +301,3 @@ class PCamClassifier(L.LightningModule):
         ):
             data.start_epoch = progress["current"]["processed"]
         check_checkpoint(checkpoint, self.state_dict(), self.hparams)
-
-
-def mean_logit(logits: list[torch.Tensor]) -> torch.Tensor:
-    """Return the mean of several (B,), the same to its last bit in whichever order they come."""
-    return torch.stack(logits).sort(dim=0).values.mean(dim=0)
