@@ -97,6 +97,7 @@ def main() -> None:
     }
     # Hashes of JPEG copies find nobody's patches, and would be a sixth of pcam-small.
     checkpoint["trained"] = TrainingPatches(known=False, origins=(ORIGIN,)).record()
+    checkpoint["positive_fraction"] = float(data.table["label"][~data.val_mask].mean())
     file = WEIGHTS / f"{args.name}.safetensors"
     write_weights(file, checkpoint)
     network = load_pretrained(args.name).net

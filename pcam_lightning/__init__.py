@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pcam_lightning.evaluation.crossval import crossval
     from pcam_lightning.evaluation.evaluate import evaluate
     from pcam_lightning.models.classifier import PCamClassifier
+    from pcam_lightning.slides.evaluate import evaluate_slides
+    from pcam_lightning.slides.predict import heatmap, predict_slide
     from pcam_lightning.training.best_and_last import BestAndLastCheckpoint
     from pcam_lightning.training.checkpoint import load_pretrained
     from pcam_lightning.training.fit import fit
@@ -34,9 +36,12 @@ __all__ = [
     "compare",
     "crossval",
     "evaluate",
+    "evaluate_slides",
     "fit",
+    "heatmap",
     "load_pretrained",
     "predict",
+    "predict_slide",
     "probe",
     "test",
     "validate",
@@ -53,9 +58,12 @@ _MODULES = {
     "compare": "evaluation.compare",
     "crossval": "evaluation.crossval",
     "evaluate": "evaluation.evaluate",
+    "evaluate_slides": "slides.evaluate",
     "fit": "training.fit",
+    "heatmap": "slides.predict",
     "load_pretrained": "training.checkpoint",
     "predict": "training.predict",
+    "predict_slide": "slides.predict",
     "probe": "training.probe",
     "test": "training.predict",
     "validate": "training.predict",

@@ -19,6 +19,7 @@ from PIL import Image
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.synthetic.kaggle_folder import synthesize
+from pcam_lightning.synthetic.whole_slide import write_whole_slide
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores; they would wait for each other's threads
     torch.set_num_threads(1)
@@ -138,3 +139,31 @@ def kaggle(tmp_path: Path) -> MakeFolder:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def pixels() -> np.ndarray:
+    """Pixels of a slide: a purple square with spots on white glass, uint8 (320, 320, 3), at 0.972 um per pixel."""
+    rng = np.random.default_rng(0)
+    image = np.full((320, 320, 3), 245, dtype=np.uint8)
+    spots = np.kron(rng.integers(0, 60, (20, 20, 1)), np.ones((8, 8, 1)))
+    image[64:224, 96:256] = np.array([150, 90, 160]) + spots
+    return image
+
+
+@pytest.fixture(scope="session")
+def slide(pixels: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pyramidal TIFF of 0.243 um per pixel with the outline of a metastasis."""
+    path = tmp_path_factory.mktemp("slide") / "tumor_001.tif"
+    metastases = np.zeros(pixels.shape[:2], dtype=bool)
+    metastases[96:160, 128:192] = True
+    write_whole_slide(path, pixels, metastases, quality=95)
+    return path
+
+
+@pytest.fixture
+def plain(pixels: np.ndarray, tmp_path: Path) -> Path:
+    """A PNG, which states no scale."""
+    path = tmp_path / "plain.png"
+    Image.fromarray(pixels).save(path)
+    return path

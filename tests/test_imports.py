@@ -9,7 +9,19 @@ import pytest
 
 import pcam_lightning
 
-ORDER = ["cli", "evaluation", "training", "plotting", "models", "data", "synthetic", "transforms", "metrics", "utils"]
+ORDER = [
+    "cli",
+    "evaluation",
+    "slides",
+    "training",
+    "plotting",
+    "models",
+    "data",
+    "synthetic",
+    "transforms",
+    "metrics",
+    "utils",
+]
 ROOT = Path(pcam_lightning.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT)
 

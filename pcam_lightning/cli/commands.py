@@ -74,6 +74,58 @@ def _evaluate(
     rank_zero_info(f"{result.page}: open it in a browser.")
 
 
+def _heatmap(
+    slides: list[Path], ckpt_path: Path | str = "pcam", output: Path = Path("heatmaps"), **options: Any
+) -> None:
+    """Predict slides: where tumor is probable, as tables, pictures and QuPath's objects.
+
+    Args:
+        slides: files that OpenSlide or Pillow reads, or folders of them.
+        ckpt_path: pcam or pcam-small, which come with the package, or a checkpoint of this project.
+        output: folder of the results, a folder for each slide and `slides.csv` of all.
+        options: of `SlideOptions`.
+    """
+    from pcam_lightning.slides.predict import CAUTION, heatmap
+
+    table = heatmap(slides, ckpt_path, output, **options)
+    for row in table.itertuples():
+        rank_zero_info(
+            f"{row.slide}: score {row.score:.4f}, {row.lesions} lesions, tumor in {row.tumor_mm2:.3g} of "
+            f"{row.tissue_mm2:.3g} mm2, in {row.folder}."
+        )
+    rank_zero_info(CAUTION)
+
+
+def _evaluate_slides(
+    heatmaps: Path,
+    reference: Path | None = None,
+    annotations: Path | None = None,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+) -> None:
+    """Score the heat maps of slides: AUROC of slides, and the FROC of their lesions by CAMELYON16's rules.
+
+    Args:
+        heatmaps: folder that `heatmap` has written.
+        reference: CSV with slide,label, 1 for slides with metastases; or CAMELYON16's, with the name and Tumor or
+            Normal. By default, slides with annotations are those with metastases.
+        annotations: folder with the outlines of metastases, for each slide that has any: its name with .xml (ASAP's) or
+            .geojson.
+        bootstrap_samples: for the intervals.
+        seed: of the bootstrap.
+    """
+    from pcam_lightning.slides.evaluate import evaluate_slides
+
+    scores = evaluate_slides(heatmaps, reference, annotations, bootstrap_samples, seed)
+    for name, value in (("AUROC of slides", scores.auroc), ("FROC", scores.froc)):
+        if value is not None:
+            bounds = "no interval" if value.low is None else f"95 % {value.low:.4f} to {value.high:.4f}"
+            rank_zero_info(f"{name} {value.value:.4f} ({bounds}, over {len(scores.slides):,} slides).")
+    for count, sensitivity in scores.sensitivity.items():
+        rank_zero_info(f"sensitivity {sensitivity:.4f} at {count:g} false positives a slide.")
+    rank_zero_info(f"{heatmaps / 'slide_scores.json'}, {heatmaps / 'slide_scores.csv'}: all of it.")
+
+
 def functions() -> Mapping[str, Callable[..., Any]]:
     """Return the commands whose options are a function's arguments; their libraries take half a second to load."""
     from pcam_lightning.data.slide_map import slides
@@ -87,6 +139,8 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "compare": compare,
         "curves": curves,
         "explain": explain,
+        "heatmap": _heatmap,
+        "evaluate-slides": _evaluate_slides,
         "slides": slides,
         "pack": pack,
         "synthesize": synthesize,

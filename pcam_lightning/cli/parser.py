@@ -198,9 +198,12 @@ def function_parser(name: str, function: Callable[..., Any]) -> RunParser:
     # `a b`, and not what jsonargparse makes of a list, `[a,b]`.
     lists = {name for name, one in signature(function).parameters.items() if one.annotation == list[Path]}
     for argument in lists:
-        parser.add_argument(argument, type=Path, nargs="+", help="One folder, or several.")
+        parser.add_argument(argument, type=Path, nargs="+", help="One, or several.")
     group = "data" if name == "pack" else None
     parser.add_function_arguments(function, group, as_positional=name != "pack", skip={*lists})
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool:  # `--whole` alone, and `--whole true`
+            action.nargs, action.const = "?", True
     return parser
 
 

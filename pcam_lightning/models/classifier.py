@@ -105,6 +105,7 @@ class PCamClassifier(PatchNetwork):
         self.weights = os.fspath(weights)
         self.init_weights = "none"  # what was loaded in truth; travels with the checkpoint
         self.trained = TrainingPatches()  # what trained its weights so far
+        self.positive_fraction: float | None = None  # of the patches that it was last trained on
         self._load_pretrained_weights = True  # whether the weights it starts from are still to be loaded
         self.preprocess = Preprocess(stain, crop, size, normalize)
         self.net = build_backbone(backbone, self.preprocess.side, features).to(memory_format=torch.channels_last)
@@ -234,7 +235,9 @@ class PCamClassifier(PatchNetwork):
                 )
             self.preprocess.fit(data.sample(FIT_PATCHES))
         if isinstance(data, PCamDataModule) and data.knows_split:
-            self.trained |= TrainingPatches.of(data.table[~data.val_mask])
+            table = data.table[~data.val_mask]
+            self.trained |= TrainingPatches.of(table)
+            self.positive_fraction = float(table["label"].mean())
         if self.hparams["freeze_epochs"] and not self.freezes:
             rank_zero_info(
                 "`model.freeze_epochs` is skipped: the network starts from random weights, all of it learns at once."
@@ -278,6 +281,7 @@ class PCamClassifier(PatchNetwork):
         """Record which weights training started from, and which patches have trained them."""
         checkpoint["init_weights"] = self.init_weights
         checkpoint["trained"] = self.trained.record()
+        checkpoint["positive_fraction"] = self.positive_fraction
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what is recorded of the weights; check that they fit the network before they are loaded.
@@ -293,6 +297,7 @@ class PCamClassifier(PatchNetwork):
                 group["fused"] = self._fuses()
         self._load_pretrained_weights = False
         self.trained = TrainingPatches.of_record(checkpoint.get("trained"))
+        self.positive_fraction = checkpoint.get("positive_fraction")  # None of version 0.2.0 and before
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
         if (
             self._is_attached

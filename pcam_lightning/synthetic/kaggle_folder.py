@@ -1,9 +1,6 @@
-"""A Kaggle folder of drawn lymph-node tissue: for those who have no data yet, and for the tests."""
+"""A folder of drawn lymph-node tissue, in Kaggle's layout or as whole slides: for those without data, and for tests."""
 
 import hashlib
-import shutil
-import uuid
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pcam_lightning.synthetic.tissue import BROWNER, RUIFROK, Slide, draw_patch
-from pcam_lightning.utils.atomic_io import atomic_write
+from pcam_lightning.utils.atomic_io import atomic_folder, atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.parallel import process_map
 
@@ -29,16 +26,20 @@ def _slides(count: int, seed: int, slide_effect: float) -> dict[tuple[str, int],
         drawn = []
         for number in np.random.default_rng([seed, 2, side]).permutation(of_side) + 1:
             rng = np.random.default_rng([seed, 3, side, number])
-            towards = 0.5 + slide_effect * (rng.choice([-0.3, 0.35, 0.35]) + rng.normal(0, 0.15))
-            stains = RUIFROK + towards * (BROWNER - RUIFROK)
-            stains = (stains * np.exp(slide_effect * rng.normal(0, 0.15, (2, 1)))).clip(0.02).astype(np.float32)
-            white = 0.98 - slide_effect * abs(rng.normal(0, 0.04)) * np.array([[[1]], [[1.1]], [[0.7]]])
-            sharpening = max(0.0, 0.7 + slide_effect * rng.uniform(-0.4, 0.4))
-            name = f"camelyon16_train_{('normal', 'tumor')[side]}_{number:03d}"
-            drawn.append(Slide(name, stains, white.clip(0.3).astype(np.float32), sharpening))
+            drawn.append(draw_slide(rng, f"camelyon16_train_{('normal', 'tumor')[side]}_{number:03d}", slide_effect))
         tests = max(1, round(of_side / 4))
         slides["test", side], slides["train", side] = drawn[:tests], drawn[tests:]
     return slides
+
+
+def draw_slide(rng: np.random.Generator, name: str, slide_effect: float) -> Slide:
+    """Draw what a laboratory and a scanner do to a slide."""
+    towards = 0.5 + slide_effect * (rng.choice([-0.3, 0.35, 0.35]) + rng.normal(0, 0.15))
+    stains = RUIFROK + towards * (BROWNER - RUIFROK)
+    stains = (stains * np.exp(slide_effect * rng.normal(0, 0.15, (2, 1)))).clip(0.02).astype(np.float32)
+    white = 0.98 - slide_effect * abs(rng.normal(0, 0.04)) * np.array([[[1]], [[1.1]], [[0.7]]])
+    sharpening = max(0.0, 0.7 + slide_effect * rng.uniform(-0.4, 0.4))
+    return Slide(name, stains, white.clip(0.3).astype(np.float32), sharpening)
 
 
 def _place(index: int) -> tuple[int, int, int]:
@@ -75,7 +76,13 @@ def _write_tables(folder: Path, table: pd.DataFrame) -> None:
 
 
 def synthesize(
-    dest: Path, train: int = 2000, test: int = 500, slides: int = 24, seed: int = 0, slide_effect: float = 1.0
+    dest: Path,
+    train: int = 2000,
+    test: int = 500,
+    slides: int = 24,
+    seed: int = 0,
+    slide_effect: float = 1.0,
+    whole: bool = False,
 ) -> None:
     """Draw believable lymph-node tissue into a folder in Kaggle's layout, so that the project runs without its data.
 
@@ -90,42 +97,73 @@ def synthesize(
         slides: slides that they come from, at least 4; a quarter of them is kept for test.
         seed: of the draw, at least 0.
         slide_effect: how far slides differ in stain, brightness and sharpness; 0 makes all alike, 3 is the most.
+        whole: draw whole slides instead of patches: pyramidal TIFFs of 2 x 2 mm with the outlines of their metastases
+            as .xml, and reference.csv (slide,label). Two of five have metastases.
 
     Raises:
         UserError: an argument is out of range, `dest` holds something, or it cannot be written.
     """
-    least = {"train": (train, 1), "test": (test, 0), "slides": (slides, 4), "seed": (seed, 0)}
+    least = {"train": (train, 1), "test": (test, 0), "slides": (slides, 2 if whole else 4), "seed": (seed, 0)}
     for name, (value, bound) in least.items():
         if value < bound:
             raise UserError(f"{name} {value} is too small. Give at least {bound}.")
     if not 0 <= slide_effect <= 3:
         raise UserError(f"slide_effect {slide_effect} is out of range. Give a number from 0 to 3.")
-    folder = dest.expanduser().resolve()
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    write = partial(_write_patch, temporary, _slides(slides, seed, slide_effect), seed)
-    splits, indices = ["train"] * train + ["test"] * test, [*range(train), *range(test)]
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{dest} is there already, and is no empty folder. Name a new one, or remove it.")
-        with ExitStack() as stack:
-            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
-            for split in dict.fromkeys(splits):  # an empty test/ would be a folder to complain of
-                (temporary / split).mkdir(parents=True)
-            # They end before the folder goes that they draw into.
-            map_on_cores = stack.enter_context(process_map(len(splits) // WORTH_A_PROCESS, chunksize=16))
-            drawn = map_on_cores(write, splits, indices)
-            rows: dict[str, tuple[str, int, str, str]] = {}
-            progress = tqdm(drawn, desc=f"drawing {dest}", total=len(splits), unit="patch")
-            for split, index, row in zip(splits, indices, progress, strict=True):
-                attempt = 0
-                while row[0] in rows:  # two patches of bare glass, say
-                    attempt += 1
-                    row = write(split, index, attempt)
-                rows[row[0]] = (*row, split)
-            _write_tables(temporary, pd.DataFrame(sorted(rows.values()), columns=["id", "label", "wsi", "split"]))
-            if folder.exists():
-                folder.rmdir()
-            temporary.rename(folder)
+        with atomic_folder(dest.expanduser().resolve()) as folder:
+            if whole:
+                _draw_whole_slides(folder, dest, slides, seed, slide_effect)
+            else:
+                _draw_patches(folder, dest, {"train": train, "test": test}, _slides(slides, seed, slide_effect), seed)
+    except FileExistsError:
+        raise UserError(f"{dest} is there already, and is no empty folder. Name a new one, or remove it.") from None
     except OSError as error:
         raise UserError(f"{dest} cannot be written: {error.strerror or error}. Name another folder.") from error
-    rank_zero_info(f"{dest}: {train:,} drawn patches to train on" + (f", {test:,} in test/." if test else "."))
+    if whole:
+        rank_zero_info(f"{dest}: {slides:,} drawn slides, their annotations, and reference.csv.")
+    else:
+        rank_zero_info(f"{dest}: {train:,} drawn patches to train on" + (f", {test:,} in test/." if test else "."))
+
+
+def _draw_patches(
+    folder: Path, dest: Path, counts: dict[str, int], slides: dict[tuple[str, int], list[Slide]], seed: int
+) -> None:
+    """Draw patches into a folder, by the number for each split."""
+    write = partial(_write_patch, folder, slides, seed)
+    splits = [split for split, count in counts.items() for _ in range(count)]
+    indices = [index for count in counts.values() for index in range(count)]
+    for split in dict.fromkeys(splits):  # an empty test/ would be a folder to complain of
+        (folder / split).mkdir()
+    rows: dict[str, tuple[str, int, str, str]] = {}
+    with process_map(len(splits) // WORTH_A_PROCESS, chunksize=16) as map_on_cores:
+        drawn = map_on_cores(write, splits, indices)
+        progress = tqdm(drawn, desc=f"drawing {dest}", total=len(splits), unit="patch")
+        for split, index, row in zip(splits, indices, progress, strict=True):
+            attempt = 0
+            while row[0] in rows:  # two patches of bare glass, say
+                attempt += 1
+                row = write(split, index, attempt)
+            rows[row[0]] = (*row, split)
+    _write_tables(folder, pd.DataFrame(sorted(rows.values()), columns=["id", "label", "wsi", "split"]))
+
+
+def _write_slide(folder: Path, seed: int, slide_effect: float, number: int) -> tuple[str, int]:
+    """Draw a whole slide into its files and return its name and label."""
+    from pcam_lightning.synthetic.whole_slide import draw_whole_slide, write_whole_slide
+
+    label = int(number % 5 < 2)
+    rng = np.random.default_rng([seed, 4, number])
+    name = f"{('normal', 'tumor')[label]}_{number + 1:03d}"
+    image, metastases = draw_whole_slide(rng, draw_slide(rng, name, slide_effect), tumor=bool(label))
+    write_whole_slide(folder / f"{name}.tif", image, metastases)
+    return name, label
+
+
+def _draw_whole_slides(folder: Path, dest: Path, count: int, seed: int, slide_effect: float) -> None:
+    """Draw whole slides into a folder, the first two of each five with metastases."""
+    write = partial(_write_slide, folder, seed, slide_effect)
+    with process_map(count) as map_on_cores:
+        rows = list(tqdm(map_on_cores(write, range(count)), desc=f"drawing {dest}", total=count, unit="slide"))
+    table = pd.DataFrame(rows, columns=["slide", "label"])
+    atomic_write(folder / "reference.csv", table.to_csv(index=False, lineterminator="\n"))
+    atomic_write(folder / MARKS[0], "Slides and annotations were drawn by pcam_lightning: none is real.\n")

@@ -1,4 +1,4 @@
-"""Draws a synthetic patch of lymph-node tissue, cell by cell, with a mask of its tumor cells."""
+"""Draws synthetic lymph-node tissue, cell by cell, with a mask of its tumor cells."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -10,13 +10,13 @@ Array = npt.NDArray[Any]
 
 MARGIN, CANVAS = 12, 120  # a patch is cut from a larger canvas, and so cuts through cells at its border
 VISIBLE, CENTER = slice(12, 108), slice(32, 64)
-ROWS, COLUMNS = np.mgrid[:CANVAS, :CANVAS].astype(np.float32)
 
 # Optical densities of hematoxylin and eosin in R, G, B: the published vectors, and the browner stains of a second
 # laboratory. CAMELYON16 came from two, and each slide here lies somewhere on the way between them.
 RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]], np.float32)
 BROWNER = np.array([[0.53, 0.67, 0.52], [0.20, 0.77, 0.61]], np.float32)
 
+MOST_CELLS = 4000  # that are painted at once: 200 MB
 LYMPHOID, FOLLICLE, STROMA, FAT, SINUS, TUMOR, VOID = range(7)
 HOSTS = ((0.35, 0.11, 0.14, 0.26, 0.14), (0.42, 0.06, 0.34, 0.10, 0.08))  # shares of tissues, without and with tumor
 
@@ -55,62 +55,71 @@ class Slide(NamedTuple):
     sharpening: float
 
 
-def _blur(image: Array, scale: float) -> Array:
-    """Blur an image, shape (..., 120, 120), with a Gaussian of that standard deviation in pixels."""
-    return np.asarray(np.fft.irfft2(np.fft.rfft2(image) * _low_pass(scale)))
+@cache
+def coordinates(side: int) -> tuple[Array, Array]:
+    """Return the row and the column of each pixel of a canvas, float32 (side, side)."""
+    rows, columns = np.mgrid[:side, :side].astype(np.float32)
+    return rows, columns
+
+
+def blur(image: Array, scale: float) -> Array:
+    """Blur an image, shape (..., side, side), with a Gaussian of that standard deviation in pixels."""
+    return np.asarray(np.fft.irfft2(np.fft.rfft2(image) * _low_pass(scale, image.shape[-1])))
 
 
 @cache
-def _low_pass(scale: float) -> Array:
-    frequency = np.hypot(np.fft.fftfreq(CANVAS)[:, None], np.fft.rfftfreq(CANVAS))
+def _low_pass(scale: float, side: int) -> Array:
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
     return np.asarray(np.exp(-2 * (np.pi * scale * frequency) ** 2), np.float32)
 
 
-def _noise(rng: np.random.Generator, scale: float) -> Array:
-    """Draw a Gaussian field with mean 0 and variance 1, smooth over that many pixels, shape (120, 120)."""
-    field = _blur(rng.standard_normal((CANVAS, CANVAS), dtype=np.float32), scale)
+def noise(rng: np.random.Generator, scale: float, side: int = CANVAS) -> Array:
+    """Draw a Gaussian field with mean 0 and variance 1, smooth over that many pixels, shape (side, side)."""
+    field = blur(rng.standard_normal((side, side), dtype=np.float32), scale)
     return np.asarray((field - field.mean()) / field.std())
 
 
-def _scatter(rng: np.random.Generator, spacing: float) -> Array:
+def _scatter(rng: np.random.Generator, spacing: float, side: int) -> Array:
     """Draw places for cells, a jittered hexagonal grid at a random angle, shape (N, 2)."""
-    reach = int(0.85 * CANVAS / spacing)
+    reach = int(0.85 * side / spacing)
     row, column = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
     y, x, angle = 0.866 * spacing * row, spacing * (column + 0.5 * (row % 2)), rng.uniform(0, np.pi)
-    points = np.stack([y * np.cos(angle) - x * np.sin(angle), y * np.sin(angle) + x * np.cos(angle)], 1) + CANVAS / 2
+    points = np.stack([y * np.cos(angle) - x * np.sin(angle), y * np.sin(angle) + x * np.cos(angle)], 1) + side / 2
     points += rng.normal(0, 0.18 * spacing, points.shape)
-    inside = ((points >= 4) & (points < CANVAS - 4)).all(1)
+    inside = ((points >= 4) & (points < side - 4)).all(1)
     return np.asarray(points[inside], np.float32)
 
 
 def _tissue(rng: np.random.Generator, label: int, tumor: bool) -> Array:
     """Draw which tissue lies where, shape (120, 120)."""
+    rows, columns = coordinates(CANVAS)
     first, second = rng.choice(5, size=2, p=HOSTS[tumor])
-    tissue: Array = np.where(_noise(rng, 16) > rng.normal(0.8, 0.9), second, first)
+    tissue: Array = np.where(noise(rng, 16) > rng.normal(0.8, 0.9), second, first)
     if tumor:
         y, x = rng.uniform(36, 60, 2) if label else rng.permutation([rng.choice([8, 88]), rng.uniform(0, 96)])
-        nest = _noise(rng, 9) - np.hypot(ROWS - MARGIN - y, COLUMNS - MARGIN - x) / rng.uniform(12, 40)
+        nest = noise(rng, 9) - np.hypot(rows - MARGIN - y, columns - MARGIN - x) / rng.uniform(12, 40)
         share = rng.beta(1, 1.1) if label else rng.uniform(0.1, 0.6)
         tissue[nest >= np.quantile(nest, 1 - share)] = TUMOR
     if rng.random() < 0.35:
-        tissue[_noise(rng, 6) > rng.uniform(0.9, 2.2)] = VOID  # cracks
+        tissue[noise(rng, 6) > rng.uniform(0.9, 2.2)] = VOID  # cracks
     for y, x, radius in rng.uniform((0, 0, 6), (CANVAS, CANVAS, 32), (max(0, int(rng.normal(0, 1.2))), 3)):
-        tissue[np.hypot(ROWS - y, COLUMNS - x) < radius] = VOID  # single vacuoles
+        tissue[np.hypot(rows - y, columns - x) < radius] = VOID  # single vacuoles
     return tissue
 
 
-def _ground(rng: np.random.Generator, tissue: Array, angle: float) -> Array:
-    """Draw amounts of hematoxylin and eosin between the cells, shape (2, 120, 120); turns FAT to VOID in vacuoles."""
-    fine, coarse, slow = _noise(rng, 0.8), _noise(rng, 2), _noise(rng, 9)
-    across = COLUMNS * np.sin(angle) - ROWS * np.cos(angle) + 5 * slow
-    at, profile = np.arange(4 * CANVAS) - 2 * CANVAS, rng.standard_normal((2, 4 * CANVAS))
+def ground(rng: np.random.Generator, tissue: Array, angle: float) -> Array:
+    """Draw amounts of hematoxylin and eosin between the cells, shape (2, side, side); turns FAT to VOID in vacuoles."""
+    side = len(tissue)
+    rows, columns = coordinates(side)
+    fine, coarse, slow = noise(rng, 0.8, side), noise(rng, 2, side), noise(rng, 9, side)
+    across = columns * np.sin(angle) - rows * np.cos(angle) + 5 * slow
+    at, profile = np.arange(4 * side) - 2 * side, rng.standard_normal((2, 4 * side))
     fibres = np.interp(across / 2.2, at, profile[0]) + 0.7 * np.interp(across / 1.1 + coarse, at, profile[1])
-    vacuoles = rng.uniform(-30, CANVAS + 30, (int(rng.integers(6, 14)), 2, 1, 1)).astype(np.float32)
-    squared = (ROWS + 4 * slow - vacuoles[:, 0]) ** 2 + (COLUMNS - 4 * slow - vacuoles[:, 1]) ** 2
-    share = 1 / np.exp((squared.min(0) - squared) / (8 * rng.uniform(1, 3) ** 2)).sum(0)  # of the nearest vacuole
-    membranes = (3 - 3 * share).clip(0, 1)
+    count = int(rng.integers(6, 14) * ((side + 60) / (CANVAS + 60)) ** 2)
+    vacuoles = rng.uniform(-30, side + 30, (count, 2)).astype(np.float32)
+    membranes = _membranes(tissue == FAT, rows + 4 * slow, columns - 4 * slow, vacuoles, rng.uniform(1, 3))
     loose = rng.uniform(-0.1, 0.45)
-    eosin = np.zeros((7, CANVAS, CANVAS), np.float32)
+    eosin = np.zeros((7, side, side), np.float32)
     eosin[LYMPHOID] = 0.12 + loose + 0.22 * coarse + 0.1 * fine
     eosin[FOLLICLE] = 0.4 + 0.15 * coarse + 0.1 * fine
     eosin[STROMA] = (0.35 + 0.7 * loose + 0.15 * slow).clip(0.05) * (1 + 0.5 * fibres + 0.15 * fine)
@@ -118,16 +127,33 @@ def _ground(rng: np.random.Generator, tissue: Array, angle: float) -> Array:
     eosin[SINUS] = 0.5 * np.exp(-((coarse / 0.3) ** 2)) + 0.2 * slow + 0.5 * loose - 0.1
     eosin[TUMOR] = 0.15 + 0.8 * loose + 0.2 * coarse + 0.1 * fine
     hematoxylin = np.array([0.05, 0.12, 0.06, 0, 0.03, 0.1, 0], np.float32)[tissue] * (1 + 0.5 * coarse)
-    ground = np.stack([hematoxylin, np.take_along_axis(eosin, tissue[None], 0)[0]])
+    stains = np.stack([hematoxylin, np.take_along_axis(eosin, tissue[None], 0)[0]])
     tissue[(tissue == FAT) & (membranes < 0.3)] = VOID
-    return np.asarray(_blur(ground.clip(0), 0.5).clip(0))
+    return np.asarray(blur(stains.clip(0), 0.5).clip(0))
+
+
+def _membranes(fat: Array, rows: Array, columns: Array, vacuoles: Array, width: float) -> Array:
+    """Draw the membranes between vacuoles where there is fat, in [0, 1], shape (side, side); window by window."""
+    membranes = np.zeros_like(rows)
+    for top in range(0, len(fat), CANVAS):
+        for left in range(0, len(fat), CANVAS):
+            window = slice(top, top + CANVAS), slice(left, left + CANVAS)
+            if not fat[window].any():
+                continue
+            near = (np.abs(vacuoles - (top + CANVAS / 2, left + CANVAS / 2)) < CANVAS).all(1)
+            y, x = vacuoles[near].T[..., None, None]
+            squared = (rows[window] - y) ** 2 + (columns[window] - x) ** 2
+            share = 1 / np.exp((squared.min(0) - squared) / (8 * width**2)).sum(0)  # of the nearest vacuole
+            membranes[window] = (3 - 3 * share).clip(0, 1)
+    return membranes
 
 
 def _paint(
     rng: np.random.Generator, stains: Array, cell: Cell, points: Array, angle: float, rough: Array, fine: Array
 ) -> Array:
-    """Paint cells of one kind over the stains, in place, and return where their nuclei lie, shape (120, 120)."""
-    nuclei, bodies = np.zeros((CANVAS, CANVAS), np.bool_), np.zeros((CANVAS, CANVAS), np.float32)
+    """Paint cells of one kind over the stains, in place, and return where their nuclei lie, shape (side, side)."""
+    side = stains.shape[-1]
+    nuclei, bodies = np.zeros((side, side), np.bool_), np.zeros((side, side), np.float32)
     if not len(points):
         return nuclei
     draw = rng.uniform(-1, 1, (5, len(points), 1, 1)).astype(np.float32)
@@ -135,7 +161,7 @@ def _paint(
     stretch = np.sqrt(1 + (cell.aspect - 1) * (0.9 + 0.7 * draw[1]))
     turn = angle + 0.5 * draw[2] if cell is FIBROBLAST else np.float32(np.pi) * draw[2]
     half = min(MARGIN, int((radius * stretch).max() * cell.body + 1))
-    corner = points.round().astype(np.intp).clip(half, CANVAS - 1 - half) - half  # (N, 2)
+    corner = points.round().astype(np.intp).clip(half, side - 1 - half) - half  # (N, 2)
     window = np.arange(2 * half + 1)
     at = corner[:, :1, None] + window[:, None], corner[:, 1:, None] + window  # (N, W, 1) and (N, 1, W)
     y, x = (index.astype(np.float32) - points[:, i, None, None] for i, index in enumerate(at))
@@ -159,27 +185,45 @@ def _paint(
     return nuclei
 
 
-def _stained(rng: np.random.Generator, label: int, tumor: bool) -> tuple[Array, Array]:
-    """Draw amounts of hematoxylin and eosin, shape (2, 120, 120), and where tumor nuclei lie, shape (120, 120)."""
-    tissue, angle = _tissue(rng, label, tumor), rng.uniform(0, np.pi)
-    stains = _ground(rng, tissue, angle)
-    rough, fine, crowd = _noise(rng, 2.5), _noise(rng, 0.9), _noise(rng, 8)
+def paint_cells(
+    rng: np.random.Generator, stains: Array, tissue: Array, angle: float, *, spare_center: bool = False
+) -> Array:
+    """Paint all kinds of cells over the stains, in place, and return where tumor nuclei lie, shape (side, side).
+
+    Args:
+        rng: of the draw.
+        stains: amounts of hematoxylin and eosin, shape (2, side, side).
+        tissue: which lies where, shape (side, side).
+        angle: of the fibers.
+        spare_center: paint no tumor cell that reaches the center 32 x 32.
+    """
+    side = len(tissue)
+    rough, fine, crowd = noise(rng, 2.5, side), noise(rng, 0.9, side), noise(rng, 8, side)
     for kind in (LYMPHOCYTE, RED_CELL, FIBROBLAST, CENTROBLAST, HISTIOCYTE, TUMOR_CELL):
         cell = kind
         if kind in (CENTROBLAST, HISTIOCYTE, TUMOR_CELL):  # neither size nor pallor alone gives a tumor away
             scale, tone, tint = rng.uniform((0.85, 0.75, 0.5), (1.2, 1.4, 1.4)).tolist()
             cell = kind._replace(spacing=kind.spacing * scale, radius=kind.radius * scale, rim=rng.uniform(0.1, 0.65))
             cell = cell._replace(hematoxylin=kind.hematoxylin * tone, eosin=kind.eosin * tint)
-        points = _scatter(rng, cell.spacing)
+        points = _scatter(rng, cell.spacing, side)
         at = tuple(points.astype(np.intp).T)
         rate = np.array(cell.rates)[tissue[at]] * (crowd[at] > 1 if kind is RED_CELL else 1 + 0.15 * crowd[at])
         keep = rng.random(len(points)) < rate
-        if kind is TUMOR_CELL and not label:
-            keep &= np.abs(points - CANVAS / 2).max(1) > 16 + 1.5 * cell.radius
-        nuclei = _paint(rng, stains, cell, points[keep], angle, rough, fine)
-    stains *= 1 + 0.1 * rng.standard_normal((CANVAS, CANVAS), dtype=np.float32)  # grain
+        if kind is TUMOR_CELL and spare_center:
+            keep &= np.abs(points - side / 2).max(1) > 16 + 1.5 * cell.radius
+        points = points[keep]
+        nuclei = np.zeros((side, side), np.bool_)
+        for first in range(0, max(1, len(points)), MOST_CELLS):
+            nuclei |= _paint(rng, stains, cell, points[first : first + MOST_CELLS], angle, rough, fine)
+    stains *= 1 + 0.1 * rng.standard_normal((side, side), dtype=np.float32)  # grain
     stains *= np.exp(rng.normal(0.05, [[[0.3]], [[0.22]]]))  # sections vary in thickness
-    return stains, nuclei  # of the last kind
+    return nuclei  # of the last kind
+
+
+def transmitted(stains: Array, slide: Slide) -> Array:
+    """Return the light that comes through stains on a slide, shape (3, side, side): white * exp(-density)."""
+    through = np.exp(-np.einsum("shw,sc->chw", stains, slide.stains))
+    return np.asarray(slide.white * (0.03 + 0.97 * through))  # stray light in the lens
 
 
 def draw_patch(rng: np.random.Generator, slide: Slide, label: int) -> tuple[Array, Array]:
@@ -199,13 +243,14 @@ def draw_patch(rng: np.random.Generator, slide: Slide, label: int) -> tuple[Arra
     """
     tumor, reached = bool(label) or ("_tumor_" in slide.name and rng.random() < 0.7), None
     while reached != bool(label):
-        stains, nuclei = _stained(rng, label, tumor)
+        tissue, angle = _tissue(rng, label, tumor), rng.uniform(0, np.pi)
+        stains = ground(rng, tissue, angle)
+        nuclei = paint_cells(rng, stains, tissue, angle, spare_center=not label)
         mask = nuclei[VISIBLE, VISIBLE]
         reached = bool(mask[CENTER, CENTER].any())
-    through = np.exp(-np.einsum("shw,sc->chw", stains, slide.stains))
-    image = slide.white * (0.03 + 0.97 * through)  # stray light in the lens
+    image = transmitted(stains, slide)
     soft = float(rng.choice([0.7, 1.0, 1.3])) if rng.random() < 0.06 else 0  # out of focus
-    image = _blur(image, soft) if soft else image + slide.sharpening * (image - _blur(image, 1))
+    image = blur(image, soft) if soft else image + slide.sharpening * (image - blur(image, 1))
     image = image + 0.006 * rng.standard_normal(image.shape, dtype=np.float32)
     pixels = (255 * image[:, VISIBLE, VISIBLE].clip(0, 1)).round().astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0)), mask

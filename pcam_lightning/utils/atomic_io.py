@@ -1,5 +1,6 @@
 """Atomic writing of files, and the cache folder."""
 
+import errno
 import os
 import shutil
 import uuid
@@ -36,6 +37,30 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all; text is written as UTF-8. See `atomic_open`."""
     with atomic_open(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Make a temporary folder beside `path`, and rename it at the end; after an error nothing is left of it.
+
+    Args:
+        path: the folder to make; one that is there must be empty.
+
+    Raises:
+        FileExistsError: there is something at `path`.
+        OSError: it cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(errno.EEXIST, "is there already, and not an empty folder", os.fspath(path))
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def atomic_link(source: Path, path: Path) -> None:

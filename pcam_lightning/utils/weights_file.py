@@ -30,7 +30,7 @@ def write_weights(path: Path, checkpoint: dict[str, Any]) -> None:
     trained = checkpoint["trained"]
     tensors |= {_TRAINED + name: trained[name] for name in ("ids", "pixels")}
     tensors = {name: value.contiguous() for name, value in tensors.items()}
-    record = {name: checkpoint[name] for name in _KEYS}
+    record = {name: checkpoint[name] for name in _KEYS} | {"positive_fraction": checkpoint.get("positive_fraction")}
     record |= {"known": bool(trained["known"]), "origins": list(trained.get("origins", ()))}
     atomic_write(path, safetensors.torch.save(tensors, {_RECORD: json.dumps(record)}))
 

@@ -1,0 +1,281 @@
+"""Speed, memory and interruptions of `heatmap`, on drawn slides.
+
+    python benchmarks/slides.py speed WORK [CKPT] [--side 20000]
+    python benchmarks/slides.py memory WORK [--side 100000]
+    python benchmarks/slides.py kill WORK [--kills 10]
+    python benchmarks/slides.py judge WORK CKPT [--slides 10]
+
+`speed`: patches/s of the network in `heatmap`, of a loop that reads each patch by itself, and of `predict` on the same
+patches, packed; and of reading alone. `memory`: the peak of the whole command on a slide of which all is glass but some
+pieces of tissue. `kill`: SIGKILL at random moments; each time the command is started again, and at the end all files
+are compared with those of a command that was left alone. `judge`: `evaluate-slides` on drawn slides, by a checkpoint of
+a demo run.
+
+WORK is a folder for the slides and results. With nothing else on the machine.
+"""
+
+import argparse
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning as L
+import measure
+import numpy as np
+import pandas as pd
+import pyvips
+import torch
+from PIL import Image
+
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.slides.patch_grid import PatchGrid
+from pcam_lightning.slides.predictor import LogitFile, SlidePredictor
+from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.regions import SlideDataModule, SlideRegions, cut_patches
+from pcam_lightning.slides.tissue import tissue_mask, tissue_squares
+from pcam_lightning.synthetic.kaggle_folder import draw_slide
+from pcam_lightning.synthetic.whole_slide import MPP, draw_whole_slide, write_whole_slide
+from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.utils.system import supported_precision
+
+COMMAND = [sys.executable, "-m", "pcam_lightning"]
+PIECE = 2048  # side of a drawn piece of tissue, in pixels of 0.972 um
+
+
+def draw_piece() -> np.ndarray:
+    """Draw a lymph node, uint8 (2048, 2048, 3)."""
+    rng = np.random.default_rng(0)
+    return draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), PIECE, tumor=True)[0]
+
+
+def draw_large(path: Path, side: int, pieces: int | None) -> None:
+    """Write a slide of a side in pixels of 0.243 um: tissue all over, or some pieces of it on glass."""
+    if path.exists():
+        return
+    coarse = side // 4
+    piece = pyvips.Image.new_from_array(draw_piece())
+    if pieces is None:
+        image = piece.replicate(coarse // PIECE + 1, coarse // PIECE + 1).crop(0, 0, coarse, coarse)
+    else:
+        image = (pyvips.Image.black(coarse, coarse, bands=3) + 245).cast("uchar").copy(interpretation="srgb")
+        for number in range(pieces):
+            at = int((coarse - PIECE) * number / max(1, pieces - 1))
+            image = image.insert(piece, at, at)
+    per_mm = 4000 / MPP
+    image.resize(4, kernel="nearest").tiffsave(
+        str(path), tile=True, tile_width=256, tile_height=256, pyramid=True, compression="jpeg", Q=85, bigtiff=True,
+        xres=per_mm, yres=per_mm, resunit="cm",
+    )  # fmt: skip
+
+
+def corners(grid: PatchGrid, squares: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield x and y of all patches."""
+    x, y = grid.corners(*np.nonzero(squares))
+    yield from zip(x.tolist(), y.tolist(), strict=True)
+
+
+def speed(work: Path, side: int, ckpt_path: str, rounds: int, patches: int) -> None:
+    """Compare patches/s."""
+    path = work / f"tissue_{side}.tif"
+    draw_large(path, side, None)
+    slide = SlideReader(path)
+    grid = PatchGrid(slide.width, slide.height, slide.mpp)
+    squares = tissue_squares(tissue_mask(slide, grid), grid)
+    every = int(squares.sum())
+    squares &= np.cumsum(squares).reshape(squares.shape) <= patches
+    count = int(squares.sum())
+    network = load_pretrained(ckpt_path)
+    packed = work / "packed"
+    write_patches(packed, slide, grid, squares)
+    rows: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name, seconds in (
+            ("heatmap", by_regions(path, grid, squares, network, work)),
+            ("predict, packed patches", by_predict(packed, network)),
+            ("a read for each patch", by_patches(slide, grid, squares, network)),
+            ("reading alone, by regions", read_regions(path, grid, squares)),
+            ("reading alone, a read for each patch", read_patches(slide, grid, squares)),
+        ):
+            rows.setdefault(name, []).append(count / seconds)
+    print(measure.machine())
+    print(f"{side} x {side} pixels, {every:,} squares of tissue, the first {count:,} of them; {ckpt_path}")
+    spreads = [[name, f"{np.median(v):,.0f} ({min(v):,.0f}-{max(v):,.0f})"] for name, v in rows.items()]
+    print(measure.table(["", "patches/s"], spreads))
+    measure.save(Path("slides_speed.json"), {"machine": measure.machine(), "patches": count, **rows})
+
+
+def build_trainer(*callbacks: L.Callback) -> L.Trainer:
+    """Build a quiet trainer."""
+    return L.Trainer(
+        accelerator="auto", devices=1, precision=supported_precision("auto", "16-mixed"), callbacks=list(callbacks),
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+
+
+class Seconds(L.Callback):
+    """Times predictions, from when all is set up to the last batch."""
+
+    begun = seconds = 0.0
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self.begun = time.perf_counter()
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        self.seconds = time.perf_counter() - self.begun
+
+
+def by_regions(path: Path, grid: PatchGrid, squares: np.ndarray, network: torch.nn.Module, work: Path) -> float:
+    """Predict as `heatmap` does; return seconds."""
+    clock, logit = Seconds(), np.full(squares.shape, np.nan, dtype=np.float32)
+    keeper = LogitFile(work / "logits.npz", "", logit, int(squares.sum()))
+    data = SlideDataModule(SlideRegions(path, grid, list(grid.regions(squares)), squares), num_workers=2)
+    build_trainer(clock, keeper).predict(SlidePredictor(network, grid.stride, 256), data, return_predictions=False)  # type: ignore[arg-type]
+    return clock.seconds
+
+
+def write_patches(folder: Path, slide: SlideReader, grid: PatchGrid, squares: np.ndarray) -> None:
+    """Write the patches as a folder that `predict` takes."""
+    if folder.exists():
+        return
+    (folder / "test").mkdir(parents=True)
+    ids = []
+    for number, (x, y) in enumerate(corners(grid, squares)):
+        pixels = slide.read(x, y, 96, 96, slide.level_for(grid.mpp))
+        Image.fromarray(pixels).save(folder / "test" / f"{number:06d}.tif")
+        ids.append(f"{number:06d}")
+    pd.DataFrame({"id": ids, "label": 0}).to_csv(folder / "sample_submission.csv", index=False)
+
+
+def by_predict(folder: Path, network: L.LightningModule) -> float:
+    """Predict packed patches; return seconds."""
+    clock, data = Seconds(), PCamDataModule(folder, batch_size=256)
+    build_trainer(clock).predict(network, data, return_predictions=False)
+    return clock.seconds
+
+
+@torch.inference_mode()
+def by_patches(slide: SlideReader, grid: PatchGrid, squares: np.ndarray, network: L.LightningModule) -> float:
+    """Read and predict patch by patch, in batches; return seconds."""
+    level, begun = slide.level_for(grid.mpp), time.perf_counter()
+    places = list(corners(grid, squares))
+    half = supported_precision("auto", "16-mixed") == "bf16-mixed"
+    for first in range(0, len(places), 256):
+        images = [slide.read(x, y, 96, 96, level) for x, y in places[first : first + 256]]
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            network.predict_logits(torch.from_numpy(np.stack(images)))  # type: ignore[operator]
+    return time.perf_counter() - begun
+
+
+def read_regions(path: Path, grid: PatchGrid, squares: np.ndarray) -> float:
+    """Read regions and cut their patches; return seconds."""
+    data = SlideRegions(path, grid, list(grid.regions(squares)), squares)
+    begun = time.perf_counter()
+    for number in range(len(data)):
+        batch = data[number]
+        cut_patches(batch["image"], batch["row"], batch["column"], grid.stride).contiguous()
+    return time.perf_counter() - begun
+
+
+def read_patches(slide: SlideReader, grid: PatchGrid, squares: np.ndarray) -> float:
+    """Read each patch; return seconds."""
+    level, begun = slide.level_for(grid.mpp), time.perf_counter()
+    for x, y in corners(grid, squares):
+        slide.read(x, y, 96, 96, level)
+    return time.perf_counter() - begun
+
+
+def memory(work: Path, side: int) -> None:
+    """Measure the peak of the command on a large, sparse slide."""
+    path = work / f"sparse_{side}.tif"
+    draw_large(path, side, 3)
+    shutil.rmtree(work / "memory", ignore_errors=True)
+    flags = ["--ckpt_path=pcam-small", "--stride=96", f"--output={work / 'memory'}"]
+    watched = measure.watch([*COMMAND, "heatmap", str(path), *flags])
+    print(measure.machine())
+    page = work / "memory" / path.stem / "heatmap.html"
+    tiles = sum(file.stat().st_size for file in page.parent.glob("heatmap_tiles/*"))
+    print(
+        f"{side} x {side} pixels, {path.stat().st_size / 1e9:.2f} GB: peak {watched.peak_anonymous / 1e9:.2f} GB, with "
+        f"mapped files {watched.peak_pss / 1e9:.2f} GB, {watched.seconds:.0f} s; "
+        f"page {page.stat().st_size / 1e6:.1f} MB, its tiles {tiles / 1e6:.0f} MB"
+    )
+
+
+def kill(work: Path, kills: int, seed: int) -> None:
+    """Kill the command at random moments and compare what it writes in the end."""
+    path = work / "killed.tif"
+    rng = np.random.default_rng(1)
+    write_whole_slide(path, *draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), 1024, tumor=True))
+
+    def command(output: str) -> list[str]:
+        return [*COMMAND, "heatmap", str(path), "--ckpt_path=pcam-small", f"--output={work / output}"]
+
+    for name in ("alone", "killed"):
+        shutil.rmtree(work / name, ignore_errors=True)
+    alone = measure.watch(command("alone"))
+    moments, restarts = random.Random(seed), 0
+    for _ in range(kills):
+        with subprocess.Popen(command("killed"), stderr=subprocess.DEVNULL) as process:
+            try:
+                process.wait(moments.uniform(0, alone.seconds))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                restarts += 1
+        if restarts < kills and (work / "killed" / path.stem / "slide.json").exists():
+            shutil.rmtree(work / "killed")
+    measure.watch(command("killed"))
+    differ = [
+        file.name
+        for file in sorted((work / "alone" / path.stem).iterdir())
+        if file.suffix in (".csv", ".geojson", ".tif", ".png")
+        and file.read_bytes() != (work / "killed" / path.stem / file.name).read_bytes()
+    ]
+    left = sorted({file.name for file in (work / "killed" / path.stem).iterdir()})
+    print(f"{restarts} kills; files that differ: {differ or 'none'}; in the folder: {', '.join(left)}")
+
+
+def judge(work: Path, ckpt_path: str, slides: int) -> None:
+    """Score drawn slides."""
+    for name in ("drawn", "judged"):
+        shutil.rmtree(work / name, ignore_errors=True)
+    drawn, judged = work / "drawn", work / "judged"
+    measure.watch([*COMMAND, "synthesize", str(drawn), "--slides", str(slides), "--whole", "--seed", "1"])
+    measure.watch([*COMMAND, "heatmap", str(drawn), "--ckpt_path", ckpt_path, "--output", str(judged)])
+    arguments = ["--reference", str(drawn / "reference.csv"), "--annotations", str(drawn)]
+    print(measure.watch([*COMMAND, "evaluate-slides", str(judged), *arguments]).output)
+    print((judged / "slide_scores.csv").read_text())
+
+
+def main() -> None:
+    """Do as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "memory", "kill", "judge"))
+    parser.add_argument("work", type=Path)
+    parser.add_argument("ckpt_path", nargs="?", default="pcam-small")
+    parser.add_argument("--side", type=int, help="of the slide, in pixels of 0.243 um")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--patches", type=int, default=8192)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--slides", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.what == "speed":
+        speed(args.work, args.side or 20_000, args.ckpt_path, args.rounds, args.patches)
+    elif args.what == "memory":
+        memory(args.work, args.side or 100_000)
+    elif args.what == "kill":
+        kill(args.work, args.kills, args.seed)
+    else:
+        judge(args.work, args.ckpt_path, args.slides)
+
+
+if __name__ == "__main__":
+    main()

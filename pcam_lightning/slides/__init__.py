@@ -1,0 +1,1 @@
+"""Whole-slide images: reading, predicting and evaluating them."""

@@ -1,0 +1,83 @@
+"""HeatMap: the logits of a slide's squares, and what they say about it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+from scipy.special import expit, logit
+
+from pcam_lightning.slides.patch_grid import PatchGrid
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """The logits of a slide.
+
+    Args:
+        grid: of its patches.
+        logit: float32, (rows, columns) of the grid, NaN where nothing was predicted.
+        shift: added to each logit, as `prior_shift` computes it.
+    """
+
+    grid: PatchGrid
+    logit: np.ndarray
+    shift: float = 0.0
+
+    @property
+    def prob(self) -> np.ndarray:
+        """Probabilities of tumor, float64, NaN where nothing was predicted."""
+        probabilities: np.ndarray = expit(self.logit.astype(np.float64) + self.shift)
+        return probabilities
+
+    @property
+    def score(self) -> float:
+        """Of the slide: the highest mean probability of 3 x 3 squares, those alone that were predicted.
+
+        A whole slide has so many squares that the highest probability of a single one says little.
+        """
+        predicted = ~np.isnan(self.logit)
+        total, count = (
+            ndimage.convolve(values, np.ones((3, 3)), mode="constant")
+            for values in (np.nan_to_num(self.prob), predicted.astype(np.float64))
+        )
+        return float((total[predicted] / np.maximum(count[predicted], 9)).max())
+
+    def patches(self) -> pd.DataFrame:
+        """Return a row for each patch, as WSInfer does: minx,miny,width,height in pixels of level 0, and prob_tumor."""
+        row, column = np.nonzero(~np.isnan(self.logit))
+        x, y = self.grid.corners(row, column)
+        side, prob = self.grid.patch, self.prob[row, column]
+        return pd.DataFrame({"minx": x, "miny": y, "width": side, "height": side, "prob_tumor": prob})
+
+    def lesions(self, threshold: float) -> pd.DataFrame:
+        """Return a row for each group of adjacent squares at or above a threshold, the most confident first.
+
+        Returns:
+            confidence, the group's highest probability, x and y of the center of that square in pixels of level 0, as
+            CAMELYON16 asks for; and area_mm2 of the group.
+        """
+        prob, rows = self.prob, []
+        label, _ = ndimage.label(prob >= threshold, np.ones((3, 3)))
+        for number, box in enumerate(ndimage.find_objects(label), start=1):
+            inside = np.where(label[box] == number, prob[box], -1.0)
+            row, column = np.unravel_index(inside.argmax(), inside.shape)
+            x, y = (
+                int((index + span.start + 0.5) * self.grid.square)
+                for index, span in zip((column, row), box[::-1], strict=True)
+            )
+            rows.append((float(inside.max()), x, y, int((inside >= 0).sum()) * self.grid.square_mm2))
+        table = pd.DataFrame(rows, columns=["confidence", "x", "y", "area_mm2"])
+        return table.sort_values(["confidence", "area_mm2"], ascending=False, kind="stable", ignore_index=True)
+
+
+def prior_shift(prior: float, training_prior: float) -> float:
+    """Return what to add to logits where tumor has another share than among the training patches.
+
+    Saerens et al., "Adjusting the outputs of a classifier to new a priori probabilities", 2002.
+
+    Args:
+        prior: share of tumor among the squares of a slide, in (0, 1).
+        training_prior: share of tumor among the training patches, in (0, 1).
+    """
+    return float(logit(prior) - logit(training_prior))

@@ -1,0 +1,80 @@
+"""SlideOptions: how a slide is predicted."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from pcam_lightning.slides.patch_grid import CENTER
+from pcam_lightning.utils.errors import UserError, check_number
+from pcam_lightning.utils.system import supported_precision
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """How a slide is predicted.
+
+    Args:
+        mpp: um per pixel of the slide's finest level; by default what the file says.
+        stride: distance of neighboring patches, in pixels of 0.972 um, a multiple of 32; more than 32 leaves gaps.
+        tissue: predict tissue alone (auto), or everything (none).
+        tta: test-time augmentation, none or d4; by default what the network's run had.
+        threshold: probability from which a square counts as tumor, in outlines, lesions and areas.
+        prior: share of the tissue that is expected to be tumor, for which probabilities are corrected.
+        batch_size: patches that go through the network at once.
+        num_workers: processes that read the slide, for each device.
+        accelerator: of Lightning's Trainer.
+        devices: of Lightning's Trainer.
+        num_nodes: of Lightning's Trainer; all nodes need the same output folder.
+        precision: of Lightning's Trainer.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    mpp: float | None = None
+    stride: int = CENTER
+    tissue: Literal["auto", "none"] = "auto"
+    tta: Literal["none", "d4"] | None = None
+    threshold: float = 0.5
+    prior: float | None = None
+    batch_size: int = 256
+    num_workers: int = 2
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    precision: str = "16-mixed"
+
+    def __post_init__(self) -> None:
+        """Check values."""
+        if self.stride < CENTER or self.stride % CENTER:
+            raise UserError(f"`stride` {self.stride}: should be a multiple of {CENTER}, the side of a patch's center.")
+        for name in ("threshold", "prior"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise UserError(f"`{name}` {value}: should be more than 0 and less than 1.")
+        check_number("batch_size", self.batch_size, 1, whole=True)
+        check_number("num_workers", self.num_workers, 0, whole=True)
+
+    def build_trainer(self, callback: L.Callback) -> L.Trainer:
+        """Build the trainer that predicts.
+
+        Raises:
+            UserError: this machine lacks what the options ask for.
+        """
+        try:
+            return L.Trainer(
+                accelerator=self.accelerator,
+                devices=self.devices,
+                num_nodes=self.num_nodes,
+                precision=supported_precision(self.accelerator, self.precision),
+                callbacks=[callback],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,  # SlideDataModule shares the regions out
+            )
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"`accelerator`, `devices`, `num_nodes`, `precision`: {error}") from error

@@ -1,0 +1,189 @@
+"""heatmap.html: a page that shows a slide, its heat map and its lesions, without a network connection."""
+
+import base64
+import io
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from bokeh.embed import file_html
+from bokeh.layouts import column, row
+from bokeh.models import (
+    BoxZoomTool,
+    ColumnDataSource,
+    CustomJS,
+    HoverTool,
+    ImageURL,
+    LinearColorMapper,
+    MetricLength,
+    Range1d,
+    ScaleBar,
+    Slider,
+)
+from bokeh.palettes import Turbo256
+from bokeh.plotting import figure
+from bokeh.resources import INLINE
+from jinja2 import Environment, PackageLoader
+from PIL import Image
+
+from pcam_lightning.slides.heat_map import HeatMap
+from pcam_lightning.slides.pictures import thumbnail
+from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.utils.atomic_io import atomic_folder, atomic_write
+
+TILE = 512  # side of a tile, in pixels
+FINEST = 0.48  # um per pixel of the finest tiles: nuclei are 10 to 20 pixels wide
+OVERVIEW = 1500  # largest side of the picture of the whole slide, in pixels
+INLINE_TILES = 150  # more lie in a folder beside the page
+LINKS = 20  # lesions
+_QUALITY = 75  # of JPEGs
+
+
+def write_page(
+    folder: Path, slide: SlideReader, heat_map: HeatMap, lesions: pd.DataFrame, summary: dict[str, Any]
+) -> None:
+    """Write heatmap.html and, for a slide that is not small, the tiles that it shows, into `heatmap_tiles`.
+
+    Args:
+        folder: of the slide's results.
+        slide: what is shown below the map.
+        heat_map: the map; tiles are written where it has squares.
+        lesions: of `HeatMap.lesions`.
+        summary: what slide.json says.
+    """
+    levels = _levels(slide)
+    names = {(z, x, y) for z, size in enumerate(levels) for x, y in _shown(heat_map, size)}
+    tiles = folder / "heatmap_tiles"
+    shutil.rmtree(tiles, ignore_errors=True)
+    inline = {}
+    if len(names) <= INLINE_TILES:
+        inline = {f"{z}/{x}/{y}": _tile(slide, levels[z], x, y) for z, x, y in sorted(names)}
+    else:
+        with atomic_folder(tiles) as temporary:
+            for z, x, y in sorted(names):
+                # Scripts, since a page that is opened as a file may load those, and not the pixels of images.
+                text = f"pcamTile({json.dumps(f'{z}/{x}/{y}')}, {json.dumps(_tile(slide, levels[z], x, y))});\n"
+                (temporary / f"{z}_{x}_{y}.js").write_text(text)
+    layout, plot = _layout(slide, heat_map, summary["options"]["threshold"])
+    page = {
+        "tiles": inline,
+        "names": [] if inline else sorted(f"{z}/{x}/{y}" for z, x, y in names),
+        "sizes": [size * slide.mpp for size in levels],  # um
+        "plot": plot,
+        "width": slide.width * slide.mpp,
+        "height": slide.height * slide.mpp,
+    }
+    template = Environment(loader=PackageLoader("pcam_lightning.slides"), autoescape=True).get_template("heatmap.html")
+    html = file_html(
+        layout,
+        INLINE,
+        title=slide.path.name,
+        template=template,
+        template_variables={
+            "page": page,
+            "summary": summary,
+            "lesions": _links(lesions, slide.mpp),
+            "count": len(lesions),
+            "tile_side": TILE,
+        },
+    )
+    atomic_write(folder / "heatmap.html", html)
+
+
+def _levels(slide: SlideReader) -> list[int]:
+    """Return the side of a tile at each level, in pixels of level 0, from the coarsest that is needed to the finest."""
+    finest = TILE * max(1, round(FINEST / slide.mpp))
+    count = max(1, math.ceil(math.log2(max(slide.width, slide.height) / OVERVIEW * TILE / finest)))
+    return [finest << number for number in reversed(range(count))]
+
+
+def _shown(heat_map: HeatMap, size: int) -> Iterator[tuple[int, int]]:
+    """Yield column and row of the tiles of a level that hold squares of the map."""
+    grid = heat_map.grid
+    square_row, square_column = np.nonzero(~np.isnan(heat_map.logit))
+    found = set()
+    for shift in (0, grid.square - 1):
+        found |= set(
+            zip(
+                ((square_column * grid.square + shift) // size).tolist(),
+                ((square_row * grid.square + shift) // size).tolist(),
+                strict=True,
+            )
+        )
+    return ((x, y) for x, y in found if x * size < grid.width and y * size < grid.height)
+
+
+def _tile(slide: SlideReader, size: int, x: int, y: int) -> str:
+    """Return a tile as a data URI."""
+    level = slide.level_for(slide.mpp * size / TILE)
+    side = max(1, round(size / slide.levels[level].downsample))
+    pixels = slide.read(x * size, y * size, side, side, level)
+    return _data_uri(Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.BOX))
+
+
+def _data_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "jpeg", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _links(lesions: pd.DataFrame, mpp: float) -> list[dict[str, Any]]:
+    """Return where the most confident lesions are, in um, y upward."""
+    top = lesions.head(LINKS)
+    return [
+        {"x": one["x"] * mpp, "y": -one["y"] * mpp, "confidence": one["confidence"], "area": one["area_mm2"]}
+        for one in top.to_dict("records")
+    ]
+
+
+def _layout(slide: SlideReader, heat_map: HeatMap, threshold: float) -> tuple[Any, str]:
+    """Build the plot, in um with y upward, and its sliders; return them and the plot's id."""
+    width, height = slide.width * slide.mpp, slide.height * slide.mpp
+    plot: Any = figure(
+        x_range=Range1d(0, width),  # the page's script makes both axes equally long in um
+        y_range=Range1d(-height, 0),
+        sizing_mode="stretch_both",
+        min_height=500,
+        tools=["pan", "wheel_zoom", BoxZoomTool(match_aspect=True), "reset"],
+        active_scroll="wheel_zoom",
+        toolbar_location="above",
+        background_fill_color="white",
+    )
+    plot.axis.visible = False
+    plot.grid.visible = False
+    place: dict[str, Any] = {"x": "x", "y": "y", "w": "w", "h": "h", "anchor": "top_left"}
+    overview = _data_uri(thumbnail(slide, OVERVIEW))
+    below = ColumnDataSource({"url": [overview], "x": [0], "y": [0], "w": [width], "h": [height]})
+    plot.add_glyph(below, ImageURL(url="url", **place))
+    tiles = ColumnDataSource({"url": [], "x": [], "y": [], "w": [], "h": []}, name="tiles")
+    plot.add_glyph(tiles, ImageURL(url="url", **place))
+    grid = heat_map.grid
+    side = grid.square * grid.slide_mpp
+    mapper = LinearColorMapper(palette=Turbo256, low=0, high=1, nan_color="rgba(0, 0, 0, 0)")
+    image = plot.image(
+        image=[heat_map.prob.astype(np.float32)],
+        x=0,
+        y=0,
+        dw=grid.columns * side,
+        dh=grid.rows * side,
+        color_mapper=mapper,
+        global_alpha=0.4,
+        anchor="top_left",
+        origin="top_left",
+    )
+    plot.add_tools(HoverTool(renderers=[image], tooltips=[("probability of tumor", "@image{0.000}")]))
+    plot.add_layout(ScaleBar(range=plot.x_range, unit="µm", dimensional=MetricLength(), location="bottom_right"))
+    opacity = Slider(title="opacity of the map", start=0, end=1, step=0.05, value=0.4, name="opacity")
+    opacity.js_link("value", image.glyph, "global_alpha")
+    # What is below the threshold is not drawn.
+    hide = "mapper.low_color = this.value > 0 ? 'rgba(0, 0, 0, 0)' : null; mapper.low = this.value;"
+    least = Slider(
+        title=f"show from (threshold: {threshold:g})", start=0, end=0.99, step=0.01, value=0, name="threshold"
+    )
+    least.js_on_change("value", CustomJS(args={"mapper": mapper}, code=hide))
+    return column(row(opacity, least), plot, sizing_mode="stretch_both"), plot.id

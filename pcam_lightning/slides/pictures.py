@@ -1,0 +1,81 @@
+"""Pictures of a heat map: a pyramidal TIFF of the probabilities, and the map drawn over the slide."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyvips
+from matplotlib import colormaps
+from PIL import Image
+
+from pcam_lightning.slides.heat_map import HeatMap
+from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.utils.atomic_io import atomic_write
+
+OVERLAY = 2000  # largest side of overlay.png, in pixels
+_OPACITY = 0.45
+_MOST_PIXELS = 2**26  # of a slide that are read at once: 200 MB
+
+
+def mask_png(mask: np.ndarray) -> bytes:
+    """Return a mask as a PNG, tissue white."""
+    return _png(Image.fromarray(mask))
+
+
+def write_tiff(path: Path, heat_map: HeatMap) -> None:
+    """Write the probabilities as a tiled, pyramidal TIFF, uint8: 255 is 1, and 0 also where nothing was predicted.
+
+    A pixel of its finest level is a square of the grid, and its resolution says so: viewers can lay it over the slide.
+    """
+    level = np.nan_to_num(255 * heat_map.prob).round().astype(np.uint8)
+    per_mm = 1000 / (heat_map.grid.square * heat_map.grid.slide_mpp)
+    image = pyvips.Image.new_from_array(level)
+    content = image.tiffsave_buffer(
+        tile=True, pyramid=True, compression="deflate", xres=per_mm, yres=per_mm, resunit="cm"
+    )
+    atomic_write(path, content)
+
+
+def colors(prob: np.ndarray, opacity: float) -> np.ndarray:
+    """Return a probability map as uint8 (rows, columns, 4), transparent where it is NaN."""
+    drawn: np.ndarray = (colormaps["turbo"](np.nan_to_num(prob)) * 255).astype(np.uint8)
+    drawn[..., 3] = np.where(np.isnan(prob), 0, round(255 * opacity))
+    return drawn
+
+
+def thumbnail(slide: SlideReader, longest: int) -> Image.Image:
+    """Return the whole slide, RGB, at most `longest` pixels a side; read in strips, so that memory is bounded."""
+    factor = max(1.0, max(slide.width, slide.height) / longest)
+    level = slide.level_for(slide.mpp * factor)
+    source = slide.levels[level]
+    width, height = (max(1, round(side / factor)) for side in (slide.width, slide.height))
+    whole = Image.new("RGB", (width, height))
+    rows = max(1, int(_MOST_PIXELS / source.width * height / source.height))  # of the thumbnail
+    for top in range(0, height, rows):
+        bottom = min(height, top + rows)
+        first, last = (number * source.height / height for number in (top, bottom))
+        start = int(first)
+        count = min(source.height, int(np.ceil(last))) - start
+        pixels = slide.read(0, round(start * source.downsample), source.width, count, level)
+        box = (0, first - start, source.width, min(count, last - start))
+        strip = Image.fromarray(pixels).resize((width, bottom - top), Image.Resampling.BOX, box)
+        whole.paste(strip, (0, top))
+    return whole
+
+
+def overlay_png(slide: SlideReader, heat_map: HeatMap) -> bytes:
+    """Draw the map over the slide, from blue for 0 to red for 1; where nothing was predicted, the slide alone."""
+    below = thumbnail(slide, OVERLAY).convert("RGBA")
+    grid = heat_map.grid
+    scale = below.width / slide.width
+    width, height = (max(1, round(count * grid.square * scale)) for count in (grid.columns, grid.rows))
+    over = Image.fromarray(colors(heat_map.prob, _OPACITY)).resize((width, height), Image.Resampling.NEAREST)
+    layer = Image.new("RGBA", below.size)
+    layer.paste(over, (0, 0))
+    return _png(Image.alpha_composite(below, layer).convert("RGB"))
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()

@@ -1,0 +1,280 @@
+"""predict_slide and heatmap: a network on every square of tissue of slides, and the files that come of it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import openslide
+import pandas as pd
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from pcam_lightning import __version__
+from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.slides.geojson import write_geojson
+from pcam_lightning.slides.heat_map import HeatMap, prior_shift
+from pcam_lightning.slides.options import SlideOptions
+from pcam_lightning.slides.page import write_page
+from pcam_lightning.slides.patch_grid import PatchGrid
+from pcam_lightning.slides.pictures import mask_png, overlay_png, write_tiff
+from pcam_lightning.slides.predictor import LogitFile, SlidePredictor, read_logits, write_logits
+from pcam_lightning.slides.reader import SlideReader, is_slide
+from pcam_lightning.slides.regions import SlideDataModule, SlideRegions
+from pcam_lightning.slides.tissue import tissue_mask, tissue_squares
+from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.utils.atomic_io import atomic_write
+from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
+
+FILES = ("tissue.png", "patches.csv", "heatmap.geojson", "heatmap.tif", "heatmap.html", "overlay.png")
+CAUTION = (
+    "The network was trained on selected patches, about half of them tumor. In a slide tumor is rarer, so that "
+    "probabilities are too high unless a prior is given, and a threshold chosen on patches finds too much."
+)
+
+
+class SlideResult(NamedTuple):
+    """A predicted slide.
+
+    Attributes:
+        folder: of the files.
+        heat_map: the logits.
+        lesions: as in lesions.csv.
+        summary: as in slide.json.
+    """
+
+    folder: Path
+    heat_map: HeatMap
+    lesions: pd.DataFrame
+    summary: dict[str, Any]
+
+
+def predict_slide(
+    slide: Path | str, ckpt_path: Path | str = "pcam", output: Path | str | None = None, **options: Any
+) -> SlideResult:
+    """Predict every square of 32 x 32 pixels of a slide's tissue, and write the map in formats that others read.
+
+    Args:
+        slide: that OpenSlide or Pillow reads.
+        ckpt_path: pcam or pcam-small, which come with the package, or a checkpoint of this project.
+        output: folder of the results; by default `heatmaps/<name of the slide>`. What is there of the same slide,
+            network and options is not predicted again, whether it is whole or, of an interrupted call, a part.
+        options: of `SlideOptions`.
+
+    Raises:
+        UserError: the slide, the network or an option cannot be used, or there is no tissue.
+    """
+    path, choices = Path(slide).expanduser(), SlideOptions(**options)
+    reader = SlideReader(path, choices.mpp)
+    grid = PatchGrid(reader.width, reader.height, reader.mpp, choices.stride)
+    if reader.mpp > 1.5 * grid.mpp:
+        rank_zero_warn(f"{path}: {reader.mpp:g} um per pixel is coarser than the training patches' {grid.mpp:.3g}.")
+    network = load_pretrained(ckpt_path, choices.tta)
+    shift = _shift(choices.prior, ckpt_path, network)
+    folder = (Path("heatmaps") / path.stem if output is None else Path(output)).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    key = _fingerprint(path, network, grid, choices)
+    same = {"key": key, "options": asdict(choices), "prior_shift": shift}
+    if finished := _finished(folder, grid, same):
+        rank_zero_info(f"{path}: predicted already, see {folder}.")
+        return finished
+    squares = _find_tissue(reader, grid, choices, folder)
+    logit = _predict(path, grid, squares, network, folder / "logits.npz", key, choices)
+    heat_map = HeatMap(grid, logit, shift)
+    lesions = heat_map.lesions(choices.threshold)
+    summary = {
+        "slide": str(path),
+        "format": reader.vendor,
+        "width": reader.width,
+        "height": reader.height,
+        "mpp": reader.mpp,
+        "patch_mpp": grid.mpp,
+        **_findings(heat_map, choices.threshold),
+        "lesions": len(lesions),
+        **same,
+        "network": {
+            "ckpt_path": str(ckpt_path),
+            "backbone": network.hparams["backbone"],
+            "tta": network.hparams["tta"],
+            "positive_fraction": network.positive_fraction,
+        },
+        "versions": {
+            "pcam_lightning": __version__,
+            "torch": torch.__version__,
+            "openslide": openslide.__library_version__,
+        },
+        "caution": CAUTION,
+    }
+    result = SlideResult(folder, heat_map, lesions, summary)
+    if _is_rank_zero():
+        _write(result, reader, choices.threshold)
+    return result
+
+
+def heatmap(
+    slides: list[Path], ckpt_path: Path | str = "pcam", output: Path = Path("heatmaps"), **options: Any
+) -> pd.DataFrame:
+    """Predict slides one after another: where tumor is probable, as tables, pictures and QuPath's objects.
+
+    A slide that is finished is skipped, and one that was interrupted is resumed.
+
+    Args:
+        slides: files that OpenSlide or Pillow reads, or folders of them.
+        ckpt_path: pcam or pcam-small, which come with the package, or a checkpoint of this project.
+        output: folder of the results, a folder for each slide and `slides.csv` of all.
+        options: of `SlideOptions`.
+
+    Returns:
+        As in slides.csv: slide, score, tissue_mm2, tumor_mm2, lesions, folder.
+
+    Raises:
+        UserError: an option or the network cannot be used; or, after all others have been predicted, a slide.
+    """
+    SlideOptions(**options)
+    found = list_slides(slides)
+    output.mkdir(parents=True, exist_ok=True)
+    rows, failures = [], []
+    columns = ["slide", "score", "tissue_mm2", "tumor_mm2", "lesions"]
+    for path in found:
+        try:
+            result = predict_slide(path, ckpt_path, output / path.stem, **options)
+        except UserError as error:
+            if len(found) == 1:
+                raise
+            failures.append(str(error))
+            rank_zero_warn(str(error))
+            continue
+        rows.append([*(result.summary[name] for name in columns), str(result.folder)])
+        table = pd.DataFrame(rows, columns=[*columns, "folder"])
+        if _is_rank_zero():
+            atomic_write(output / "slides.csv", table.to_csv(index=False, lineterminator="\n"))
+    if failures:
+        raise UserError(f"{len(failures)} of {len(found)} slides could not be predicted; the first: {failures[0]}")
+    return table
+
+
+def list_slides(paths: list[Path]) -> list[Path]:
+    """Return slides, and for each folder those that are in it, by name.
+
+    Raises:
+        UserError: a folder holds none, or two slides have the same name.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        files = sorted(file for file in path.iterdir() if is_slide(file)) if path.is_dir() else [path]
+        if not files:
+            raise UserError(f"{path}: no slide in this folder.")
+        for file in files:
+            if other := found.get(file.stem):
+                raise UserError(f"{other}, {file}: the results of both would be in the same folder; rename one.")
+            found[file.stem] = file
+    return list(found.values())
+
+
+def _is_rank_zero() -> bool:
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
+
+
+def _finished(folder: Path, grid: PatchGrid, same: Mapping[str, Any]) -> SlideResult | None:
+    """Return what an earlier call has written, where nothing has changed and nothing is missing."""
+    try:
+        summary = json.loads((folder / "slide.json").read_text())
+        lesions = pd.read_csv(folder / "lesions.csv")
+    except (OSError, ValueError):
+        return None
+    logit = read_logits(folder / "logits.npz", same["key"], (grid.rows, grid.columns))
+    whole = all((folder / name).is_file() for name in FILES) and not np.isnan(logit).all()
+    if not whole or any(summary.get(name) != value for name, value in same.items()):
+        return None
+    return SlideResult(folder, HeatMap(grid, logit, same["prior_shift"]), lesions, summary)
+
+
+def _shift(prior: float | None, ckpt_path: Path | str, network: PCamClassifier) -> float:
+    if prior is None:
+        return 0.0
+    if network.positive_fraction is None:
+        raise UserError(f"`prior`: {ckpt_path} does not record which share of its training patches was tumor.")
+    return prior_shift(prior, network.positive_fraction)
+
+
+def _find_tissue(reader: SlideReader, grid: PatchGrid, options: SlideOptions, folder: Path) -> np.ndarray:
+    """Return the squares to predict, bool (rows, columns); write the mask.
+
+    Raises:
+        UserError: there is no tissue.
+    """
+    mask = tissue_mask(reader, grid)
+    squares = tissue_squares(mask, grid)
+    picture = folder / "tissue.png"
+    atomic_write(picture, mask_png(mask))
+    rank_zero_info(f"{reader.path}: {squares.mean():.1%} of {squares.size:,} squares hold tissue, see {picture}.")
+    if options.tissue == "none":
+        return np.ones_like(squares)
+    if not squares.any():
+        raise UserError(f"{reader.path}: no tissue found, see {picture}; `tissue` none predicts everything.")
+    return squares
+
+
+def _fingerprint(path: Path, network: PCamClassifier, grid: PatchGrid, options: SlideOptions) -> str:
+    """Return the SHA-256 of what a logit depends on; which squares are predicted does not count."""
+    stat = path.stat()
+    plain = [__version__, stat.st_size, stat.st_mtime_ns, repr(grid), network.hparams["tta"], options.precision]
+    digest = hashlib.sha256(json.dumps(plain).encode())
+    for name, value in network.state_dict().items():
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _predict(
+    path: Path,
+    grid: PatchGrid,
+    squares: np.ndarray,
+    network: PCamClassifier,
+    file: Path,
+    key: str,
+    options: SlideOptions,
+) -> np.ndarray:
+    """Return the logits of squares, float32 (rows, columns): those that are in a file, and the others predicted."""
+    logit = read_logits(file, key, squares.shape)
+    missing = np.isnan(logit) & squares
+    if missing.any():
+        callback = LogitFile(file, key, logit, int(missing.sum()))
+        trainer = options.build_trainer(callback)
+        regions = SlideRegions(path, grid, list(grid.regions(missing)), missing)
+        predictor = SlidePredictor(network, options.stride, options.batch_size)
+        trainer.predict(predictor, SlideDataModule(regions, options.num_workers), return_predictions=False)
+        trainer.strategy.barrier()
+        logit = read_logits(file, key, squares.shape)
+        trainer.strategy.barrier()  # before the parts are removed
+    logit = np.where(squares, logit, np.float32(np.nan))
+    if _is_rank_zero():
+        write_logits(file, logit, key)
+        for part in file.parent.glob(f"{file.stem}_*.npz"):
+            part.unlink()
+    return logit
+
+
+def _findings(heat_map: HeatMap, threshold: float) -> dict[str, Any]:
+    """Return what is found on a slide: its score, and areas in square millimeters."""
+    prob, square_mm2 = heat_map.prob, heat_map.grid.square_mm2
+    return {
+        "score": heat_map.score,
+        "squares": int((~np.isnan(prob)).sum()),
+        "tissue_mm2": float((~np.isnan(prob)).sum() * square_mm2),
+        "tumor_mm2": float((prob >= threshold).sum() * square_mm2),
+    }
+
+
+def _write(result: SlideResult, reader: SlideReader, threshold: float) -> None:
+    """Write the files of a slide, slide.json last."""
+    folder, heat_map = result.folder, result.heat_map
+    atomic_write(folder / "patches.csv", heat_map.patches().to_csv(index=False, lineterminator="\n"))
+    atomic_write(folder / "lesions.csv", result.lesions.to_csv(index=False, lineterminator="\n"))
+    write_geojson(folder / "heatmap.geojson", heat_map, threshold)
+    write_tiff(folder / "heatmap.tif", heat_map)
+    atomic_write(folder / "overlay.png", overlay_png(reader, heat_map))
+    write_page(folder, reader, heat_map, result.lesions, result.summary)
+    atomic_write(folder / "slide.json", json.dumps(result.summary, indent=2) + "\n")

@@ -1,0 +1,109 @@
+"""SlidePredictor: a network on the patches of a slide's regions, and callbacks that keep its logits."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pcam_lightning.models.patch_network import PatchNetwork
+from pcam_lightning.slides.regions import RegionBatch, cut_patches
+from pcam_lightning.utils.atomic_io import atomic_open
+from pcam_lightning.utils.errors import UserError
+
+_EVERY = 30.0  # seconds of predictions that a killed process may lose
+
+
+class SlidePredictor(L.LightningModule):
+    """Predicts the patches of a region.
+
+    Args:
+        network: what predicts them.
+        stride: distance of neighboring patches, in pixels.
+        batch_size: patches that go through the network at once.
+    """
+
+    def __init__(self, network: PatchNetwork, stride: int, batch_size: int) -> None:
+        super().__init__()
+        self.network, self.stride, self.batch_size = network, stride, batch_size
+
+    def on_predict_start(self) -> None:
+        """Fold BatchNorm."""
+        self.network.fold()
+
+    def predict_step(self, batch: RegionBatch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """Return `square`, int64 (N,), and `logit`, float32 (N,)."""
+        if "error" in batch:
+            raise UserError(batch["error"])
+        places = zip(batch["row"].split(self.batch_size), batch["column"].split(self.batch_size), strict=True)
+        logits = [
+            self.network.predict_logits(cut_patches(batch["image"], row, column, self.stride), folded=True)
+            for row, column in places
+        ]
+        return {"square": batch["square"], "logit": torch.cat(logits).float()}
+
+
+class LogitFile(L.Callback):
+    """Keeps the logits of a process in a file, so that an interrupted prediction can be resumed.
+
+    Args:
+        path: .npz of `write_logits`; the number of the process is added to its name.
+        key: what the logits depend on.
+        logit: those that are known already, float32 (rows, columns), NaN elsewhere.
+        total: patches to predict in all processes.
+    """
+
+    def __init__(self, path: Path, key: str, logit: np.ndarray, total: int) -> None:
+        self.path, self.key, self.total = path, key, total
+        self.logit = logit.copy()
+        self._written = time.monotonic()
+        self._bar: Any = None
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show a progress bar."""
+        total = self.total // trainer.world_size  # of this process, nearly
+        self._bar = tqdm(total=total, desc=self.path.parent.name, unit=" patches", disable=not trainer.is_global_zero)
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *batch: Any) -> None:
+        """Keep the logits of a region."""
+        self.logit.reshape(-1)[outputs["square"].cpu().numpy()] = outputs["logit"].cpu().numpy()
+        self._bar.update(len(outputs["square"]))
+        if time.monotonic() - self._written > _EVERY:
+            self._write(trainer)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the file."""
+        self._bar.close()
+        self._write(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Write the file where the prediction is interrupted."""
+        if self._bar is not None:
+            self._bar.close()
+        self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        write_logits(self.path.with_name(f"{self.path.stem}_{trainer.global_rank}.npz"), self.logit, self.key)
+        self._written = time.monotonic()
+
+
+def write_logits(path: Path, logit: np.ndarray, key: str) -> None:
+    """Write logits, float32 (rows, columns), NaN where there are none, with what they depend on."""
+    with atomic_open(path) as file:
+        np.savez_compressed(file, logit=logit, key=np.array(key))
+
+
+def read_logits(path: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read the logits that `write_logits` and `LogitFile` have written with the same key; NaN where there are none."""
+    logit = np.full(shape, np.nan, dtype=np.float32)
+    for part in (path, *path.parent.glob(f"{path.stem}_*.npz")):
+        try:
+            with np.load(part) as arrays:
+                if str(arrays["key"]) == key and arrays["logit"].shape == shape:
+                    logit = np.where(np.isnan(logit), arrays["logit"], logit)
+        except (OSError, ValueError, KeyError):  # none there, or of another version
+            continue
+    return logit

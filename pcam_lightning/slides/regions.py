@@ -1,0 +1,97 @@
+"""Regions of a slide, as batches for the network."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pcam_lightning.slides.patch_grid import PATCH, PatchGrid, Region
+from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.utils.errors import UserError
+
+RegionBatch = dict[str, Any]
+
+
+class SlideRegions(Dataset[RegionBatch]):
+    """The regions of a slide; each process that reads them opens the slide itself.
+
+    Args:
+        path: of the slide.
+        grid: of its patches.
+        regions: what to read.
+        squares: which are predicted, bool, (rows, columns) of the grid.
+    """
+
+    def __init__(self, path: Path, grid: PatchGrid, regions: list[Region], squares: np.ndarray) -> None:
+        self.path, self.grid, self.regions, self.squares = path, grid, regions, squares
+        self._slide: SlideReader | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what another process needs: it opens the slide itself."""
+        return {**self.__dict__, "_slide": None}
+
+    def __len__(self) -> int:
+        """Return their number."""
+        return len(self.regions)
+
+    def __getitem__(self, index: int) -> RegionBatch:
+        """Read a region.
+
+        Returns:
+            `image`, uint8 (H, W, 3); `row` and `column`, int64 (N,), of its squares within the region; `square`, int64
+            (N,), of the same squares within the grid, row by row. Only `error`, a text, where it cannot be read: an
+            exception would reach the parent process as a traceback.
+        """
+        region = self.regions[index]
+        row, column = np.nonzero(self.squares[region.slice])
+        try:
+            self._slide = self._slide or SlideReader(self.path, self.grid.slide_mpp)
+            pixels = self.grid.read(self._slide, region)
+        except UserError as error:
+            return {"error": str(error)}
+        square = (region.row + row) * self.grid.columns + region.column + column
+        arrays = {"image": pixels.copy(), "row": row, "column": column, "square": square}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+class SlideDataModule(L.LightningDataModule):
+    """Loads the regions of a slide, each in one of the trainer's processes.
+
+    Args:
+        regions: of the slide.
+        num_workers: processes that read, for each process of the trainer.
+    """
+
+    def __init__(self, regions: SlideRegions, num_workers: int) -> None:
+        super().__init__()
+        self.regions, self.num_workers = regions, num_workers
+
+    def predict_dataloader(self) -> DataLoader[RegionBatch]:
+        """Return the regions of this process."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return DataLoader(
+            self.regions,
+            sampler=range(rank, len(self.regions), world),
+            batch_size=None,  # a region is a batch
+            num_workers=self.num_workers,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+
+def cut_patches(image: torch.Tensor, row: torch.Tensor, column: torch.Tensor, stride: int) -> torch.Tensor:
+    """Cut patches out of a region.
+
+    Args:
+        image: uint8, (H, W, 3).
+        row: of the patches, int64 (N,).
+        column: of the patches, int64 (N,).
+        stride: distance of neighboring patches, in pixels.
+
+    Returns:
+        uint8, (N, 96, 96, 3), copied from one array in which they overlap.
+    """
+    views = image.unfold(0, PATCH, stride).unfold(1, PATCH, stride)  # (R, C, 3, 96, 96), no pixel copied
+    return views[row, column].permute(0, 2, 3, 1)
