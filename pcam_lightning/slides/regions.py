@@ -74,7 +74,8 @@ class SlideDataModule(L.LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return DataLoader(
             self.regions,
-            sampler=range(rank, len(self.regions), world),
+            # A process without regions would end the others: it reads the last one once more.
+            sampler=range(rank, len(self.regions), world) or range(len(self.regions) - 1, len(self.regions)),
             batch_size=None,  # a region is a batch
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

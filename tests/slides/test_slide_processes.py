@@ -6,26 +6,41 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 from PIL import Image
 
-ARGS = ("--accelerator=cpu", "--precision=32-true", "--num_workers=0", "--ckpt_path=pcam-small", "--tissue=none")
+ARGS = (
+    "--accelerator=cpu",
+    "--precision=32-true",
+    "--num_workers=0",
+    "--ckpt_path=pcam-small",
+    "--tissue=none",
+    "--mpp=0.972",
+)
 
 
-def heatmap(slide: Path, *flags: str) -> pd.DataFrame:
-    command = [sys.executable, "-m", "pcam_lightning", "heatmap", str(slide), *ARGS, *flags]
+def heatmap(slides: list[Path], output: Path, *flags: str) -> pd.DataFrame:
+    command = [
+        sys.executable,
+        "-m",
+        "pcam_lightning",
+        "heatmap",
+        *map(str, slides),
+        *ARGS,
+        f"--output={output}",
+        *flags,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    output = next(flag.partition("=")[2] for flag in flags if flag.startswith("--output"))
-    assert not list(Path(output).glob("*/logits_*.npz"))
-    return pd.read_csv(Path(output) / slide.stem / "patches.csv")
+    assert not list(output.glob("*/logits_*.npz"))
+    return pd.concat([pd.read_csv(output / slide.stem / "patches.csv") for slide in slides], ignore_index=True)
 
 
-@pytest.mark.parametrize("width", [320, 1100])  # one region, so that a process has none; three regions
-def test_two_processes_write_what_one_writes(pixels: np.ndarray, tmp_path: Path, width: int) -> None:
-    path = tmp_path / "wide.png"
-    Image.fromarray(np.tile(pixels, (1, 4, 1))[:, :width]).save(path)
-    one = heatmap(path, f"--output={tmp_path / 'one'}", "--mpp=0.972")
-    two = heatmap(path, f"--output={tmp_path / 'two'}", "--mpp=0.972", "--devices=2")
-    assert len(one) == 10 * -(-width // 32)
+def test_two_processes_write_what_one_writes(pixels: np.ndarray, tmp_path: Path) -> None:
+    slides = []
+    for name, width in (("a", 320), ("b", 1100)):  # one region, so that a process has none; three regions
+        slides.append(tmp_path / f"{name}.png")
+        Image.fromarray(np.tile(pixels, (1, 4, 1))[:, :width]).save(slides[-1])
+    one = heatmap(slides, tmp_path / "one")
+    two = heatmap(slides, tmp_path / "two", "--devices=2")
+    assert len(one) == 10 * (10 + 35)
     pd.testing.assert_frame_equal(one, two, rtol=1e-5)
