@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 from torchmetrics.functional.classification import binary_calibration_error
 
@@ -56,6 +57,16 @@ def fit_temperature(label: Array, logit: Array) -> float:
         lambda log: negative_log_likelihood(label, logit / np.exp(log)), bounds=np.log(TEMPERATURES), method="bounded"
     )
     return float(np.exp(found.x))
+
+
+def fit_platt(label: Array, logit: Array) -> tuple[float, float]:
+    """Return scale and shift that minimize the likelihood's loss of scale * logit + shift (Platt 1999).
+
+    Unlike a temperature, the shift corrects for another share of positives. A weak penalty keeps the scale finite where
+    the logits separate the classes.
+    """
+    model = LogisticRegression(C=1e3).fit(logit[:, None], label)
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 
 def cross_fit(

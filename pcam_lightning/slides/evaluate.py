@@ -9,12 +9,16 @@ import numpy as np
 import pandas as pd
 
 from pcam_lightning.metrics.bootstrap import Interval, bootstrap_rows, bootstrap_scores, percentile_interval
+from pcam_lightning.metrics.calibration import fit_platt
 from pcam_lightning.metrics.classification import auroc
 from pcam_lightning.metrics.froc import FALSE_POSITIVES, SlideDetections, froc, match_detections
 from pcam_lightning.slides.annotations import MASK_MPP, find_annotation, lesions, read_annotations, tumor_mask
+from pcam_lightning.slides.patch_grid import PatchGrid
+from pcam_lightning.slides.predictor import read_logits
 from pcam_lightning.utils.atomic_io import atomic_write
-from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info
+from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info, rank_zero_warn
 
+CELLS = 4  # along a side of a square, of the mask by which it counts as tumor
 _NAMES = ("slide", "image", "name", "filename")  # columns of a reference, CAMELYON16's among them
 _LABELS = ("label", "type", "class")
 _TUMOR = {"1": 1, "tumor": 1, "tumour": 1, "macro": 1, "micro": 1, "0": 0, "normal": 0, "negative": 0}
@@ -46,7 +50,8 @@ def evaluate_slides(
 ) -> SlideScores:
     """Score the slides of a folder of heat maps: AUROC of slides, and the FROC of their lesions by CAMELYON16's rules.
 
-    Writes `slide_scores.json` and `slide_scores.csv` into the folder.
+    Writes `slide_scores.json` and `slide_scores.csv` into the folder; with annotations `calibration.json` too, by which
+    `heatmap` corrects the probabilities of other slides.
 
     Args:
         heatmaps: folder that `heatmap` has written.
@@ -89,6 +94,8 @@ def evaluate_slides(
         _auroc(table, bootstrap_samples, seed), *_froc(detections, bootstrap_samples, seed), slides=table
     )
     _write(heatmaps, scores)
+    if annotations is not None:
+        _write_calibration(heatmaps, summaries, annotations)
     return scores
 
 
@@ -138,6 +145,37 @@ def _detections(folder: Path, summary: dict[str, Any], annotation: Path | None) 
     numbered, ignored = lesions(mask, summary["mpp"] * downsample)
     row, column = ((table[axis].to_numpy() / downsample).astype(np.int64) for axis in ("y", "x"))
     return match_detections(numbered, ignored, table["confidence"].to_numpy(), row, column)
+
+
+def _write_calibration(heatmaps: Path, summaries: dict[str, tuple[Path, dict[str, Any]]], annotations: Path) -> None:
+    """Fit scale and shift of the logits of all squares, a square being tumor where an outline reaches it."""
+    labels, logits = [], []
+    for name, (folder, summary) in summaries.items():
+        file = find_annotation(annotations, name)
+        outlines = [] if file is None else read_annotations(file)
+        grid = PatchGrid(summary["width"], summary["height"], summary["mpp"], summary["options"]["stride"])
+        logit = read_logits(folder / "logits.npz", summary["key"], (grid.rows, grid.columns))
+        cells = tumor_mask(outlines, grid.columns * grid.square, grid.rows * grid.square, grid.square / CELLS)
+        tumor = np.asarray(cells.reshape(grid.rows, CELLS, grid.columns, CELLS).any(axis=(1, 3)))
+        known = ~np.isnan(logit)
+        labels.append(tumor[known])
+        logits.append(logit[known])
+    label, logit = np.concatenate(labels).astype(np.int64), np.concatenate(logits).astype(np.float64)
+    if len(np.unique(label)) < 2:
+        rank_zero_info("calibration.json: not written, all squares are of one kind.")
+        return
+    scale, shift = fit_platt(label, logit)
+    if scale <= 0:
+        rank_zero_warn("calibration.json: not written, squares with tumor have lower logits than the others.")
+        return
+    content = {
+        "scale": scale,
+        "shift": shift,
+        "slides": sorted(summaries),
+        "squares": len(label),
+        "tumor": float(label.mean()),
+    }
+    atomic_write(heatmaps / "calibration.json", json.dumps(content, indent=2) + "\n")
 
 
 def _auroc(table: pd.DataFrame, samples: int, seed: int) -> Interval | None:

@@ -17,17 +17,19 @@ class HeatMap:
     Args:
         grid: of its patches.
         logit: float32, (rows, columns) of the grid, NaN where nothing was predicted.
-        shift: added to each logit, as `prior_shift` computes it.
+        scale: of the logits, 1 unless they are calibrated.
+        shift: added to the scaled logits, as `prior_shift` computes it.
     """
 
     grid: PatchGrid
     logit: np.ndarray
+    scale: float = 1.0
     shift: float = 0.0
 
     @property
     def prob(self) -> np.ndarray:
         """Probabilities of tumor, float64, NaN where nothing was predicted."""
-        probabilities: np.ndarray = expit(self.logit.astype(np.float64) + self.shift)
+        probabilities: np.ndarray = expit(self.scale * self.logit.astype(np.float64) + self.shift)
         return probabilities
 
     @property

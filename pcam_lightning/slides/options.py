@@ -1,6 +1,7 @@
 """SlideOptions: how a slide is predicted."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import lightning as L
@@ -22,6 +23,7 @@ class SlideOptions:
         tta: test-time augmentation, none or d4; by default what the network's run had.
         threshold: probability from which a square counts as tumor, in outlines, lesions and areas.
         prior: share of the tissue that is expected to be tumor, for which probabilities are corrected.
+        calibration: calibration.json of `evaluate_slides`, by which probabilities are corrected instead.
         batch_size: patches that go through the network at once.
         num_workers: processes that read the slide, for each device.
         accelerator: of Lightning's Trainer.
@@ -39,6 +41,7 @@ class SlideOptions:
     tta: Literal["none", "d4"] | None = None
     threshold: float = 0.5
     prior: float | None = None
+    calibration: Path | None = None
     batch_size: int = 256
     num_workers: int = 2
     accelerator: str = "auto"
@@ -54,6 +57,8 @@ class SlideOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise UserError(f"`{name}` {value}: should be more than 0 and less than 1.")
+        if self.prior is not None and self.calibration is not None:
+            raise UserError("`prior`, `calibration`: only one of them corrects probabilities.")
         check_number("batch_size", self.batch_size, 1, whole=True)
         check_number("num_workers", self.num_workers, 0, whole=True)
 

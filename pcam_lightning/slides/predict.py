@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -73,17 +74,19 @@ def predict_slide(
     if reader.mpp > 1.5 * grid.mpp:
         rank_zero_warn(f"{path}: {reader.mpp:g} um per pixel is coarser than the training patches' {grid.mpp:.3g}.")
     network = load_pretrained(ckpt_path, choices.tta)
-    shift = _shift(choices.prior, ckpt_path, network)
+    correction = _correction(choices, ckpt_path, network)
     folder = (Path("heatmaps") / path.stem if output is None else Path(output)).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     key = _fingerprint(path, network, grid, choices)
-    same = {"key": key, "options": asdict(choices), "prior_shift": shift}
+    same = {"key": key, "options": asdict(choices) | _as_text(choices.calibration), "correction": correction}
     if finished := _finished(folder, grid, same):
         rank_zero_info(f"{path}: predicted already, see {folder}.")
         return finished
+    if _is_rank_zero():
+        (folder / "slide.json").unlink(missing_ok=True)  # written again once all files belong together
     squares = _find_tissue(reader, grid, choices, folder)
     logit = _predict(path, grid, squares, network, folder / "logits.npz", key, choices)
-    heat_map = HeatMap(grid, logit, shift)
+    heat_map = HeatMap(grid, logit, **correction)
     lesions = heat_map.lesions(choices.threshold)
     summary = {
         "slide": str(path),
@@ -189,15 +192,42 @@ def _finished(folder: Path, grid: PatchGrid, same: Mapping[str, Any]) -> SlideRe
     whole = all((folder / name).is_file() for name in FILES) and not np.isnan(logit).all()
     if not whole or any(summary.get(name) != value for name, value in same.items()):
         return None
-    return SlideResult(folder, HeatMap(grid, logit, same["prior_shift"]), lesions, summary)
+    return SlideResult(folder, HeatMap(grid, logit, **same["correction"]), lesions, summary)
 
 
-def _shift(prior: float | None, ckpt_path: Path | str, network: PCamClassifier) -> float:
-    if prior is None:
-        return 0.0
+def _as_text(calibration: Path | None) -> dict[str, str | None]:
+    return {"calibration": None if calibration is None else str(calibration)}
+
+
+def _correction(options: SlideOptions, ckpt_path: Path | str, network: PCamClassifier) -> dict[str, float]:
+    """Return scale and shift of the logits.
+
+    Raises:
+        UserError: the checkpoint does not record what a prior needs, or a calibration cannot be read.
+    """
+    if options.calibration is not None:
+        return read_calibration(options.calibration.expanduser())
+    if options.prior is None:
+        return {"scale": 1.0, "shift": 0.0}
     if network.positive_fraction is None:
         raise UserError(f"`prior`: {ckpt_path} does not record which share of its training patches was tumor.")
-    return prior_shift(prior, network.positive_fraction)
+    return {"scale": 1.0, "shift": prior_shift(options.prior, network.positive_fraction)}
+
+
+def read_calibration(path: Path) -> dict[str, float]:
+    """Read scale and shift from the calibration.json that `evaluate_slides` writes.
+
+    Raises:
+        UserError: it is missing or malformed.
+    """
+    try:
+        content = json.loads(path.read_text())
+        found = {name: float(content[name]) for name in ("scale", "shift")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no calibration.json of evaluate-slides ({error}).") from None
+    if not all(map(math.isfinite, found.values())) or found["scale"] <= 0:
+        raise UserError(f"{path}: scale and shift should be finite numbers, and the scale more than 0.")
+    return found
 
 
 def _find_tissue(reader: SlideReader, grid: PatchGrid, options: SlideOptions, folder: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from pcam_lightning.cli.main import main
 from pcam_lightning.slides.annotations import lesions, major_axis, read_annotations, tumor_mask
 from pcam_lightning.slides.evaluate import evaluate_slides, read_reference
+from pcam_lightning.slides.predictor import write_logits
 from pcam_lightning.utils.errors import UserError
 
 ASAP = """<?xml version="1.0"?><ASAP_Annotations><Annotations>
@@ -112,7 +114,13 @@ def test_a_reference_without_labels_is_refused(tmp_path: Path) -> None:
 def write_heatmap(folder: Path, name: str, score: float, detections: list[tuple[float, int, int]]) -> None:
     """Write what evaluate_slides reads of a heat map."""
     (folder / name).mkdir(parents=True)
-    summary = {"slide": f"slides/{name}.tif", "score": score, "mpp": 0.243, "width": 40_000, "height": 40_000}
+    summary: dict[str, Any] = {"slide": f"slides/{name}.tif", "score": score, "mpp": 0.243, "key": "k"}
+    summary |= {"width": 40_000, "height": 40_000, "options": {"stride": 32}}
+    rng = np.random.default_rng(0)
+    logit = rng.normal(-2.0, 2.0, (313, 313)).astype(np.float32)  # squares of 128 pixels
+    if name.startswith("t"):
+        logit[78:110, 78:110] += 6  # those that the outline from 10,000 to 14,000 reaches
+    write_logits(folder / name / "logits.npz", logit, "k")
     (folder / name / "slide.json").write_text(json.dumps(summary))
     table = pd.DataFrame(detections, columns=["confidence", "x", "y"]).assign(area_mm2=0.1)
     table.to_csv(folder / name / "lesions.csv", index=False)
@@ -149,6 +157,17 @@ def test_slides_are_scored(annotated: Path, capsys: pytest.CaptureFixture[str]) 
     args = ["evaluate-slides", str(annotated / "heatmaps"), "--reference", str(annotated / "r.csv")]
     assert main(args) == 0
     assert "AUROC of slides 0.7500" in capsys.readouterr().err
+
+
+def test_squares_of_annotated_slides_calibrate_others(annotated: Path) -> None:
+    evaluate_slides(annotated / "heatmaps", annotations=annotated / "annotations", bootstrap_samples=10)
+    written = json.loads((annotated / "heatmaps" / "calibration.json").read_text())
+    assert written["squares"] == 4 * 313**2
+    tumor = 2 * 32**2
+    assert written["tumor"] == pytest.approx(tumor / (4 * 313**2))
+    # Two normal distributions of deviation 2, at -2 and 4: by Bayes, log odds of 1.5 (z - 1) + the prior's.
+    assert written["scale"] == pytest.approx(1.5, rel=0.05)
+    assert written["shift"] == pytest.approx(-1.5 + np.log(tumor / (4 * 313**2 - tumor)), abs=0.3)
 
 
 def test_what_is_missing_is_named(annotated: Path) -> None:

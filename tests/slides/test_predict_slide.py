@@ -86,8 +86,8 @@ def test_qupath_objects_are_tiles_and_outlines(result: predict.SlideResult) -> N
     assert bool(outlines) == bool((result.heat_map.prob >= 0.5).any())
 
 
-def heat_map(logit: np.ndarray, shift: float = 0.0) -> HeatMap:
-    return HeatMap(PatchGrid(logit.shape[1] * 128, logit.shape[0] * 128, 0.243), logit.astype(np.float32), shift)
+def heat_map(logit: np.ndarray, **correction: float) -> HeatMap:
+    return HeatMap(PatchGrid(logit.shape[1] * 128, logit.shape[0] * 128, 0.243), logit.astype(np.float32), **correction)
 
 
 def test_lesions_are_groups_of_adjacent_squares() -> None:
@@ -116,7 +116,7 @@ def test_a_slide_scores_its_best_neighborhood_not_its_best_square() -> None:
 def test_a_prior_corrects_probabilities() -> None:
     assert prior_shift(0.4, 0.4) == 0
     # By Bayes: a likelihood ratio of 9, at 2 % instead of 50 %.
-    shifted = heat_map(np.full((1, 1), np.log(9.0)), prior_shift(0.02, 0.5)).prob[0, 0]
+    shifted = heat_map(np.full((1, 1), np.log(9.0)), shift=prior_shift(0.02, 0.5)).prob[0, 0]
     assert shifted == pytest.approx(9 * 0.02 / (9 * 0.02 + 0.98))
 
 
@@ -126,12 +126,29 @@ def test_a_prior_is_given_on_the_command_line(slide: Path, result: predict.Slide
     summary = json.loads((folder / "slide.json").read_text())
     fraction = summary["network"]["positive_fraction"]
     assert 0.4 < fraction < 0.6
-    assert summary["prior_shift"] == pytest.approx(prior_shift(0.02, fraction))
+    assert summary["correction"] == {"scale": 1, "shift": pytest.approx(prior_shift(0.02, fraction))}
     before = result.heat_map.prob[_tissue()]
     after = pd.read_csv(folder / "patches.csv")["prob_tumor"].to_numpy()
     odds = after / (1 - after) / (before / (1 - before))
-    assert odds == pytest.approx(np.exp(summary["prior_shift"]), rel=1e-3)
+    assert odds == pytest.approx(np.exp(summary["correction"]["shift"]), rel=1e-3)
     assert pd.read_csv("maps/slides.csv")["slide"].tolist() == [str(slide)]
+
+
+def test_a_calibration_file_corrects_probabilities(
+    slide: Path, result: predict.SlideResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = tmp_path / "map", tmp_path / "calibration.json"
+    shutil.copytree(result.folder, folder)
+    file.write_text('{"scale": 0.5, "shift": -1.5}')
+    other = predict_slide(slide, "pcam-small", folder, calibration=file, **CPU)
+    assert other.heat_map.prob[4, 4] == pytest.approx(1 / (1 + np.exp(1.5 - 0.5 * result.heat_map.logit[4, 4])))
+    assert json.loads((folder / "slide.json").read_text())["options"]["calibration"] == str(file)
+    for content in ("", "{}", '{"scale": -1, "shift": 0}', '{"scale": 1, "shift": NaN}'):
+        file.write_text(content)
+        assert main(["heatmap", str(slide), *ARGS, f"--calibration={file}"]) == 2
+        assert f"error: {file}: " in capsys.readouterr().err
+    assert main(["heatmap", str(slide), *ARGS, f"--calibration={file}", "--prior=0.1"]) == 2
+    assert "--prior, --calibration: only one of them" in capsys.readouterr().err
 
 
 def _count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
