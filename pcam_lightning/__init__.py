@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pcam_lightning.evaluation.evaluate import evaluate
     from pcam_lightning.models.classifier import PCamClassifier
     from pcam_lightning.slides.evaluate import evaluate_slides
-    from pcam_lightning.slides.predict import heatmap, predict_slide
+    from pcam_lightning.slides.heatmaps import heatmap
+    from pcam_lightning.slides.predict import predict_slide
     from pcam_lightning.training.best_and_last import BestAndLastCheckpoint
     from pcam_lightning.training.checkpoint import load_pretrained
     from pcam_lightning.training.fit import fit
@@ -60,7 +61,7 @@ _MODULES = {
     "evaluate": "evaluation.evaluate",
     "evaluate_slides": "slides.evaluate",
     "fit": "training.fit",
-    "heatmap": "slides.predict",
+    "heatmap": "slides.heatmaps",
     "load_pretrained": "training.checkpoint",
     "predict": "training.predict",
     "predict_slide": "slides.predict",

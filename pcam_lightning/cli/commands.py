@@ -85,7 +85,8 @@ def _heatmap(
         output: folder of the results, a folder for each slide and `slides.csv` of all.
         options: of `SlideOptions`.
     """
-    from pcam_lightning.slides.predict import CAUTION, heatmap
+    from pcam_lightning.slides.heatmaps import heatmap
+    from pcam_lightning.slides.predict import CAUTION
 
     table = heatmap(slides, ckpt_path, output, **options)
     for row in table.itertuples():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from scipy.special import expit, logit
+from scipy.special import expit
 
 from pcam_lightning.slides.patch_grid import PatchGrid
 
@@ -18,7 +18,7 @@ class HeatMap:
         grid: of its patches.
         logit: float32, (rows, columns) of the grid, NaN where nothing was predicted.
         scale: of the logits, 1 unless they are calibrated.
-        shift: added to the scaled logits, as `prior_shift` computes it.
+        shift: added to the scaled logits, as `correction.prior_shift` computes it.
     """
 
     grid: PatchGrid
@@ -71,15 +71,3 @@ class HeatMap:
             rows.append((float(inside.max()), x, y, int((inside >= 0).sum()) * self.grid.square_mm2))
         table = pd.DataFrame(rows, columns=["confidence", "x", "y", "area_mm2"])
         return table.sort_values(["confidence", "area_mm2"], ascending=False, kind="stable", ignore_index=True)
-
-
-def prior_shift(prior: float, training_prior: float) -> float:
-    """Return what to add to logits where tumor has another share than among the training patches.
-
-    Saerens et al., "Adjusting the outputs of a classifier to new a priori probabilities", 2002.
-
-    Args:
-        prior: share of tumor among the squares of a slide, in (0, 1).
-        training_prior: share of tumor among the training patches, in (0, 1).
-    """
-    return float(logit(prior) - logit(training_prior))

@@ -1,8 +1,7 @@
-"""predict_slide and heatmap: a network on every square of tissue of slides, and the files that come of it."""
+"""predict_slide: a network on every square of tissue of a slide, and the files that come of it."""
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,23 +11,23 @@ import numpy as np
 import openslide
 import pandas as pd
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_only
 
 from pcam_lightning import __version__
 from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.slides.correction import logit_correction
 from pcam_lightning.slides.geojson import write_geojson
-from pcam_lightning.slides.heat_map import HeatMap, prior_shift
+from pcam_lightning.slides.heat_map import HeatMap
 from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.page import write_page
 from pcam_lightning.slides.patch_grid import PatchGrid
 from pcam_lightning.slides.pictures import mask_png, overlay_png, write_tiff
 from pcam_lightning.slides.predictor import LogitFile, SlidePredictor, read_logits, write_logits
-from pcam_lightning.slides.reader import SlideReader, is_slide
+from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.regions import SlideDataModule, SlideRegions
 from pcam_lightning.slides.tissue import tissue_mask, tissue_squares
 from pcam_lightning.training.checkpoint import load_pretrained
 from pcam_lightning.utils.atomic_io import atomic_write
-from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
+from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_info, rank_zero_warn
 
 FILES = ("tissue.png", "patches.csv", "heatmap.geojson", "heatmap.tif", "heatmap.html", "overlay.png")
 CAUTION = (
@@ -74,7 +73,7 @@ def predict_slide(
     if reader.mpp > 1.5 * grid.mpp:
         rank_zero_warn(f"{path}: {reader.mpp:g} um per pixel is coarser than the training patches' {grid.mpp:.3g}.")
     network = load_pretrained(ckpt_path, choices.tta)
-    correction = _correction(choices, ckpt_path, network)
+    correction = logit_correction(choices, ckpt_path, network)
     folder = (Path("heatmaps") / path.stem if output is None else Path(output)).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     key = _fingerprint(path, network, grid, choices)
@@ -82,7 +81,7 @@ def predict_slide(
     if finished := _finished(folder, grid, same):
         rank_zero_info(f"{path}: predicted already, see {folder}.")
         return finished
-    if _is_rank_zero():
+    if is_rank_zero():
         (folder / "slide.json").unlink(missing_ok=True)  # written again once all files belong together
     squares = _find_tissue(reader, grid, choices, folder)
     logit = _predict(path, grid, squares, network, folder / "logits.npz", key, choices)
@@ -112,73 +111,9 @@ def predict_slide(
         "caution": CAUTION,
     }
     result = SlideResult(folder, heat_map, lesions, summary)
-    if _is_rank_zero():
+    if is_rank_zero():
         _write(result, reader, choices.threshold)
     return result
-
-
-def heatmap(
-    slides: list[Path], ckpt_path: Path | str = "pcam", output: Path = Path("heatmaps"), **options: Any
-) -> pd.DataFrame:
-    """Predict slides one after another: where tumor is probable, as tables, pictures and QuPath's objects.
-
-    A slide that is finished is skipped, and one that was interrupted is resumed.
-
-    Args:
-        slides: files that OpenSlide or Pillow reads, or folders of them.
-        ckpt_path: pcam or pcam-small, which come with the package, or a checkpoint of this project.
-        output: folder of the results, a folder for each slide and `slides.csv` of all.
-        options: of `SlideOptions`.
-
-    Returns:
-        As in slides.csv: slide, score, tissue_mm2, tumor_mm2, lesions, folder.
-
-    Raises:
-        UserError: an option or the network cannot be used; or, after all others have been predicted, a slide.
-    """
-    SlideOptions(**options)
-    found = list_slides(slides)
-    output.mkdir(parents=True, exist_ok=True)
-    rows, failures = [], []
-    columns = ["slide", "score", "tissue_mm2", "tumor_mm2", "lesions"]
-    for path in found:
-        try:
-            result = predict_slide(path, ckpt_path, output / path.stem, **options)
-        except UserError as error:
-            if len(found) == 1:
-                raise
-            failures.append(str(error))
-            rank_zero_warn(str(error))
-            continue
-        rows.append([*(result.summary[name] for name in columns), str(result.folder)])
-        table = pd.DataFrame(rows, columns=[*columns, "folder"])
-        if _is_rank_zero():
-            atomic_write(output / "slides.csv", table.to_csv(index=False, lineterminator="\n"))
-    if failures:
-        raise UserError(f"{len(failures)} of {len(found)} slides could not be predicted; the first: {failures[0]}")
-    return table
-
-
-def list_slides(paths: list[Path]) -> list[Path]:
-    """Return slides, and for each folder those that are in it, by name.
-
-    Raises:
-        UserError: a folder holds none, or two slides have the same name.
-    """
-    found: dict[str, Path] = {}
-    for path in paths:
-        files = sorted(file for file in path.iterdir() if is_slide(file)) if path.is_dir() else [path]
-        if not files:
-            raise UserError(f"{path}: no slide in this folder.")
-        for file in files:
-            if other := found.get(file.stem):
-                raise UserError(f"{other}, {file}: the results of both would be in the same folder; rename one.")
-            found[file.stem] = file
-    return list(found.values())
-
-
-def _is_rank_zero() -> bool:
-    return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
 def _finished(folder: Path, grid: PatchGrid, same: Mapping[str, Any]) -> SlideResult | None:
@@ -197,37 +132,6 @@ def _finished(folder: Path, grid: PatchGrid, same: Mapping[str, Any]) -> SlideRe
 
 def _as_text(calibration: Path | None) -> dict[str, str | None]:
     return {"calibration": None if calibration is None else str(calibration)}
-
-
-def _correction(options: SlideOptions, ckpt_path: Path | str, network: PCamClassifier) -> dict[str, float]:
-    """Return scale and shift of the logits.
-
-    Raises:
-        UserError: the checkpoint does not record what a prior needs, or a calibration cannot be read.
-    """
-    if options.calibration is not None:
-        return read_calibration(options.calibration.expanduser())
-    if options.prior is None:
-        return {"scale": 1.0, "shift": 0.0}
-    if network.positive_fraction is None:
-        raise UserError(f"`prior`: {ckpt_path} does not record which share of its training patches was tumor.")
-    return {"scale": 1.0, "shift": prior_shift(options.prior, network.positive_fraction)}
-
-
-def read_calibration(path: Path) -> dict[str, float]:
-    """Read scale and shift from the calibration.json that `evaluate_slides` writes.
-
-    Raises:
-        UserError: it is missing or malformed.
-    """
-    try:
-        content = json.loads(path.read_text())
-        found = {name: float(content[name]) for name in ("scale", "shift")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no calibration.json of evaluate-slides ({error}).") from None
-    if not all(map(math.isfinite, found.values())) or found["scale"] <= 0:
-        raise UserError(f"{path}: scale and shift should be finite numbers, and the scale more than 0.")
-    return found
 
 
 def _find_tissue(reader: SlideReader, grid: PatchGrid, options: SlideOptions, folder: Path) -> np.ndarray:
@@ -280,7 +184,7 @@ def _predict(
         logit = read_logits(file, key, squares.shape)
         trainer.strategy.barrier()  # before the parts are removed
     logit = np.where(squares, logit, np.float32(np.nan))
-    if _is_rank_zero():
+    if is_rank_zero():
         write_logits(file, logit, key)
         for part in file.parent.glob(f"{file.stem}_*.npz"):
             part.unlink()

@@ -49,15 +49,20 @@ def shorten(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
+def is_rank_zero() -> bool:
+    """Return whether this is the first of several processes, or the only one."""
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
+
+
 def rank_zero_info(text: str) -> None:
     """Log one line, in the first of several processes only."""
-    if getattr(rank_zero_only, "rank", 0) in (0, None):
+    if is_rank_zero():
         logger.info(text)
 
 
 def rank_zero_warn(text: str) -> None:
     """Log one line that starts with `warning:`, in the first of several processes only."""
-    if getattr(rank_zero_only, "rank", 0) in (0, None):
+    if is_rank_zero():
         logger.warning(f"warning: {text}")
 
 

@@ -15,9 +15,11 @@ from PIL import Image
 from pcam_lightning.cli.main import main
 from pcam_lightning.models.patch_network import PatchNetwork
 from pcam_lightning.slides import predict
-from pcam_lightning.slides.heat_map import HeatMap, prior_shift
+from pcam_lightning.slides.correction import prior_shift
+from pcam_lightning.slides.heat_map import HeatMap
+from pcam_lightning.slides.heatmaps import heatmap, list_slides
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.predict import heatmap, list_slides, predict_slide
+from pcam_lightning.slides.predict import predict_slide
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.training.checkpoint import load_pretrained
 from pcam_lightning.utils.errors import UserError

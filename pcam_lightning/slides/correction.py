@@ -1,0 +1,54 @@
+"""Scale and shift of the logits of slides, in which tumor is rarer than among training patches."""
+
+import json
+import math
+from pathlib import Path
+
+from scipy.special import logit
+
+from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.slides.options import SlideOptions
+from pcam_lightning.utils.errors import UserError
+
+
+def logit_correction(options: SlideOptions, ckpt_path: Path | str, network: PCamClassifier) -> dict[str, float]:
+    """Return scale and shift of the logits.
+
+    Raises:
+        UserError: the checkpoint does not record what a prior needs, or a calibration cannot be read.
+    """
+    if options.calibration is not None:
+        return read_calibration(options.calibration.expanduser())
+    if options.prior is None:
+        return {"scale": 1.0, "shift": 0.0}
+    if network.positive_fraction is None:
+        raise UserError(f"`prior`: {ckpt_path} does not record which share of its training patches was tumor.")
+    return {"scale": 1.0, "shift": prior_shift(options.prior, network.positive_fraction)}
+
+
+def read_calibration(path: Path) -> dict[str, float]:
+    """Read scale and shift from the calibration.json that `evaluate_slides` writes.
+
+    Raises:
+        UserError: it is missing or malformed.
+    """
+    try:
+        content = json.loads(path.read_text())
+        found = {name: float(content[name]) for name in ("scale", "shift")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no calibration.json of evaluate-slides ({error}).") from None
+    if not all(map(math.isfinite, found.values())) or found["scale"] <= 0:
+        raise UserError(f"{path}: scale and shift should be finite numbers, and the scale more than 0.")
+    return found
+
+
+def prior_shift(prior: float, training_prior: float) -> float:
+    """Return what to add to logits where tumor has another share than among the training patches.
+
+    Saerens et al., "Adjusting the outputs of a classifier to new a priori probabilities", 2002.
+
+    Args:
+        prior: share of tumor among the squares of a slide, in (0, 1).
+        training_prior: share of tumor among the training patches, in (0, 1).
+    """
+    return float(logit(prior) - logit(training_prior))
