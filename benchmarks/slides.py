@@ -4,12 +4,14 @@
     python benchmarks/slides.py memory WORK [--side 100000]
     python benchmarks/slides.py kill WORK [--kills 10]
     python benchmarks/slides.py judge WORK CKPT [--slides 10]
+    python benchmarks/slides.py dense WORK CKPT
 
 `speed`: patches/s of the network in `heatmap`, of a loop that reads each patch by itself, and of `predict` on the same
 patches, packed; and of reading alone. `memory`: the peak of the whole command on a slide of which all is glass but some
 pieces of tissue. `kill`: SIGKILL at random moments; each time the command is started again, and at the end all files
 are compared with those of a command that was left alone. `judge`: `evaluate-slides` on drawn slides, by a checkpoint of
-a demo run.
+a demo run. `dense`: logits of patches against those of one pass over a whole region, whose features are averaged in
+windows of a patch; CKPT is of a network of timm's at 96 pixels, with `model.normalize` half.
 
 WORK is a folder for the slides and results. With nothing else on the machine.
 """
@@ -23,6 +25,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import measure
@@ -31,9 +34,10 @@ import pandas as pd
 import pyvips
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from pcam_lightning.data.datamodule import PCamDataModule
-from pcam_lightning.slides.patch_grid import PatchGrid
+from pcam_lightning.slides.patch_grid import CENTER, PATCH, PatchGrid, Region
 from pcam_lightning.slides.predictor import LogitFile, SlidePredictor
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.regions import SlideDataModule, SlideRegions, cut_patches
@@ -253,10 +257,38 @@ def judge(work: Path, ckpt_path: str, slides: int) -> None:
     print((judged / "slide_scores.csv").read_text())
 
 
+@torch.inference_mode()
+def dense(work: Path, ckpt_path: str) -> None:
+    """Compare the patches of a region with one pass over it."""
+    path = work / "dense.tif"
+    rng = np.random.default_rng(1)
+    write_whole_slide(path, *draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), 1024, tumor=True))
+    slide, network = SlideReader(path), load_pretrained(ckpt_path)
+    if network.hparams["normalize"] != "half" or network.preprocess.side != 96:
+        raise SystemExit(f"{ckpt_path}: not of 96 pixels with `model.normalize` half.")
+    region = Region(8, 8, 16, 16)
+    image = torch.from_numpy(PatchGrid(slide.width, slide.height, slide.mpp).read(slide, region).copy())
+    row, column = torch.arange(256) // 16, torch.arange(256) % 16
+    begun = time.perf_counter()
+    single = network.predict_logits(cut_patches(image, row, column, CENTER))
+    middle = time.perf_counter()
+    net: Any = network.net
+    features = net.forward_features((image[None].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5)
+    step = len(image) // features.shape[-1]  # pixels for one of its features
+    windows = functional.avg_pool2d(features, PATCH // step, CENTER // step)[0]  # (C, 16, 16)
+    whole = net.get_classifier()(windows.flatten(1).T).squeeze(1)
+    ended = time.perf_counter()
+    difference = (single - whole).abs()
+    print(
+        f"one pass is {(middle - begun) / (ended - middle):.1f} times as fast; logits differ by "
+        f"{difference.mean():.3f}, at most {difference.max():.3f}"
+    )
+
+
 def main() -> None:
     """Do as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "memory", "kill", "judge"))
+    parser.add_argument("what", choices=("speed", "memory", "kill", "judge", "dense"))
     parser.add_argument("work", type=Path)
     parser.add_argument("ckpt_path", nargs="?", default="pcam-small")
     parser.add_argument("--side", type=int, help="of the slide, in pixels of 0.243 um")
@@ -273,8 +305,10 @@ def main() -> None:
         memory(args.work, args.side or 100_000)
     elif args.what == "kill":
         kill(args.work, args.kills, args.seed)
-    else:
+    elif args.what == "judge":
         judge(args.work, args.ckpt_path, args.slides)
+    else:
+        dense(args.work, args.ckpt_path)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from pcam_lightning.cli.parser import PCamCLI, function_parser, parse
 from pcam_lightning.cli.run_commands import RUN_COMMANDS
 from pcam_lightning.training.options import Config, expand_home
 
-# ablations.yaml holds rows of deltas, and is tested with ablate.
-RUN_CONFIGS = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem != "ablations")
+# ablations*.yaml hold rows of deltas, and are tested with ablate.
+RUN_CONFIGS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("ablations"))
 STACKS = [[CONFIGS / "base.yaml"] if path.stem == "base" else [CONFIGS / "base.yaml", path] for path in RUN_CONFIGS]
 
 

@@ -104,7 +104,8 @@ def test_complaints_leave_no_folder(
     assert not Path("lightning_logs/base").exists()
 
 
-def test_the_shipped_rows_are_right(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["ablations", "ablations_best"])
+def test_the_shipped_rows_are_right(drawn: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     class Tried(Exception):
         pass
 
@@ -113,7 +114,7 @@ def test_the_shipped_rows_are_right(drawn: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(module, "_fit", stop)
     with pytest.raises(Tried):  # all rows were parsed and built before the first run
-        main(_args(drawn, f"--ablations={CONFIGS / 'ablations.yaml'}"))
+        main(_args(drawn, f"--ablations={CONFIGS / f'{name}.yaml'}"))
 
 
 def test_a_row_that_diverges_has_no_score(drawn: Path) -> None:
