@@ -61,6 +61,7 @@ def draw_large(path: Path, side: int, pieces: int | None) -> None:
     """Write a slide of a side in pixels of 0.243 um: tissue all over, or some pieces of it on glass."""
     if path.exists():
         return
+    part = path.with_name(f"part_{path.name}")
     coarse = side // 4
     piece = pyvips.Image.new_from_array(draw_piece())
     if pieces is None:
@@ -72,9 +73,10 @@ def draw_large(path: Path, side: int, pieces: int | None) -> None:
             image = image.insert(piece, at, at)
     per_mm = 4000 / MPP
     image.resize(4, kernel="nearest").tiffsave(
-        str(path), tile=True, tile_width=256, tile_height=256, pyramid=True, compression="jpeg", Q=85, bigtiff=True,
+        str(part), tile=True, tile_width=256, tile_height=256, pyramid=True, compression="jpeg", Q=85, bigtiff=True,
         xres=per_mm, yres=per_mm, resunit="cm",
     )  # fmt: skip
+    part.rename(path)
 
 
 def corners(grid: PatchGrid, squares: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -94,7 +96,7 @@ def speed(work: Path, side: int, ckpt_path: str, rounds: int, patches: int) -> N
     squares &= np.cumsum(squares).reshape(squares.shape) <= patches
     count = int(squares.sum())
     network = load_pretrained(ckpt_path)
-    packed = work / "packed"
+    packed = work / f"packed_{side}_{patches}"
     write_patches(packed, slide, grid, squares)
     rows: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -146,8 +148,9 @@ def by_regions(path: Path, grid: PatchGrid, squares: np.ndarray, network: torch.
 
 def write_patches(folder: Path, slide: SlideReader, grid: PatchGrid, squares: np.ndarray) -> None:
     """Write the patches as a folder that `predict` takes."""
-    if folder.exists():
+    if (folder / "sample_submission.csv").exists():
         return
+    shutil.rmtree(folder, ignore_errors=True)
     (folder / "test").mkdir(parents=True)
     ids = []
     for number, (x, y) in enumerate(corners(grid, squares)):
@@ -169,11 +172,12 @@ def by_patches(slide: SlideReader, grid: PatchGrid, squares: np.ndarray, network
     """Read and predict patch by patch, in batches; return seconds."""
     level, begun = slide.level_for(grid.mpp), time.perf_counter()
     places = list(corners(grid, squares))
+    network.fold()  # type: ignore[operator]
     half = supported_precision("auto", "16-mixed") == "bf16-mixed"
     for first in range(0, len(places), 256):
         images = [slide.read(x, y, 96, 96, level) for x, y in places[first : first + 256]]
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            network.predict_logits(torch.from_numpy(np.stack(images)))  # type: ignore[operator]
+            network.predict_logits(torch.from_numpy(np.stack(images)), folded=True)  # type: ignore[operator]
     return time.perf_counter() - begun
 
 
@@ -218,8 +222,19 @@ def kill(work: Path, kills: int, seed: int) -> None:
     rng = np.random.default_rng(1)
     write_whole_slide(path, *draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), 1024, tumor=True))
 
+    # Every region is written, so that there are parts to resume from.
+    often = "import pcam_lightning.slides.predictor as p; p._EVERY = 0; from pcam_lightning.cli.main import run; run()"
+
     def command(output: str) -> list[str]:
-        return [*COMMAND, "heatmap", str(path), "--ckpt_path=pcam-small", f"--output={work / output}"]
+        return [
+            sys.executable,
+            "-c",
+            often,
+            "heatmap",
+            str(path),
+            "--ckpt_path=pcam-small",
+            f"--output={work / output}",
+        ]
 
     for name in ("alone", "killed"):
         shutil.rmtree(work / name, ignore_errors=True)

@@ -1,45 +1,66 @@
 """Scale and shift of the logits of slides, in which tumor is rarer than among training patches."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
 
 from scipy.special import logit
+from torch import nn
 
-from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.utils.errors import UserError
 
 
-def logit_correction(options: SlideOptions, ckpt_path: Path | str, network: PCamClassifier) -> dict[str, float]:
+def logit_correction(
+    options: SlideOptions, ckpt_path: Path | str, positive_fraction: float | None, weights: str
+) -> dict[str, float]:
     """Return scale and shift of the logits.
 
+    Args:
+        options: prior or calibration.
+        ckpt_path: of the network, for messages.
+        positive_fraction: share of tumor among its training patches; None where it is not known.
+        weights: `weights_sha256` of the network.
+
     Raises:
-        UserError: the checkpoint does not record what a prior needs, or a calibration cannot be read.
+        UserError: the checkpoint does not record what a prior needs, or a calibration cannot be read, or is another
+            network's.
     """
     if options.calibration is not None:
-        return read_calibration(options.calibration.expanduser())
+        return read_calibration(options.calibration.expanduser(), weights)
     if options.prior is None:
         return {"scale": 1.0, "shift": 0.0}
-    if network.positive_fraction is None:
+    if positive_fraction is None:
         raise UserError(f"`prior`: {ckpt_path} does not record which share of its training patches was tumor.")
-    return {"scale": 1.0, "shift": prior_shift(options.prior, network.positive_fraction)}
+    return {"scale": 1.0, "shift": prior_shift(options.prior, positive_fraction)}
 
 
-def read_calibration(path: Path) -> dict[str, float]:
+def read_calibration(path: Path, weights: str) -> dict[str, float]:
     """Read scale and shift from the calibration.json that `evaluate_slides` writes.
 
     Raises:
-        UserError: it is missing or malformed.
+        UserError: it is missing or malformed, or was fitted to another network.
     """
     try:
         content = json.loads(path.read_text())
         found = {name: float(content[name]) for name in ("scale", "shift")}
+        network = content["network"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no calibration.json of evaluate-slides ({error}).") from None
     if not all(map(math.isfinite, found.values())) or found["scale"] <= 0:
         raise UserError(f"{path}: scale and shift should be finite numbers, and the scale more than 0.")
+    if network != weights:
+        raise UserError(f"{path}: was fitted to another network, {content['network'].get('ckpt_path')}.")
     return found
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def prior_shift(prior: float, training_prior: float) -> float:

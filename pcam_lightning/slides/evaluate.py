@@ -1,5 +1,6 @@
 """evaluate_slides: how well heat maps tell slides with metastases from others, and how many lesions they find."""
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,21 +8,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import shapely
 
 from pcam_lightning.metrics.bootstrap import Interval, bootstrap_rows, bootstrap_scores, percentile_interval
 from pcam_lightning.metrics.calibration import fit_platt
 from pcam_lightning.metrics.classification import auroc
 from pcam_lightning.metrics.froc import FALSE_POSITIVES, SlideDetections, froc, match_detections
-from pcam_lightning.slides.annotations import MASK_MPP, find_annotation, lesions, read_annotations, tumor_mask
+from pcam_lightning.slides.annotations import (
+    MASK_MPP,
+    Geometry,
+    find_annotation,
+    lesions,
+    read_annotations,
+    tumor_mask,
+)
 from pcam_lightning.slides.patch_grid import PatchGrid
 from pcam_lightning.slides.predictor import read_logits
+from pcam_lightning.slides.reference import label_of, read_reference
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info, rank_zero_warn
 
 CELLS = 4  # along a side of a square, of the mask by which it counts as tumor
-_NAMES = ("slide", "image", "name", "filename")  # columns of a reference, CAMELYON16's among them
-_LABELS = ("label", "type", "class")
-_TUMOR = {"1": 1, "tumor": 1, "tumour": 1, "macro": 1, "micro": 1, "0": 0, "normal": 0, "negative": 0}
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class SlideScores:
 
     Attributes:
         auroc: of the slides' scores, with a 95 % interval by a bootstrap over slides; None where all are of one kind.
-        froc: CAMELYON16's score, with such an interval; None without annotations.
+        froc: CAMELYON16's score, with such an interval; None without annotations of a lesion that counts.
         sensitivity: at each number of false positives a slide.
         slides: one row a slide: slide, label, score, lesions, found, false.
     """
@@ -39,6 +46,40 @@ class SlideScores:
     froc: Interval | None
     sensitivity: dict[float, float]
     slides: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class _HeatMapFolder:
+    """A slide's folder of results, read."""
+
+    slide: Path
+    score: float
+    grid: PatchGrid
+    network: dict[str, Any]
+    options: dict[str, Any]
+    logit: np.ndarray
+    detections: pd.DataFrame
+
+    @classmethod
+    def read(cls, folder: Path) -> "_HeatMapFolder":
+        """Read the files of a slide.
+
+        Raises:
+            UserError: one is damaged, or they do not belong together.
+        """
+        file = folder / "slide.json"
+        try:
+            summary = json.loads(file.read_text())
+            options = summary["options"]
+            grid = PatchGrid(summary["width"], summary["height"], summary["mpp"], options["stride"])
+            logit, _ = read_logits(folder / "logits.npz", summary["key"], (grid.rows, grid.columns))
+            detections = pd.read_csv(folder / "lesions.csv")[["confidence", "x", "y"]]
+            slide, score, network = Path(summary["slide"]), float(summary["score"]), dict(summary["network"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: damaged ({error}); remove it and run heatmap again.") from None
+        if np.isnan(logit).all():
+            raise UserError(f"{folder / 'logits.npz'}: not of {file}; remove both and run heatmap again.")
+        return cls(slide, score, grid, network, options, logit, detections)
 
 
 def evaluate_slides(
@@ -56,126 +97,116 @@ def evaluate_slides(
     Args:
         heatmaps: folder that `heatmap` has written.
         reference: CSV with slide,label, 1 for slides with metastases; or CAMELYON16's, with the name and Tumor or
-            Normal. By default, slides with annotations are those with metastases.
+            Normal. By default, slides with annotations of tumor are those with metastases.
         annotations: folder with the outlines of metastases, for each slide that has any: its name with .xml (ASAP's) or
             .geojson.
         bootstrap_samples: for the intervals.
         seed: of the bootstrap.
 
     Raises:
-        UserError: a file is missing or malformed.
+        UserError: a file is missing or malformed, or the heat maps are not of one network and one set of options.
     """
     check_number("bootstrap_samples", bootstrap_samples, 1, whole=True)
     if reference is None and annotations is None:
         raise UserError("`reference`, `annotations`: one of them is required, to know which slides have metastases.")
     if annotations is not None and not annotations.is_dir():
         raise UserError(f"`annotations` {annotations}: no such folder.")
-    summaries = _read_summaries(heatmaps)
+    maps = _read_folders(heatmaps)
     labels = None if reference is None else read_reference(reference)
-    rows, detections = [], []
-    for name, (folder, summary) in summaries.items():
-        file = None if annotations is None else find_annotation(annotations, name)
-        if labels is not None and name not in labels:
-            raise UserError(f"{reference}: no row of {name}, which is in {heatmaps}.")
-        label = int(file is not None) if labels is None else labels[name]
+    if labels is not None and (missing := len(labels) - len(maps)) > 0:
+        rank_zero_warn(f"{missing:,} of {len(labels):,} slides of {reference} have no finished heat map in {heatmaps}.")
+    rows, detections, outlines = [], [], []
+    for one in maps:
+        label = None if labels is None else label_of(labels, one.slide, reference)
         if annotations is not None:
-            if label and file is None:
-                raise UserError(
-                    f"{annotations}: no annotations of {name}, which has metastases: {name}.xml or .geojson."
-                )
-            detections.append(_detections(folder, summary, file))
-        rows.append({"slide": name, "label": label, "score": summary["score"]})
+            outlines.append(_outlines(annotations, one.slide.stem, label))
+            detections.append(_detections(one, outlines[-1]))
+            label = int(not outlines[-1].is_empty) if label is None else label
+        rows.append({"slide": one.slide.stem, "label": label, "score": one.score})
     table = pd.DataFrame(rows)
     if detections:
         table["lesions"] = [one.lesions for one in detections]
         table["found"] = [len(one.found) for one in detections]
         table["false"] = [len(one.false) for one in detections]
-    scores = SlideScores(
-        _auroc(table, bootstrap_samples, seed), *_froc(detections, bootstrap_samples, seed), slides=table
-    )
+    area = _auroc(table, bootstrap_samples, seed)
+    scores = SlideScores(area, *_froc(detections, bootstrap_samples, seed), slides=table)
     _write(heatmaps, scores)
-    if annotations is not None:
-        _write_calibration(heatmaps, summaries, annotations)
+    if outlines:
+        _write_calibration(heatmaps, maps, outlines)
     return scores
 
 
-def read_reference(path: Path) -> dict[str, int]:
-    """Read which slides have metastases; return 1 or 0 by the slide's name, without suffix.
+def _read_folders(heatmaps: Path) -> list[_HeatMapFolder]:
+    """Read the heat maps of a folder, by the names of the slides.
 
     Raises:
-        UserError: the file is missing or malformed.
+        UserError: there is none, or they are not comparable.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no CSV of slides and labels ({error}).") from None
-    columns = {str(name).strip().lower(): name for name in table}
-    name = next((columns[one] for one in _NAMES if one in columns), None)
-    label = next((columns[one] for one in _LABELS if one in columns), None)
-    if name is None or label is None:
-        raise UserError(f"{path}: has the columns {','.join(map(str, table))}; should have slide,label.")
-    found = {}
-    for number, (slide, value) in enumerate(zip(table[name], table[label], strict=True), start=2):
-        if value.strip().lower() not in _TUMOR:
-            raise UserError(f"{path}, row {number}: label {value!r} is neither 0 (normal) nor 1 (tumor).")
-        found[Path(slide.strip()).stem] = _TUMOR[value.strip().lower()]
-    return found
-
-
-def _read_summaries(heatmaps: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Return folder and slide.json of each slide, by its name."""
-    found = {}
-    for file in sorted(heatmaps.glob("*/slide.json")):
-        try:
-            summary = json.loads(file.read_text())
-            found[Path(summary["slide"]).stem] = (file.parent, summary)
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{file}: damaged ({error}); `heatmap` writes it again once it is removed.") from None
-    if not found:
+    found = [_HeatMapFolder.read(file.parent) for file in heatmaps.glob("*/slide.json")]
+    maps = sorted(found, key=lambda one: one.slide.stem)
+    if not maps:
         raise UserError(f"{heatmaps}: no heat maps there; the heatmap command writes them.")
-    return found
+    for one, other in itertools.pairwise(maps):
+        if one.slide.stem == other.slide.stem:
+            raise UserError(f"{heatmaps}: two heat maps of {one.slide.stem}.")
+        for name in ("stride", "threshold", "prior", "calibration"):
+            if one.options.get(name) != other.options.get(name):
+                raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} differ in `{name}`.")
+        if any(one.network.get(name) != other.network.get(name) for name in ("sha256", "tta")):
+            raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} are of different networks.")
+    return maps
 
 
-def _detections(folder: Path, summary: dict[str, Any], annotation: Path | None) -> SlideDetections:
+def _outlines(annotations: Path, name: str, label: int | None) -> Geometry:
+    """Return a slide's outlines of tumor, empty where it has no annotations.
+
+    Raises:
+        UserError: it has metastases and no outlines.
+    """
+    file = find_annotation(annotations, name)
+    tumor: Geometry = shapely.Polygon() if file is None else read_annotations(file)
+    if label and tumor.is_empty:
+        found = f"{annotations}: no annotations of {name}" if file is None else f"{file}: no outline of tumor of {name}"
+        raise UserError(f"{found}, which has metastases: {name}.xml or .geojson.")
+    return tumor
+
+
+def _detections(one: _HeatMapFolder, tumor: Geometry) -> SlideDetections:
     """Match a slide's lesions.csv with its annotations."""
-    table = pd.read_csv(folder / "lesions.csv")
-    downsample = 2.0 ** round(np.log2(MASK_MPP / summary["mpp"]))
-    outlines = [] if annotation is None else read_annotations(annotation)
-    mask = tumor_mask(outlines, summary["width"], summary["height"], downsample)
-    numbered, ignored = lesions(mask, summary["mpp"] * downsample)
-    row, column = ((table[axis].to_numpy() / downsample).astype(np.int64) for axis in ("y", "x"))
-    return match_detections(numbered, ignored, table["confidence"].to_numpy(), row, column)
+    downsample = 2.0 ** round(np.log2(MASK_MPP / one.grid.slide_mpp))
+    mask = tumor_mask(tumor, one.grid.width, one.grid.height, downsample)
+    numbered, ignored = lesions(mask, one.grid.slide_mpp * downsample)
+    row, column = ((one.detections[axis].to_numpy() / downsample).astype(np.int64) for axis in ("y", "x"))
+    return match_detections(numbered, ignored, one.detections["confidence"].to_numpy(), row, column)
 
 
-def _write_calibration(heatmaps: Path, summaries: dict[str, tuple[Path, dict[str, Any]]], annotations: Path) -> None:
+def _write_calibration(heatmaps: Path, maps: list[_HeatMapFolder], outlines: list[Geometry]) -> None:
     """Fit scale and shift of the logits of all squares, a square being tumor where an outline reaches it."""
+    file = heatmaps / "calibration.json"
+    file.unlink(missing_ok=True)
     labels, logits = [], []
-    for name, (folder, summary) in summaries.items():
-        file = find_annotation(annotations, name)
-        outlines = [] if file is None else read_annotations(file)
-        grid = PatchGrid(summary["width"], summary["height"], summary["mpp"], summary["options"]["stride"])
-        logit = read_logits(folder / "logits.npz", summary["key"], (grid.rows, grid.columns))
-        cells = tumor_mask(outlines, grid.columns * grid.square, grid.rows * grid.square, grid.square / CELLS)
-        tumor = np.asarray(cells.reshape(grid.rows, CELLS, grid.columns, CELLS).any(axis=(1, 3)))
-        known = ~np.isnan(logit)
-        labels.append(tumor[known])
-        logits.append(logit[known])
+    for one, tumor in zip(maps, outlines, strict=True):
+        grid, known = one.grid, ~np.isnan(one.logit)
+        cells = tumor_mask(tumor, grid.columns * grid.square, grid.rows * grid.square, grid.square / CELLS)
+        labels.append(np.asarray(cells.reshape(grid.rows, CELLS, grid.columns, CELLS).any(axis=(1, 3)))[known])
+        logits.append(one.logit[known])
     label, logit = np.concatenate(labels).astype(np.int64), np.concatenate(logits).astype(np.float64)
     if len(np.unique(label)) < 2:
-        rank_zero_info("calibration.json: not written, all squares are of one kind.")
+        rank_zero_info(f"{file}: not written, all squares are of one kind.")
         return
     scale, shift = fit_platt(label, logit)
     if scale <= 0:
-        rank_zero_warn("calibration.json: not written, squares with tumor have lower logits than the others.")
+        rank_zero_warn(f"{file}: not written, squares with tumor have lower logits than the others.")
         return
     content = {
         "scale": scale,
         "shift": shift,
-        "slides": sorted(summaries),
+        "network": maps[0].network,
+        "slides": [one.slide.stem for one in maps],
         "squares": len(label),
         "tumor": float(label.mean()),
     }
-    atomic_write(heatmaps / "calibration.json", json.dumps(content, indent=2) + "\n")
+    atomic_write(file, json.dumps(content, indent=2) + "\n")
 
 
 def _auroc(table: pd.DataFrame, samples: int, seed: int) -> Interval | None:
@@ -189,6 +220,8 @@ def _auroc(table: pd.DataFrame, samples: int, seed: int) -> Interval | None:
 
 def _froc(detections: list[SlideDetections], samples: int, seed: int) -> tuple[Interval | None, dict[float, float]]:
     if not sum(slide.lesions for slide in detections):
+        if detections:
+            rank_zero_info("FROC: none, since no lesion is as long as 275 um.")
         return None, {}
     curve = froc(detections)
     draws = ([detections[row] for row in rows] for rows in bootstrap_rows(np.arange(len(detections)), samples, seed))

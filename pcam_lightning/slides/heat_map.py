@@ -34,16 +34,12 @@ class HeatMap:
 
     @property
     def score(self) -> float:
-        """Of the slide: the highest mean probability of 3 x 3 squares, those alone that were predicted.
+        """Of the slide: the highest mean probability of 3 x 3 squares; one that was not predicted counts as 0.
 
         A whole slide has so many squares that the highest probability of a single one says little.
         """
-        predicted = ~np.isnan(self.logit)
-        total, count = (
-            ndimage.convolve(values, np.ones((3, 3)), mode="constant")
-            for values in (np.nan_to_num(self.prob), predicted.astype(np.float64))
-        )
-        return float((total[predicted] / np.maximum(count[predicted], 9)).max())
+        total = ndimage.convolve(np.nan_to_num(self.prob), np.ones((3, 3)), mode="constant")
+        return float(total.max() / 9)
 
     def patches(self) -> pd.DataFrame:
         """Return a row for each patch, as WSInfer does: minx,miny,width,height in pixels of level 0, and prob_tumor."""
@@ -65,8 +61,8 @@ class HeatMap:
             inside = np.where(label[box] == number, prob[box], -1.0)
             row, column = np.unravel_index(inside.argmax(), inside.shape)
             x, y = (
-                int((index + span.start + 0.5) * self.grid.square)
-                for index, span in zip((column, row), box[::-1], strict=True)
+                min(int((index + span.start + 0.5) * self.grid.square), side - 1)  # the last square may reach beyond
+                for index, span, side in zip((column, row), box[::-1], (self.grid.width, self.grid.height), strict=True)
             )
             rows.append((float(inside.max()), x, y, int((inside >= 0).sum()) * self.grid.square_mm2))
         table = pd.DataFrame(rows, columns=["confidence", "x", "y", "area_mm2"])

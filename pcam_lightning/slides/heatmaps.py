@@ -1,5 +1,6 @@
 """heatmap: slides one after another, and the table of all."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pandas as pd
 
 from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.slides.reader import is_slide
+from pcam_lightning.slides.reader import is_slide, same_series
+from pcam_lightning.training.checkpoint import load_pretrained
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_warn
 
@@ -31,27 +33,47 @@ def heatmap(
     Raises:
         UserError: an option or the network cannot be used; or, after all others have been predicted, a slide.
     """
-    SlideOptions(**options)
+    load_pretrained(ckpt_path, SlideOptions(**options).tta)  # an error of it is none of the slides'
     found = list_slides(slides)
     output.mkdir(parents=True, exist_ok=True)
-    rows, failures = [], []
-    columns = ["slide", "score", "tissue_mm2", "tumor_mm2", "lesions"]
+    failures = []
     for path in found:
         try:
-            result = predict_slide(path, ckpt_path, output / path.stem, **options)
+            _check_folder(output / path.stem, path)
+            predict_slide(path, ckpt_path, output / path.stem, **options)
         except UserError as error:
             if len(found) == 1:
                 raise
             failures.append(str(error))
             rank_zero_warn(str(error))
-            continue
-        rows.append([*(result.summary[name] for name in columns), str(result.folder)])
-        table = pd.DataFrame(rows, columns=[*columns, "folder"])
         if is_rank_zero():
+            table = slide_table(output)
             atomic_write(output / "slides.csv", table.to_csv(index=False, lineterminator="\n"))
     if failures:
         raise UserError(f"{len(failures)} of {len(found)} slides could not be predicted; the first: {failures[0]}")
-    return table
+    return slide_table(output)
+
+
+def slide_table(output: Path) -> pd.DataFrame:
+    """Return a row for each finished slide of a folder, by name."""
+    columns = ["slide", "score", "tissue_mm2", "tumor_mm2", "lesions"]
+    rows = []
+    for file in sorted(output.glob("*/slide.json")):
+        summary = json.loads(file.read_text())
+        rows.append([*(summary.get(name) for name in columns), str(file.parent)])
+    return pd.DataFrame(rows, columns=[*columns, "folder"])
+
+
+def _check_folder(folder: Path, slide: Path) -> None:
+    """Check that a folder is not of another slide of the same name.
+
+    Raises:
+        UserError: it is.
+    """
+    file = folder / "slide.json"
+    other = Path(json.loads(file.read_text())["slide"]) if file.is_file() else slide
+    if other.exists() and not other.samefile(slide):
+        raise UserError(f"{folder}: has the results of {other}; name another folder with `output`.")
 
 
 def list_slides(paths: list[Path]) -> list[Path]:
@@ -62,7 +84,7 @@ def list_slides(paths: list[Path]) -> list[Path]:
     """
     found: dict[str, Path] = {}
     for path in paths:
-        files = sorted(file for file in path.iterdir() if is_slide(file)) if path.is_dir() else [path]
+        files = same_series(sorted(filter(is_slide, path.iterdir()))) if path.is_dir() else [path]
         if not files:
             raise UserError(f"{path}: no slide in this folder.")
         for file in files:

@@ -32,7 +32,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from pcam_lightning.slides.heat_map import HeatMap
-from pcam_lightning.slides.pictures import thumbnail
+from pcam_lightning.slides.pictures import read_scaled, thumbnail
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.utils.atomic_io import atomic_folder, atomic_write
 
@@ -106,24 +106,17 @@ def _shown(heat_map: HeatMap, size: int) -> Iterator[tuple[int, int]]:
     """Yield column and row of the tiles of a level that hold squares of the map."""
     grid = heat_map.grid
     square_row, square_column = np.nonzero(~np.isnan(heat_map.logit))
-    found = set()
-    for shift in (0, grid.square - 1):
-        found |= set(
-            zip(
-                ((square_column * grid.square + shift) // size).tolist(),
-                ((square_row * grid.square + shift) // size).tolist(),
-                strict=True,
-            )
-        )
-    return ((x, y) for x, y in found if x * size < grid.width and y * size < grid.height)
+    shown = np.zeros((math.ceil(grid.height / size), math.ceil(grid.width / size)), dtype=bool)
+    for top, left in zip(square_row * grid.square, square_column * grid.square, strict=True):
+        bottom, right = top + grid.square - 1, left + grid.square - 1
+        shown[top // size : bottom // size + 1, left // size : right // size + 1] = True
+    y, x = np.nonzero(shown)
+    return zip(x.tolist(), y.tolist(), strict=True)
 
 
 def _tile(slide: SlideReader, size: int, x: int, y: int) -> str:
     """Return a tile as a data URI."""
-    level = slide.level_for(slide.mpp * size / TILE)
-    side = max(1, round(size / slide.levels[level].downsample))
-    pixels = slide.read(x * size, y * size, side, side, level)
-    return _data_uri(Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.BOX))
+    return _data_uri(read_scaled(slide, (x * size, y * size, size, size), (TILE, TILE)))
 
 
 def _data_uri(image: Image.Image) -> str:
@@ -166,7 +159,7 @@ def _layout(slide: SlideReader, heat_map: HeatMap, threshold: float) -> tuple[An
     side = grid.square * grid.slide_mpp
     mapper = LinearColorMapper(palette=Turbo256, low=0, high=1, nan_color="rgba(0, 0, 0, 0)")
     image = plot.image(
-        image=[heat_map.prob.astype(np.float32)],
+        image=[heat_map.prob[::-1].astype(np.float32)],  # the first row is the lowest one
         x=0,
         y=0,
         dw=grid.columns * side,
@@ -174,7 +167,6 @@ def _layout(slide: SlideReader, heat_map: HeatMap, threshold: float) -> tuple[An
         color_mapper=mapper,
         global_alpha=0.4,
         anchor="top_left",
-        origin="top_left",
     )
     plot.add_tools(HoverTool(renderers=[image], tooltips=[("probability of tumor", "@image{0.000}")]))
     plot.add_layout(ScaleBar(range=plot.x_range, unit="µm", dimensional=MetricLength(), location="bottom_right"))

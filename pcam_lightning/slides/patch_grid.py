@@ -99,9 +99,10 @@ class PatchGrid:
         Args:
             tissue: which squares have, bool, (rows, columns).
         """
-        for row in range(0, self.rows, BLOCK):
-            for column in range(0, self.columns, BLOCK):
-                block = tissue[row : row + BLOCK, column : column + BLOCK]
+        side = max(1, BLOCK * CENTER // self.stride)  # patches that lie apart make a block no larger
+        for row in range(0, self.rows, side):
+            for column in range(0, self.columns, side):
+                block = tissue[row : row + side, column : column + side]
                 if block.any():
                     yield Region(row, column, *block.shape)
 

@@ -14,7 +14,7 @@ import torch
 
 from pcam_lightning import __version__
 from pcam_lightning.models.classifier import PCamClassifier
-from pcam_lightning.slides.correction import logit_correction
+from pcam_lightning.slides.correction import logit_correction, weights_sha256
 from pcam_lightning.slides.geojson import write_geojson
 from pcam_lightning.slides.heat_map import HeatMap
 from pcam_lightning.slides.options import SlideOptions
@@ -73,10 +73,11 @@ def predict_slide(
     if reader.mpp > 1.5 * grid.mpp:
         rank_zero_warn(f"{path}: {reader.mpp:g} um per pixel is coarser than the training patches' {grid.mpp:.3g}.")
     network = load_pretrained(ckpt_path, choices.tta)
-    correction = logit_correction(choices, ckpt_path, network)
     folder = (Path("heatmaps") / path.stem if output is None else Path(output)).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    key = _fingerprint(path, network, grid, choices)
+    weights = weights_sha256(network)
+    key = _fingerprint(path, weights, network.hparams["tta"], grid, choices)
+    correction = logit_correction(choices, ckpt_path, network.positive_fraction, weights)
     same = {"key": key, "options": asdict(choices) | _as_text(choices.calibration), "correction": correction}
     if finished := _finished(folder, grid, same):
         rank_zero_info(f"{path}: predicted already, see {folder}.")
@@ -101,6 +102,7 @@ def predict_slide(
             "ckpt_path": str(ckpt_path),
             "backbone": network.hparams["backbone"],
             "tta": network.hparams["tta"],
+            "sha256": weights,
             "positive_fraction": network.positive_fraction,
         },
         "versions": {
@@ -123,7 +125,7 @@ def _finished(folder: Path, grid: PatchGrid, same: Mapping[str, Any]) -> SlideRe
         lesions = pd.read_csv(folder / "lesions.csv")
     except (OSError, ValueError):
         return None
-    logit = read_logits(folder / "logits.npz", same["key"], (grid.rows, grid.columns))
+    logit, _ = read_logits(folder / "logits.npz", same["key"], (grid.rows, grid.columns))
     whole = all((folder / name).is_file() for name in FILES) and not np.isnan(logit).all()
     if not whole or any(summary.get(name) != value for name, value in same.items()):
         return None
@@ -152,14 +154,11 @@ def _find_tissue(reader: SlideReader, grid: PatchGrid, options: SlideOptions, fo
     return squares
 
 
-def _fingerprint(path: Path, network: PCamClassifier, grid: PatchGrid, options: SlideOptions) -> str:
+def _fingerprint(path: Path, weights: str, tta: str, grid: PatchGrid, options: SlideOptions) -> str:
     """Return the SHA-256 of what a logit depends on; which squares are predicted does not count."""
     stat = path.stat()
-    plain = [__version__, stat.st_size, stat.st_mtime_ns, repr(grid), network.hparams["tta"], options.precision]
-    digest = hashlib.sha256(json.dumps(plain).encode())
-    for name, value in network.state_dict().items():
-        digest.update(name.encode() + value.cpu().numpy().tobytes())
-    return digest.hexdigest()
+    plain = [__version__, stat.st_size, stat.st_mtime_ns, repr(grid), weights, tta, options.precision]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def _predict(
@@ -172,7 +171,7 @@ def _predict(
     options: SlideOptions,
 ) -> np.ndarray:
     """Return the logits of squares, float32 (rows, columns): those that are in a file, and the others predicted."""
-    logit = read_logits(file, key, squares.shape)
+    logit, _ = read_logits(file, key, squares.shape)
     missing = np.isnan(logit) & squares
     if missing.any():
         callback = LogitFile(file, key, logit, int(missing.sum()))
@@ -181,8 +180,12 @@ def _predict(
         predictor = SlidePredictor(network, options.stride, options.batch_size)
         trainer.predict(predictor, SlideDataModule(regions, options.num_workers), return_predictions=False)
         trainer.strategy.barrier()
-        logit = read_logits(file, key, squares.shape)
+        logit, error = read_logits(file, key, squares.shape)
         trainer.strategy.barrier()  # before the parts are removed
+        if error:
+            raise UserError(error)
+        if count := int((np.isnan(logit) & squares).sum()):
+            raise UserError(f"{path}: {count:,} logits are not finite numbers; try `precision` 32-true.")
     logit = np.where(squares, logit, np.float32(np.nan))
     if is_rank_zero():
         write_logits(file, logit, key)

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import lightning as L
 import numpy as np
@@ -12,7 +13,6 @@ from tqdm import tqdm
 from pcam_lightning.models.patch_network import PatchNetwork
 from pcam_lightning.slides.regions import RegionBatch, cut_patches
 from pcam_lightning.utils.atomic_io import atomic_open
-from pcam_lightning.utils.errors import UserError
 
 _EVERY = 30.0  # seconds of predictions that a killed process may lose
 
@@ -34,16 +34,17 @@ class SlidePredictor(L.LightningModule):
         """Fold BatchNorm."""
         self.network.fold()
 
-    def predict_step(self, batch: RegionBatch, batch_idx: int) -> dict[str, torch.Tensor]:
-        """Return `square`, int64 (N,), and `logit`, float32 (N,)."""
+    def predict_step(self, batch: RegionBatch, batch_idx: int) -> RegionBatch:
+        """Return `square`, int64 (N,), and `logit`, float32 (N,); or `error`, a text."""
         if "error" in batch:
-            raise UserError(batch["error"])
+            return batch
         places = zip(batch["row"].split(self.batch_size), batch["column"].split(self.batch_size), strict=True)
         logits = [
             self.network.predict_logits(cut_patches(batch["image"], row, column, self.stride), folded=True)
             for row, column in places
         ]
-        return {"square": batch["square"], "logit": torch.cat(logits).float()}
+        logit = torch.cat(logits).float()
+        return {"square": batch["square"], "logit": torch.where(logit.isfinite(), logit, torch.nan)}
 
 
 class LogitFile(L.Callback):
@@ -59,6 +60,7 @@ class LogitFile(L.Callback):
     def __init__(self, path: Path, key: str, logit: np.ndarray, total: int) -> None:
         self.path, self.key, self.total = path, key, total
         self.logit = logit.copy()
+        self.error = ""
         self._written = time.monotonic()
         self._bar: Any = None
 
@@ -68,7 +70,13 @@ class LogitFile(L.Callback):
         self._bar = tqdm(total=total, desc=self.path.parent.name, unit=" patches", disable=not trainer.is_global_zero)
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *batch: Any) -> None:
-        """Keep the logits of a region."""
+        """Keep the logits of a region, or the first error.
+
+        An error is raised when all processes have ended: each of them learns of it.
+        """
+        if "error" in outputs:
+            self.error = self.error or outputs["error"]
+            return
         self.logit.reshape(-1)[outputs["square"].cpu().numpy()] = outputs["logit"].cpu().numpy()
         self._bar.update(len(outputs["square"]))
         if time.monotonic() - self._written > _EVERY:
@@ -86,24 +94,30 @@ class LogitFile(L.Callback):
         self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
-        write_logits(self.path.with_name(f"{self.path.stem}_{trainer.global_rank}.npz"), self.logit, self.key)
+        part = self.path.with_name(f"{self.path.stem}_{trainer.global_rank}.npz")
+        write_logits(part, self.logit, self.key, self.error)
         self._written = time.monotonic()
 
 
-def write_logits(path: Path, logit: np.ndarray, key: str) -> None:
-    """Write logits, float32 (rows, columns), NaN where there are none, with what they depend on."""
+def write_logits(path: Path, logit: np.ndarray, key: str, error: str = "") -> None:
+    """Write logits, float32 (rows, columns), NaN where there are none, what they depend on, and an error, if any."""
     with atomic_open(path) as file:
-        np.savez_compressed(file, logit=logit, key=np.array(key))
+        np.savez_compressed(file, logit=logit, key=np.array(key), error=np.array(error))
 
 
-def read_logits(path: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read the logits that `write_logits` and `LogitFile` have written with the same key; NaN where there are none."""
-    logit = np.full(shape, np.nan, dtype=np.float32)
-    for part in (path, *path.parent.glob(f"{path.stem}_*.npz")):
+def read_logits(path: Path, key: str, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
+    """Read the logits that `write_logits` and `LogitFile` have written with the same key.
+
+    Returns:
+        Logits, float32 (rows, columns), NaN where there are none, and the error of a process.
+    """
+    logit, error = np.full(shape, np.nan, dtype=np.float32), ""
+    for part in (path, *sorted(path.parent.glob(f"{path.stem}_*.npz"))):
         try:
             with np.load(part) as arrays:
                 if str(arrays["key"]) == key and arrays["logit"].shape == shape:
                     logit = np.where(np.isnan(logit), arrays["logit"], logit)
-        except (OSError, ValueError, KeyError):  # none there, or of another version
+                    error = error or str(arrays["error"])
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile):  # none there, damaged, or of another version
             continue
-    return logit
+    return logit, error

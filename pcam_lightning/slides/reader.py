@@ -1,7 +1,9 @@
 """One whole-slide image: its size, its scale, and RGB pixels of any region at any level."""
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +14,8 @@ from PIL import Image
 from pcam_lightning.utils.errors import UserError
 
 LOWEST_MPP, HIGHEST_MPP = 0.05, 4.0  # um per pixel that a slide may have
-MOST_PIXELS = 400_000_000  # of an image that is decoded whole, by each process that reads: 1.2 GB
+MOST_PIXELS = 2**24  # that are read at once: 64 MB as RGBA
+_LARGEST = 178_956_970  # pixels of an image without a pyramid, which each process decodes whole: Pillow's own limit
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _PLAIN = ("PNG", "JPEG", "TIFF", "BMP")  # formats of Pillow's
 _TIFF_RESOLUTION, _TIFF_UNIT = 282, 296  # tags: pixels per unit, and the unit
@@ -53,7 +56,7 @@ class SlideReader:
             raise UserError(f"{self.path}: no such slide.")
         try:
             vendor = openslide.OpenSlide.detect_format(self.path)
-            found = self._open_image() if vendor is None else self._open_slide(vendor)
+            found = self._open_image() if vendor is None else self._open_slide(vendor, mpp)
         except openslide.OpenSlideError as error:
             raise UserError(f"{self.path}: cannot be read as a slide ({error}).") from None
         self.mpp = self._check_mpp(found if mpp is None else mpp, given=mpp is not None)
@@ -69,14 +72,14 @@ class SlideReader:
         """Of level 0, in pixels."""
         return self.levels[0].height
 
-    def _open_slide(self, vendor: str) -> float | None:
+    def _open_slide(self, vendor: str, mpp: float | None) -> float | None:
         self.vendor = vendor
         slide = openslide.OpenSlide(self.path)
         sizes = zip(slide.level_dimensions, slide.level_downsamples, strict=True)
         self.levels = [Level(width, height, downsample) for (width, height), downsample in sizes]
         self._read = lambda x, y, width, height, level: slide.read_region((x, y), level, (width, height))
         values = [slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
-        if None in values:
+        if mpp is not None or None in values:
             return None
         across, down = (_number(value) for value in values)
         if not math.isclose(across, down, rel_tol=0.05):
@@ -88,17 +91,17 @@ class SlideReader:
 
     def _open_image(self) -> float | None:
         try:
-            with Image.open(self.path, formats=_PLAIN) as image:
-                if math.prod(image.size) > MOST_PIXELS:
-                    raise UserError(
-                        f"{self.path}: {image.width:,} x {image.height:,} pixels without a pyramid are too many to "
-                        "decode at once; convert it to a tiled, pyramidal TIFF."
-                    )
-                whole = image.convert("RGB")
+            with _open_quietly(self.path) as image:
+                if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+                    raise UserError(f"{self.path}: pixels of mode {image.mode} are no colors of 8 bits.")
+                whole = image.convert("RGBA") if image.has_transparency_data else image.convert("RGB")
                 resolution = _resolution(image)
                 self.vendor = str(image.format).lower()
-        except Image.DecompressionBombError as error:
-            raise UserError(f"{self.path}: {error}") from None
+        except Image.DecompressionBombError:
+            raise UserError(
+                f"{self.path}: more than {_LARGEST:,} pixels without a pyramid are too many to decode at once; convert "
+                "it to a tiled, pyramidal TIFF."
+            ) from None
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"{self.path}: not a slide that OpenSlide reads, and not an image ({error}).") from None
         self.levels = [Level(*whole.size, 1.0)]
@@ -171,6 +174,27 @@ def is_slide(path: Path) -> bool:
     return path.is_file() and (path.suffix.lower() in _SUFFIXES or bool(openslide.OpenSlide.detect_format(path)))
 
 
+def same_series(paths: list[Path]) -> list[Path]:
+    """Return files without those that are of the same slide as an earlier one, as DICOM's are."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = str(path)
+        if openslide.OpenSlide.detect_format(path) == "dicom":
+            with openslide.OpenSlide(path) as slide:
+                name = slide.properties.get("openslide.quickhash-1", name)
+        found.setdefault(name, path)
+    return list(found.values())
+
+
+@contextmanager
+def _open_quietly(path: Path) -> Iterator[Image.Image]:
+    """Open a plain image, without Pillow's warning of one that is half as large as its limit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path, formats=_PLAIN) as image:
+            yield image
+
+
 def _number(value: Any) -> float:
     try:
         number = float(value)
@@ -181,7 +205,7 @@ def _number(value: Any) -> float:
 
 def _crop(image: Image.Image, x: int, y: int, width: int, height: int) -> Image.Image:
     """Cut a region out of an image; what lies outside is white."""
-    region = Image.new("RGB", (width, height), (255, 255, 255))
+    region = Image.new(image.mode, (width, height), (255,) * len(image.mode))
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + width, image.width), min(y + height, image.height)
     if right > left and bottom > top:
         region.paste(image.crop((left, top, right, bottom)), (left - x, top - y))

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.reader import MOST_PIXELS, SlideReader
 
 # Glass is white and gray; stained tissue has color and takes up light. Fixed, since a threshold that is chosen from the
 # slide's own histogram loses the few cells of a sparse one.
@@ -46,7 +46,7 @@ def tissue_mask(slide: SlideReader, grid: PatchGrid) -> np.ndarray:
     columns = grid.columns * cells
     width = math.ceil(grid.columns * grid.square / downsample)
     strips = []
-    rows = max(1, min(_STRIP, int(2**26 / (width * grid.square / downsample))))  # of squares: 64 million pixels at most
+    rows = max(1, min(_STRIP, int(MOST_PIXELS / (width * grid.square / downsample))))  # of squares
     for first in range(0, grid.rows, rows):
         count = min(rows, grid.rows - first)
         top = first * grid.square

@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from pcam_lightning.synthetic.tissue import BROWNER, RUIFROK, Slide, draw_patch
+from pcam_lightning.synthetic.tissue import BROWNER, RUIFROK, Array, Slide, draw_patch
 from pcam_lightning.utils.atomic_io import atomic_folder, atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.parallel import process_map
@@ -101,23 +101,23 @@ def synthesize(
         slide_effect: how far slides differ in stain, brightness and sharpness; 0 makes all alike, 3 is the most.
         whole: draw whole slides instead of patches: pyramidal TIFFs with the outlines of their metastases as .xml, and
             reference.csv (slide,label). Two of five have metastases.
-        side_mm: side of whole slides, from 0.5 to 6 mm; 2 mm take ten seconds and 13 MB each.
+        side_mm: side of whole slides, from 0.5 to 4 mm; 2 mm take ten seconds and 13 MB each.
 
     Raises:
         UserError: an argument is out of range, `dest` holds something, or it cannot be written.
     """
-    least = {"train": (train, 1), "test": (test, 0), "slides": (slides, 2 if whole else 4), "seed": (seed, 0)}
+    least = {"train": (train, 1), "test": (test, 0), "slides": (slides, 3 if whole else 4), "seed": (seed, 0)}
     for name, (value, bound) in least.items():
         if value < bound:
             raise UserError(f"{name} {value} is too small. Give at least {bound}.")
     if not 0 <= slide_effect <= 3:
         raise UserError(f"slide_effect {slide_effect} is out of range. Give a number from 0 to 3.")
-    if not 0.5 <= side_mm <= 6:
-        raise UserError(f"side_mm {side_mm} is out of range. Give a number from 0.5 to 6.")
+    if not 0.5 <= side_mm <= 4:
+        raise UserError(f"side_mm {side_mm} is out of range. Give a number from 0.5 to 4.")
     try:
         with atomic_folder(dest.expanduser().resolve()) as folder:
             if whole:
-                _draw_whole_slides(folder, dest, slides, partial(_write_slide, folder, seed, slide_effect, side_mm))
+                _draw_whole_slides(folder, dest, slides, partial(_draw_whole_slide, seed, slide_effect, side_mm))
             else:
                 _draw_patches(folder, dest, {"train": train, "test": test}, _slides(slides, seed, slide_effect), seed)
     except FileExistsError:
@@ -152,9 +152,9 @@ def _draw_patches(
     _write_tables(folder, pd.DataFrame(sorted(rows.values()), columns=["id", "label", "wsi", "split"]))
 
 
-def _write_slide(folder: Path, seed: int, slide_effect: float, side_mm: float, number: int) -> tuple[str, int]:
-    """Draw a whole slide into its files and return its name and label."""
-    from pcam_lightning.synthetic.whole_slide import MPP, draw_whole_slide, write_whole_slide
+def _draw_whole_slide(seed: int, slide_effect: float, side_mm: float, number: int) -> tuple[str, Array, Array]:
+    """Draw a whole slide: its name, its pixels and where its metastases are."""
+    from pcam_lightning.synthetic.whole_slide import MPP, draw_whole_slide
 
     label = int(number % 5 < 2)
     rng = np.random.default_rng([seed, 4, number])
@@ -162,14 +162,20 @@ def _write_slide(folder: Path, seed: int, slide_effect: float, side_mm: float, n
     image, metastases = draw_whole_slide(
         rng, draw_slide(rng, name, slide_effect), round(side_mm * 1000 / MPP), tumor=bool(label)
     )
-    write_whole_slide(folder / f"{name}.tif", image, metastases)
-    return name, label
+    return name, image, metastases
 
 
-def _draw_whole_slides(folder: Path, dest: Path, count: int, write: Callable[[int], tuple[str, int]]) -> None:
+def _draw_whole_slides(folder: Path, dest: Path, count: int, draw: Callable[[int], tuple[str, Array, Array]]) -> None:
     """Draw whole slides into a folder, the first two of each five with metastases."""
-    with process_map(count) as map_on_cores:
-        rows = list(tqdm(map_on_cores(write, range(count)), desc=f"drawing {dest}", total=count, unit="slide"))
+    from pcam_lightning.synthetic.whole_slide import write_whole_slide
+
+    rows = []
+    with process_map(min(count, 4)) as map_on_cores:  # one of 4 mm takes 3 GB
+        drawn = map_on_cores(draw, range(count))
+        # Written by this process: libvips does not work in one that was forked after it was used.
+        for name, image, metastases in tqdm(drawn, desc=f"drawing {dest}", total=count, unit="slide"):
+            write_whole_slide(folder / f"{name}.tif", image, metastases)
+            rows.append((name, int(metastases.any())))
     table = pd.DataFrame(rows, columns=["slide", "label"])
     atomic_write(folder / "reference.csv", table.to_csv(index=False, lineterminator="\n"))
     atomic_write(folder / MARKS[0], "Slides and annotations were drawn by pcam_lightning: none is real.\n")

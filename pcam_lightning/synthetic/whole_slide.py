@@ -1,5 +1,6 @@
 """Whole slides of drawn lymph nodes with their annotations: for those who have no slides yet, and for the tests."""
 
+import errno
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -83,14 +84,14 @@ def _node(rng: np.random.Generator, side: int) -> Array:
 
 
 def _metastases(rng: np.random.Generator, tissue: Array) -> Array:
-    """Draw where one to three metastases lie, of 40 to 300 um, bool (side, side)."""
+    """Draw where one to three metastases lie, bool (side, side); the first has a radius of 8 to 15 % of the side."""
     side = len(tissue)
     rows, columns = coordinates(side)
     inside = np.argwhere(np.isin(tissue, (LYMPHOID, SINUS, FOLLICLE)))
     rough = noise(rng, 9, side)
     found = np.zeros((side, side), np.bool_)
-    for y, x in rng.choice(inside, int(rng.integers(1, 4)), replace=False):
-        radius = side * np.exp(rng.uniform(np.log(0.02), np.log(0.15)))
+    for number, (y, x) in enumerate(rng.choice(inside, int(rng.integers(1, 4)), replace=False)):
+        radius = side * np.exp(rng.uniform(np.log(0.02 if number else 0.08), np.log(0.15)))
         found |= np.hypot(rows - y, columns - x) + 0.2 * radius * rough < radius
     return found & ~np.isin(tissue, (VOID, FAT))
 
@@ -124,18 +125,21 @@ def write_whole_slide(path: Path, image: Array, metastases: Array, quality: int 
     """
     per_mm = 1000 / MPP * 2**FINER
     whole = pyvips.Image.new_from_array(image).resize(2**FINER, kernel="cubic")
-    whole.tiffsave(
-        str(path),
-        tile=True,
-        tile_width=256,
-        tile_height=256,
-        pyramid=True,
-        compression="jpeg",
-        Q=quality,
-        xres=per_mm,
-        yres=per_mm,
-        resunit="cm",
-    )
+    try:
+        whole.tiffsave(
+            str(path),
+            tile=True,
+            tile_width=256,
+            tile_height=256,
+            pyramid=True,
+            compression="jpeg",
+            Q=quality,
+            xres=per_mm,
+            yres=per_mm,
+            resunit="cm",
+        )
+    except pyvips.Error as error:
+        raise OSError(errno.EIO, " ".join(str(error).split()), str(path)) from error
     if not metastases.any():
         return
     root = ElementTree.Element("ASAP_Annotations")

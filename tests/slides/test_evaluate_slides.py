@@ -10,8 +10,9 @@ import pytest
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.slides.annotations import lesions, major_axis, read_annotations, tumor_mask
-from pcam_lightning.slides.evaluate import evaluate_slides, read_reference
+from pcam_lightning.slides.evaluate import evaluate_slides
 from pcam_lightning.slides.predictor import write_logits
+from pcam_lightning.slides.reference import label_of, read_reference
 from pcam_lightning.utils.errors import UserError
 
 ASAP = """<?xml version="1.0"?><ASAP_Annotations><Annotations>
@@ -45,17 +46,49 @@ GEOJSON = {
 def test_outlines_become_a_mask_with_holes(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.write_text(text)
+    mask = tumor_mask(read_annotations(path), 1005, 1000, 10.0)
+    expected = np.zeros((100, 101), dtype=bool)  # the last column is half a pixel wide
+    expected[:80, :80] = True
+    expected[20:40, 20:40] = False
+    assert np.array_equal(mask, expected)
+
+
+def test_an_island_in_a_hole_is_tumor_and_other_classes_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def feature(kind: str, polygons: list[Any], name: str | None) -> dict[str, Any]:
+        properties = {} if name is None else {"classification": {"name": name}}
+        return {"type": "Feature", "geometry": {"type": kind, "coordinates": polygons}, "properties": properties}
+
+    island = [[250, 250], [350, 250], [350, 350], [250, 350], [250, 250]]
+    features = [
+        feature("MultiPolygon", [[SQUARE, HOLE], [island]], None),
+        feature("Polygon", [[[0, 0], [1000, 0], [1000, 1000], [0, 1000], [0, 0]]], "Tissue"),
+        feature("Polygon", [[[0, 0], [100, 0], [100, 800], [0, 800], [0, 0]]], "Normal"),
+    ]
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps(features))
     mask = tumor_mask(read_annotations(path), 1000, 1000, 10.0)
-    assert mask.shape == (100, 100)
-    assert mask[:80, :80].mean() == pytest.approx((80**2 - 20**2) / 80**2, abs=0.02)
-    assert not mask[25:35, 25:35].any()
-    assert not mask[82:, :].any()
-    assert not mask[:, 82:].any()
+    assert mask[30, 30]
+    assert not mask[22, 22]
+    assert not mask[50, 5]
+    assert mask.sum() == 80 * 70 - 20 * 20 + 10 * 10
+    assert "a.geojson: annotations of tissue are not of tumor and are ignored." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "<a/>", "{", '{"features": [{}]}', '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[1]]}}]}'],
+    [
+        "",
+        "<a/>",
+        "{",
+        '{"features": [{}]}',
+        '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[1]]}}]}',
+        "[" * 100_000,
+        '<?xml version="1.0" encoding="none"?><ASAP_Annotations/>',
+        '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[1], [2], [3]]]}}]}',
+        '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[1, 2]]]}}]}',
+    ],
 )
 @pytest.mark.parametrize("suffix", [".xml", ".geojson"])
 def test_damaged_annotations_are_named(tmp_path: Path, text: str, suffix: str) -> None:
@@ -90,21 +123,28 @@ def test_the_major_axis_is_that_of_an_ellipse() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "slide,label\na,1\nb,0\n",
-        "image,type\na.tif,Tumor\nb.tif,Normal\n",
-        "name,label,stage\na,macro,x\nb,negative,y\n",
+        "slide,label\na,1\nb.1,0\n",
+        "image,type\na.tif,Tumor\nb.1.tif,Normal\n",
+        "name,label,stage\na,macro,x\nb.1,negative,y\n",
+        "a,Tumor,IDC,Macro\nb.1,Normal,None,None\n",  # CAMELYON16's, without a header
     ],
 )
 def test_references_in_several_forms(tmp_path: Path, text: str) -> None:
     path = tmp_path / "reference.csv"
     path.write_text(text)
-    assert read_reference(path) == {"a": 1, "b": 0}
+    labels = read_reference(path)
+    assert [label_of(labels, Path(f"x/{name}.tif"), path) for name in ("a", "b.1")] == [1, 0]
+    with pytest.raises(UserError, match=r"reference.csv: no row of b"):
+        label_of(labels, Path("b.tif"), path)
 
 
 def test_a_reference_without_labels_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "reference.csv"
     path.write_text("slide,label\na,maybe\n")
     with pytest.raises(UserError, match=r"reference.csv, row 2: label 'maybe'"):
+        read_reference(path)
+    path.write_text("slide,label\na,1\na,0\n")
+    with pytest.raises(UserError, match=r"reference.csv, row 3: a stands there twice"):
         read_reference(path)
     path.write_text("x,y\n1,2\n")
     with pytest.raises(UserError, match=r"reference.csv: has the columns x,y; should have slide,label"):
@@ -115,7 +155,7 @@ def write_heatmap(folder: Path, name: str, score: float, detections: list[tuple[
     """Write what evaluate_slides reads of a heat map."""
     (folder / name).mkdir(parents=True)
     summary: dict[str, Any] = {"slide": f"slides/{name}.tif", "score": score, "mpp": 0.243, "key": "k"}
-    summary |= {"width": 40_000, "height": 40_000, "options": {"stride": 32}}
+    summary |= {"width": 40_000, "height": 40_000, "options": {"stride": 32}, "network": {"sha256": "n", "tta": "none"}}
     rng = np.random.default_rng(0)
     logit = rng.normal(-2.0, 2.0, (313, 313)).astype(np.float32)  # squares of 128 pixels
     if name.startswith("t"):
@@ -168,6 +208,29 @@ def test_squares_of_annotated_slides_calibrate_others(annotated: Path) -> None:
     # Two normal distributions of deviation 2, at -2 and 4: by Bayes, log odds of 1.5 (z - 1) + the prior's.
     assert written["scale"] == pytest.approx(1.5, rel=0.05)
     assert written["shift"] == pytest.approx(-1.5 + np.log(tumor / (4 * 313**2 - tumor)), abs=0.3)
+
+
+def test_heat_maps_that_do_not_compare_are_refused(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heatmaps, annotations, reference = (annotated / name for name in ("heatmaps", "annotations", "r.csv"))
+    reference.write_text("slide,label\nt1,1\nt2,1\nn1,0\nn2,0\nn3,0\n")
+    evaluate_slides(heatmaps, reference, bootstrap_samples=5)
+    assert "warning: 1 of 5 slides of" in capsys.readouterr().err
+    file = heatmaps / "n1" / "slide.json"
+    plain = json.loads(file.read_text())
+    for change, message in (
+        ({"network": {"sha256": "m", "tta": "none"}}, "n1.tif and n2.tif are of different networks"),
+        ({"options": {"stride": 32, "prior": 0.1}}, "n1.tif and n2.tif differ in `prior`"),
+        ({"slide": "other/n2.svs"}, "two heat maps of n2"),
+        ({"key": "other"}, "logits.npz: not of"),
+        ({"score": None}, "slide.json: damaged"),
+    ):
+        file.write_text(json.dumps(plain | change))
+        with pytest.raises(UserError, match=message):
+            evaluate_slides(heatmaps, annotations=annotations)
+    file.write_text(json.dumps(plain))
+    (annotations / "t1.geojson").write_text('{"features": []}')
+    with pytest.raises(UserError, match=r"t1.geojson: no outline of tumor of t1, which has metastases"):
+        evaluate_slides(heatmaps, reference, annotations)
 
 
 def test_what_is_missing_is_named(annotated: Path) -> None:

@@ -31,7 +31,8 @@ def write(folder: Path, slide: Path) -> tuple[HeatMap, pd.DataFrame]:
     reader = SlideReader(slide)
     logit = np.full((10, 10), np.nan, dtype=np.float32)
     logit[2:7, 3:8] = -3.0
-    logit[4:6, 5:7] = 2.0
+    logit[3:5, 5:7] = 2.0  # not its own mirror image
+    logit[6, 3] = 0.3
     heat_map = HeatMap(PatchGrid(reader.width, reader.height, reader.mpp), logit)
     lesions = heat_map.lesions(0.5)
     page.write_page(folder, reader, heat_map, lesions, SUMMARY)
@@ -111,7 +112,7 @@ def test_a_person_uses_the_page(
     )
     chain = ActionChains(browser)
     chain.move_by_offset(int(box["x"] + box["width"] / 2), int(box["y"] + box["height"] / 2 + 30)).perform()
-    expected = f"{heat_map.prob[4, 5]:.3f}"
+    expected = f"{heat_map.prob[3, 5]:.3f}"
     script = """
         const texts = [];
         const walk = (node) => {

@@ -24,6 +24,7 @@ from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.training.checkpoint import load_pretrained
 from pcam_lightning.utils.errors import UserError
 
+SCALES = ('-1, "shift": 0', '1, "shift": NaN', '1, "shift": 0')
 CPU = {"accelerator": "cpu", "precision": "32-true", "num_workers": 0}
 ARGS = ("--accelerator=cpu", "--precision=32-true", "--num_workers=0", "--ckpt_path=pcam-small")
 FILES = {*predict.FILES, "lesions.csv", "slide.json", "logits.npz"}
@@ -110,7 +111,7 @@ def test_a_slide_scores_its_best_neighborhood_not_its_best_square() -> None:
     group[3:6, 3:6] = 2.0
     assert heat_map(single).score == pytest.approx(1 / 9, abs=1e-3)
     assert heat_map(group).score == pytest.approx(1 / (1 + np.exp(-2)))
-    lone = np.full((9, 9), np.nan)
+    lone = np.full((9, 9), np.nan)  # what was not predicted counts as 0
     lone[4, 4] = 9.0
     assert heat_map(lone).score == pytest.approx(1 / 9, abs=1e-3)
 
@@ -141,11 +142,12 @@ def test_a_calibration_file_corrects_probabilities(
 ) -> None:
     folder, file = tmp_path / "map", tmp_path / "calibration.json"
     shutil.copytree(result.folder, folder)
-    file.write_text('{"scale": 0.5, "shift": -1.5}')
+    network = {"sha256": result.summary["network"]["sha256"]}
+    file.write_text(json.dumps({"scale": 0.5, "shift": -1.5, "network": network}))
     other = predict_slide(slide, "pcam-small", folder, calibration=file, **CPU)
     assert other.heat_map.prob[4, 4] == pytest.approx(1 / (1 + np.exp(1.5 - 0.5 * result.heat_map.logit[4, 4])))
     assert json.loads((folder / "slide.json").read_text())["options"]["calibration"] == str(file)
-    for content in ("", "{}", '{"scale": -1, "shift": 0}', '{"scale": 1, "shift": NaN}'):
+    for content in ("", "{}", *(f'{{"scale": {one}, "network": {{"sha256": "other"}}}}' for one in SCALES)):
         file.write_text(content)
         assert main(["heatmap", str(slide), *ARGS, f"--calibration={file}"]) == 2
         assert f"error: {file}: " in capsys.readouterr().err
@@ -262,6 +264,48 @@ def test_a_slide_that_fails_does_not_stop_the_others(
     assert pd.read_csv("heatmaps/slides.csv")["folder"].tolist() == ["heatmaps/good"]
 
 
+def test_slides_csv_has_all_slides_of_the_folder(
+    slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.tif"
+    shutil.copyfile(slide, other)
+    for path in (slide, other):
+        assert main(["heatmap", str(path), *ARGS, "--stride=96"]) == 0
+    assert pd.read_csv("heatmaps/slides.csv")["slide"].tolist() == [str(other), str(slide)]
+    twin = tmp_path / "twin" / "other.tif"
+    twin.parent.mkdir()
+    shutil.copyfile(slide, twin)
+    assert main(["heatmap", str(twin), *ARGS, "--stride=96"]) == 2
+    assert f"heatmaps/other: has the results of {other}; name another folder with --output" in capsys.readouterr().err
+
+
+def test_logits_that_are_not_numbers_are_an_error(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = PatchNetwork.predict_logits
+
+    def overflowing(self: PatchNetwork, image: torch.Tensor, **more: Any) -> torch.Tensor:
+        logit = before(self, image, **more)
+        logit[0] = torch.inf
+        return logit
+
+    monkeypatch.setattr(PatchNetwork, "predict_logits", overflowing)
+    with pytest.raises(UserError, match="1 logits are not finite numbers; try `precision` 32-true"):
+        predict_slide(slide, "pcam-small", tmp_path / "map", **CPU)
+    assert not (tmp_path / "map" / "slide.json").exists()
+
+
+def test_a_damaged_region_is_an_error_from_worker_processes_too(slide: Path, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.tif"
+    shutil.copyfile(slide, path)
+    with openslide.OpenSlide(path) as whole:
+        assert whole.level_dimensions[2] == (320, 320)
+    with path.open("r+b") as file:
+        file.seek(2000)
+        file.write(bytes(len(slide.read_bytes()) - 20_000))
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=r"damaged.tif: (damaged at|cannot be read|not a slide)"):
+            predict_slide(path, "pcam-small", tmp_path / "map", **{**CPU, "num_workers": workers})
+
+
 def test_slides_are_listed(slide: Path, tmp_path: Path) -> None:
     assert list_slides([slide.parent]) == [slide]
     with pytest.raises(UserError, match="no slide in this folder"):
@@ -328,7 +372,7 @@ def test_an_image_too_large_to_decode_is_refused(tmp_path: Path, capsys: pytest.
     with Image.new("1", (30_000, 20_000)) as image:
         image.save(path)
     assert main(["heatmap", str(path), *ARGS, "--mpp=0.5"]) == 2
-    assert "bomb.png: " in capsys.readouterr().err
+    assert "bomb.png: more than 178,956,970 pixels without a pyramid are too many" in capsys.readouterr().err
     assert not list(Path("heatmaps").glob("*/slide.json"))
 
 

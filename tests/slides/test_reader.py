@@ -47,6 +47,14 @@ def test_a_plain_image_needs_its_scale(plain: Path, pixels: np.ndarray) -> None:
     assert (beyond[:, 20:] == 255).all()
 
 
+def test_transparent_pixels_are_glass_and_gray_values_of_16_bits_are_refused(tmp_path: Path) -> None:
+    Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (SlideReader(tmp_path / "clear.png", 0.5).read(-5, -5, 60, 60) == 255).all()
+    Image.fromarray(np.full((40, 40), 40_000, dtype=np.uint16)).save(tmp_path / "gray.png")
+    with pytest.raises(UserError, match=r"gray.png: pixels of mode I;16 are no colors of 8 bits"):
+        SlideReader(tmp_path / "gray.png", 0.5)
+
+
 @pytest.mark.parametrize("unit", [2, 3])
 def test_a_tiff_without_pyramid_states_its_scale_by_tags(pixels: np.ndarray, tmp_path: Path, unit: int) -> None:
     per_unit = {2: 25_400, 3: 10_000}[unit] / 0.5

@@ -48,12 +48,12 @@ def test_outlines_lie_on_tissue(drawn: Path) -> None:
 
 
 def test_the_same_seed_draws_the_same_slides(drawn: Path, tmp_path: Path) -> None:
-    assert main(["synthesize", str(tmp_path / "again"), "--slides", "2", "--whole", "true", "--side_mm", "0.5"]) == 0
+    assert main(["synthesize", str(tmp_path / "again"), "--slides", "3", "--whole", "true", "--side_mm", "0.5"]) == 0
     for name in ("tumor_001.xml", "tumor_001.tif"):
         assert (tmp_path / "again" / name).read_bytes() == (drawn / name).read_bytes()
 
 
-@pytest.mark.parametrize("flag", ["--slides=1", "--side_mm=0.1", "--side_mm=60", "--slide_effect=9"])
+@pytest.mark.parametrize("flag", ["--slides=2", "--side_mm=0.1", "--side_mm=60", "--slide_effect=9"])
 def test_wrong_arguments_are_one_line(tmp_path: Path, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synthesize", str(tmp_path / "slides"), "--whole", flag]) == 2
     assert capsys.readouterr().err.startswith("error: ")
