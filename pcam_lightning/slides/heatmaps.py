@@ -28,7 +28,7 @@ def heatmap(
         options: of `SlideOptions`.
 
     Returns:
-        As in slides.csv: slide, score, tissue_mm2, tumor_mm2, lesions, folder.
+        The rows of slides.csv that are of these slides: slide, score, tissue_mm2, tumor_mm2, lesions, folder.
 
     Raises:
         UserError: an option or the network cannot be used; or, after all others have been predicted, a slide.
@@ -51,7 +51,8 @@ def heatmap(
             atomic_write(output / "slides.csv", table.to_csv(index=False, lineterminator="\n"))
     if failures:
         raise UserError(f"{len(failures)} of {len(found)} slides could not be predicted; the first: {failures[0]}")
-    return slide_table(output)
+    table = slide_table(output)
+    return table[table["folder"].isin([str(output / path.stem) for path in found])].reset_index(drop=True)
 
 
 def slide_table(output: Path) -> pd.DataFrame:

@@ -272,6 +272,7 @@ def test_slides_csv_has_all_slides_of_the_folder(
     for path in (slide, other):
         assert main(["heatmap", str(path), *ARGS, "--stride=96"]) == 0
     assert pd.read_csv("heatmaps/slides.csv")["slide"].tolist() == [str(other), str(slide)]
+    assert capsys.readouterr().err.count(": score ") == 2  # each command reports its own
     twin = tmp_path / "twin" / "other.tif"
     twin.parent.mkdir()
     shutil.copyfile(slide, twin)
