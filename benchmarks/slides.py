@@ -5,13 +5,15 @@
     python benchmarks/slides.py kill WORK [--kills 10]
     python benchmarks/slides.py judge WORK CKPT [--slides 10]
     python benchmarks/slides.py dense WORK CKPT
+    python benchmarks/slides.py scales WORK CKPT
 
 `speed`: patches/s of the network in `heatmap`, of a loop that reads each patch by itself, and of `predict` on the same
 patches, packed; and of reading alone. `memory`: the peak of the whole command on a slide of which all is glass but some
 pieces of tissue. `kill`: SIGKILL at random moments; each time the command is started again, and at the end all files
 are compared with those of a command that was left alone. `judge`: `evaluate-slides` on drawn slides, by a checkpoint of
 a demo run. `dense`: logits of patches against those of one pass over a whole region, whose features are averaged in
-windows of a patch; CKPT is of a network of timm's at 96 pixels, with `model.normalize` half.
+windows of a patch; CKPT is of a network of timm's at 96 pixels, with `model.normalize` half. `scales`: the map of one
+slide at several um per pixel, against that at 0.243.
 
 WORK is a folder for the slides and results. With nothing else on the machine.
 """
@@ -38,6 +40,7 @@ from torch.nn import functional
 
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.slides.patch_grid import CENTER, PATCH, PatchGrid, Region
+from pcam_lightning.slides.predict import predict_slide
 from pcam_lightning.slides.predictor import LogitFile, SlidePredictor
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.regions import SlideDataModule, SlideRegions, cut_patches
@@ -300,10 +303,30 @@ def dense(work: Path, ckpt_path: str) -> None:
     )
 
 
+def scales(work: Path, ckpt_path: str) -> None:
+    """Compare the maps of one slide at several scales."""
+    rng = np.random.default_rng(5)
+    image = Image.fromarray(draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), 1024, tumor=True)[0])
+    maps = {}
+    for mpp in (0.243, 0.226, 0.25, 0.499, 1.0):
+        side = round(1024 * MPP / mpp)
+        path = work / f"scale_{mpp}.png"
+        image.resize((side, side), Image.Resampling.BICUBIC).save(path)
+        found = predict_slide(path, ckpt_path, work / f"scale_{mpp}", mpp=mpp, precision="32-true", num_workers=0)
+        maps[mpp] = found.heat_map.prob[:32, :32]
+        both = ~np.isnan(maps[mpp]) & ~np.isnan(maps[0.243])
+        difference = np.abs(maps[mpp] - maps[0.243])[both]
+        correlation = np.corrcoef(maps[mpp][both], maps[0.243][both])[0, 1]
+        print(
+            f"{mpp} um: {both.sum()} squares, mean difference {difference.mean():.3f}, 95 % below "
+            f"{np.quantile(difference, 0.95):.3f}, correlation {correlation:.3f}, score {found.heat_map.score:.3f}"
+        )
+
+
 def main() -> None:
     """Do as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "memory", "kill", "judge", "dense"))
+    parser.add_argument("what", choices=("speed", "memory", "kill", "judge", "dense", "scales"))
     parser.add_argument("work", type=Path)
     parser.add_argument("ckpt_path", nargs="?", default="pcam-small")
     parser.add_argument("--side", type=int, help="of the slide, in pixels of 0.243 um")
@@ -322,8 +345,10 @@ def main() -> None:
         kill(args.work, args.kills, args.seed)
     elif args.what == "judge":
         judge(args.work, args.ckpt_path, args.slides)
-    else:
+    elif args.what == "dense":
         dense(args.work, args.ckpt_path)
+    else:
+        scales(args.work, args.ckpt_path)
 
 
 if __name__ == "__main__":
