@@ -182,10 +182,8 @@ def _predict(
         trainer.strategy.barrier()
         logit, error = read_logits(file, key, squares.shape)
         trainer.strategy.barrier()  # before the parts are removed
-        if error:
-            raise UserError(error)
         if count := int((np.isnan(logit) & squares).sum()):
-            raise UserError(f"{path}: {count:,} logits are not finite numbers; try `precision` 32-true.")
+            raise UserError(error or f"{path}: {count:,} logits are not finite numbers; try `precision` 32-true.")
     logit = np.where(squares, logit, np.float32(np.nan))
     if is_rank_zero():
         write_logits(file, logit, key)

@@ -20,6 +20,7 @@ from pcam_lightning.slides.heat_map import HeatMap
 from pcam_lightning.slides.heatmaps import heatmap, list_slides
 from pcam_lightning.slides.patch_grid import PatchGrid
 from pcam_lightning.slides.predict import predict_slide
+from pcam_lightning.slides.predictor import write_logits
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.training.checkpoint import load_pretrained
 from pcam_lightning.utils.errors import UserError
@@ -292,6 +293,18 @@ def test_logits_that_are_not_numbers_are_an_error(slide: Path, tmp_path: Path, m
     with pytest.raises(UserError, match="1 logits are not finite numbers; try `precision` 32-true"):
         predict_slide(slide, "pcam-small", tmp_path / "map", **CPU)
     assert not (tmp_path / "map" / "slide.json").exists()
+
+
+def test_an_error_of_an_earlier_call_is_not_raised_again(
+    slide: Path, result: predict.SlideResult, tmp_path: Path
+) -> None:
+    folder = tmp_path / "map"
+    folder.mkdir()
+    nothing = np.full((10, 10), np.nan, dtype=np.float32)
+    write_logits(folder / "logits_1.npz", nothing, result.summary["key"], "a disk was away")  # of a second process
+    again = predict_slide(slide, "pcam-small", folder, **CPU)
+    assert np.array_equal(again.heat_map.logit, result.heat_map.logit, equal_nan=True)
+    assert {path.name for path in folder.iterdir()} == FILES
 
 
 def test_a_damaged_region_is_an_error_from_worker_processes_too(slide: Path, tmp_path: Path) -> None:
