@@ -44,7 +44,7 @@ from pcam_lightning.slides.predict import predict_slide
 from pcam_lightning.slides.predictor import LogitFile, SlidePredictor
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.regions import SlideDataModule, SlideRegions, cut_patches
-from pcam_lightning.slides.tissue import tissue_mask, tissue_squares
+from pcam_lightning.slides.tissue import tissue_mask
 from pcam_lightning.synthetic.kaggle_folder import draw_slide
 from pcam_lightning.synthetic.whole_slide import MPP, draw_whole_slide, write_whole_slide
 from pcam_lightning.training.checkpoint import load_pretrained
@@ -94,7 +94,7 @@ def speed(work: Path, side: int, ckpt_path: str, rounds: int, patches: int) -> N
     draw_large(path, side, None)
     slide = SlideReader(path)
     grid = PatchGrid(slide.width, slide.height, slide.mpp)
-    squares = tissue_squares(tissue_mask(slide, grid), grid)
+    squares = grid.squares_with(tissue_mask(slide, grid))
     every = int(squares.sum())
     squares &= np.cumsum(squares).reshape(squares.shape) <= patches
     count = int(squares.sum())

@@ -188,7 +188,7 @@ def _write_calibration(heatmaps: Path, maps: list[_HeatMapFolder], outlines: lis
     for one, tumor in zip(maps, outlines, strict=True):
         grid, known = one.grid, ~np.isnan(one.logit)
         cells = tumor_mask(tumor, grid.columns * grid.square, grid.rows * grid.square, grid.square / CELLS)
-        labels.append(np.asarray(cells.reshape(grid.rows, CELLS, grid.columns, CELLS).any(axis=(1, 3)))[known])
+        labels.append(grid.squares_with(cells)[known])
         logits.append(one.logit[known])
     label, logit = np.concatenate(labels).astype(np.int64), np.concatenate(logits).astype(np.float64)
     if len(np.unique(label)) < 2:

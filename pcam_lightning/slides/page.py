@@ -32,7 +32,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from pcam_lightning.slides.heat_map import HeatMap
-from pcam_lightning.slides.pictures import read_scaled, thumbnail
+from pcam_lightning.slides.pictures import thumbnail
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.utils.atomic_io import atomic_folder, atomic_write
 
@@ -116,7 +116,7 @@ def _shown(heat_map: HeatMap, size: int) -> Iterator[tuple[int, int]]:
 
 def _tile(slide: SlideReader, size: int, x: int, y: int) -> str:
     """Return a tile as a data URI."""
-    return _data_uri(read_scaled(slide, (x * size, y * size, size, size), (TILE, TILE)))
+    return _data_uri(slide.read_scaled((x * size, y * size, size, size), (TILE, TILE)))
 
 
 def _data_uri(image: Image.Image) -> str:

@@ -89,6 +89,15 @@ class PatchGrid:
         """From the corner of a square to that of its patch, in pixels of level 0; negative where patches overlap."""
         return (self.square - self.patch) // 2
 
+    def squares_with(self, mask: np.ndarray) -> np.ndarray:
+        """Mark the squares in which any pixel of a mask is set, bool (rows, columns).
+
+        Args:
+            mask: bool, (rows * n, columns * n).
+        """
+        cells = len(mask) // self.rows
+        return np.asarray(mask.reshape(self.rows, cells, self.columns, cells).any(axis=(1, 3)))
+
     def corners(self, row: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return x and y of the patches' upper left corners, in pixels of level 0; negative beyond the border."""
         return column * self.square + self.offset, row * self.square + self.offset

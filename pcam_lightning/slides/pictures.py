@@ -1,7 +1,6 @@
 """Pictures of a heat map: a pyramidal TIFF of the probabilities, and the map drawn over the slide."""
 
 import io
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from pcam_lightning.slides.heat_map import HeatMap
-from pcam_lightning.slides.reader import MOST_PIXELS, SlideReader
+from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.utils.atomic_io import atomic_write
 
 OVERLAY = 2000  # largest side of overlay.png, in pixels
@@ -47,33 +46,7 @@ def thumbnail(slide: SlideReader, longest: int) -> Image.Image:
     """Return the whole slide, RGB, at most `longest` pixels a side."""
     factor = max(1.0, max(slide.width, slide.height) / longest)
     size = max(1, round(slide.width / factor)), max(1, round(slide.height / factor))
-    return read_scaled(slide, (0, 0, slide.width, slide.height), size)
-
-
-def read_scaled(slide: SlideReader, region: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
-    """Read a region at another size, in strips, so that memory is bounded.
-
-    Args:
-        slide: to read from, at the coarsest level that is fine enough.
-        region: x, y, width and height in pixels of level 0.
-        size: width and height of the picture.
-    """
-    x, y, width, height = region
-    level = slide.level_for(slide.mpp * height / size[1])
-    downsample = slide.levels[level].downsample
-    columns = max(1, round(width / downsample))
-    step = height / downsample / size[1]  # rows of the level for one of the picture
-    whole = Image.new("RGB", size)
-    rows = max(1, int(MOST_PIXELS / columns / step))
-    for top in range(0, size[1], rows):
-        bottom = min(size[1], top + rows)
-        start = int(top * step)
-        count = max(1, math.ceil(bottom * step - 1e-6) - start)
-        pixels = slide.read(x, y + round(start * downsample), columns, count, level)
-        box = (0, top * step - start, columns, min(count, bottom * step - start))
-        strip = Image.fromarray(pixels).resize((size[0], bottom - top), Image.Resampling.BOX, box)
-        whole.paste(strip, (0, top))
-    return whole
+    return slide.read_scaled((0, 0, slide.width, slide.height), size)
 
 
 def overlay_png(slide: SlideReader, heat_map: HeatMap) -> bytes:

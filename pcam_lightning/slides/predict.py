@@ -24,7 +24,7 @@ from pcam_lightning.slides.pictures import mask_png, overlay_png, write_tiff
 from pcam_lightning.slides.predictor import LogitFile, SlidePredictor, read_logits, write_logits
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.regions import SlideDataModule, SlideRegions
-from pcam_lightning.slides.tissue import tissue_mask, tissue_squares
+from pcam_lightning.slides.tissue import tissue_mask
 from pcam_lightning.training.checkpoint import load_pretrained
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_info, rank_zero_warn
@@ -143,7 +143,7 @@ def _find_tissue(reader: SlideReader, grid: PatchGrid, options: SlideOptions, fo
         UserError: there is no tissue.
     """
     mask = tissue_mask(reader, grid)
-    squares = tissue_squares(mask, grid)
+    squares = grid.squares_with(mask)
     picture = folder / "tissue.png"
     atomic_write(picture, mask_png(mask))
     rank_zero_info(f"{reader.path}: {squares.mean():.1%} of {squares.size:,} squares hold tissue, see {picture}.")

@@ -14,7 +14,7 @@ from PIL import Image
 from pcam_lightning.utils.errors import UserError
 
 LOWEST_MPP, HIGHEST_MPP = 0.05, 4.0  # um per pixel that a slide may have
-MOST_PIXELS = 2**24  # that are read at once: 64 MB as RGBA
+_MOST_PIXELS = 2**24  # that are read at once: 64 MB as RGBA
 _LARGEST = 178_956_970  # pixels of an image without a pyramid, which each process decodes whole: Pillow's own limit
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _PLAIN = ("PNG", "JPEG", "TIFF", "BMP")  # formats of Pillow's
@@ -167,6 +167,32 @@ class SlideReader:
             white = Image.new("RGBA", region.size, (255, 255, 255, 255))
             region = Image.alpha_composite(white, region).convert("RGB")
         return np.asarray(region)
+
+    def read_scaled(self, region: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
+        """Read a region at another size, RGB, in strips, so that memory is bounded.
+
+        It is read from the coarsest level that is fine enough.
+
+        Args:
+            region: x, y, width and height in pixels of level 0.
+            size: width and height of the result.
+        """
+        x, y, width, height = region
+        level = self.level_for(self.mpp * height / size[1])
+        downsample = self.levels[level].downsample
+        columns = width / downsample  # of the level, perhaps not whole
+        step = height / downsample / size[1]  # rows of the level for one of the result
+        whole = Image.new("RGB", size)
+        rows = max(1, int(_MOST_PIXELS / columns / step))
+        for top in range(0, size[1], rows):
+            bottom = min(size[1], top + rows)
+            start = int(top * step)
+            count = max(1, math.ceil(bottom * step - 1e-6) - start)
+            pixels = self.read(x, y + round(start * downsample), math.ceil(columns), count, level)
+            box = (0, top * step - start, columns, min(count, bottom * step - start))
+            strip = Image.fromarray(pixels).resize((size[0], bottom - top), Image.Resampling.BOX, box)
+            whole.paste(strip, (0, top))
+        return whole
 
 
 def is_slide(path: Path) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image
 from pcam_lightning.slides.patch_grid import MPP, PatchGrid, Region
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.regions import SlideRegions, cut_patches
-from pcam_lightning.slides.tissue import is_tissue, tissue_mask, tissue_squares
+from pcam_lightning.slides.tissue import is_tissue, tissue_mask
 
 
 def whole(grid: PatchGrid) -> Region:
@@ -96,7 +96,7 @@ def test_tissue_has_color_and_density() -> None:
 def test_squares_that_hold_tissue_are_found(slide: Path) -> None:
     reader = SlideReader(slide)
     grid = PatchGrid(reader.width, reader.height, reader.mpp)
-    squares = tissue_squares(tissue_mask(reader, grid), grid)
+    squares = grid.squares_with(tissue_mask(reader, grid))
     expected = np.zeros((10, 10), dtype=bool)
     expected[2:7, 3:8] = True  # rows 64 to 224, columns 96 to 256
     assert np.array_equal(squares, expected)
@@ -111,7 +111,7 @@ def test_a_few_lymphocytes_are_tissue(tmp_path: Path) -> None:
     Image.fromarray(image).save(path)
     reader = SlideReader(path, 0.972)
     grid = PatchGrid(960, 960, 0.972)
-    squares = tissue_squares(tissue_mask(reader, grid), grid)
+    squares = grid.squares_with(tissue_mask(reader, grid))
     assert squares[500 // 32, 300 // 32]
     assert squares.sum() <= 2
 
