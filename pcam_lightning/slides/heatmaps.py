@@ -60,9 +60,23 @@ def slide_table(output: Path) -> pd.DataFrame:
     columns = ["slide", "score", "tissue_mm2", "tumor_mm2", "lesions"]
     rows = []
     for file in sorted(output.glob("*/slide.json")):
-        summary = json.loads(file.read_text())
+        summary = _read_summary(file)
         rows.append([*(summary.get(name) for name in columns), str(file.parent)])
     return pd.DataFrame(rows, columns=[*columns, "folder"])
+
+
+def _read_summary(file: Path) -> dict[str, Any]:
+    """Read a slide.json.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        summary: dict[str, Any] = json.loads(file.read_text())
+        summary["slide"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: damaged ({error}); remove it.") from None
+    return summary
 
 
 def _check_folder(folder: Path, slide: Path) -> None:
@@ -72,7 +86,7 @@ def _check_folder(folder: Path, slide: Path) -> None:
         UserError: it is.
     """
     file = folder / "slide.json"
-    other = Path(json.loads(file.read_text())["slide"]) if file.is_file() else slide
+    other = Path(_read_summary(file)["slide"]) if file.is_file() else slide
     if other.exists() and not other.samefile(slide):
         raise UserError(f"{folder}: has the results of {other}; name another folder with `output`.")
 

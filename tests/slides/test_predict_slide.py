@@ -295,6 +295,15 @@ def test_logits_that_are_not_numbers_are_an_error(slide: Path, tmp_path: Path, m
     assert not (tmp_path / "map" / "slide.json").exists()
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_damaged_slide_json_is_named(slide: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path("heatmaps") / slide.stem / "slide.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    assert main(["heatmap", str(slide), *ARGS]) == 2
+    assert f"error: {file}: damaged" in capsys.readouterr().err
+
+
 def test_an_error_of_an_earlier_call_is_not_raised_again(
     slide: Path, result: predict.SlideResult, tmp_path: Path
 ) -> None:
