@@ -6,6 +6,7 @@
     python benchmarks/slides.py judge WORK CKPT [--slides 10]
     python benchmarks/slides.py dense WORK CKPT
     python benchmarks/slides.py scales WORK CKPT
+    python benchmarks/slides.py mine WORK [--slides 10] [--rounds 3]
 
 `speed`: patches/s of the network in `heatmap`, of a loop that reads each patch by itself, and of `predict` on the same
 patches, packed; and of reading alone. `memory`: the peak of the whole command on a slide of which all is glass but some
@@ -13,12 +14,14 @@ pieces of tissue. `kill`: SIGKILL at random moments; each time the command is st
 are compared with those of a command that was left alone. `judge`: `evaluate-slides` on drawn slides, by a checkpoint of
 a demo run. `dense`: logits of patches against those of one pass over a whole region, whose features are averaged in
 windows of a patch; CKPT is of a network of timm's at 96 pixels, with `model.normalize` half. `scales`: the map of one
-slide at several um per pixel, against that at 0.243.
+slide at several um per pixel, against that at 0.243. `mine`: scores of drawn slides before and after a second demo run
+that trains on false positives of other drawn slides too, for as many seeds as rounds.
 
 WORK is a folder for the slides and results. With nothing else on the machine.
 """
 
 import argparse
+import json
 import random
 import shutil
 import signal
@@ -323,10 +326,64 @@ def scales(work: Path, ckpt_path: str) -> None:
         )
 
 
+def mine(work: Path, slides: int, seeds: int) -> None:
+    """Score drawn slides by networks that were trained with and without mined negatives."""
+    work = work.resolve()
+    patches, train, test = work / "patches", work / "train_slides", work / "test_slides"
+    for folder, options in (
+        (patches, []),
+        (train, ["--whole", f"--slides={slides}", "--seed=2"]),
+        (test, ["--whole", f"--slides={slides}", "--seed=1"]),
+    ):
+        if not folder.exists():
+            measure.watch([*COMMAND, "synthesize", str(folder), *options])
+    annotated = [f"--reference={train / 'reference.csv'}", f"--annotations={train}"]
+    rows: list[list[str]] = []
+    for seed in range(42, 42 + seeds):
+        folder = work / f"seed_{seed}"
+        shutil.rmtree(folder, ignore_errors=True)
+        checkpoint = fit_demo(folder, patches, seed)
+        rows.append([str(seed), "no", *score_slides(folder / "before", checkpoint, test)])
+        measure.watch([*COMMAND, "heatmap", str(train), f"--ckpt_path={checkpoint}", f"--output={folder / 'train'}"])
+        mined = folder / "mined"
+        measure.watch([*COMMAND, "mine-negatives", str(folder / "train"), f"--output={mined}", *annotated])
+        checkpoint = fit_demo(folder, patches, seed, f"--data.extra_train={mined}")
+        rows.append(
+            [
+                str(seed),
+                str(len(pd.read_csv(mined / "train_labels.csv"))),
+                *score_slides(folder / "after", checkpoint, test),
+            ]
+        )
+        print(measure.table(["seed", "mined patches", "AUROC", "FROC", "false positives a slide"], rows), flush=True)
+    print(measure.machine())
+
+
+def fit_demo(folder: Path, patches: Path, seed: int, *options: str) -> Path:
+    """Train fast.yaml for 6 epochs; return its best checkpoint."""
+    configs = Path(__file__).parent.parent / "configs"
+    command = [*COMMAND, "fit", "-c", str(configs / "base.yaml"), "-c", str(configs / "fast.yaml"), *options]
+    command += [f"--data.root={patches}", "--trainer.max_epochs=6", f"--seed_everything={seed}"]
+    before = set(folder.glob("lightning_logs/fast/*"))
+    measure.watch([*command, f"--trainer.default_root_dir={folder}"])
+    (run,) = set(folder.glob("lightning_logs/fast/*")) - before
+    return run / "checkpoints" / "best.ckpt"
+
+
+def score_slides(output: Path, checkpoint: Path, slides: Path) -> list[str]:
+    """Predict and score slides; return AUROC, FROC and false positives a slide at 0.5."""
+    measure.watch([*COMMAND, "heatmap", str(slides), f"--ckpt_path={checkpoint}", f"--output={output}"])
+    reference = [f"--reference={slides / 'reference.csv'}", f"--annotations={slides}"]
+    measure.watch([*COMMAND, "evaluate-slides", str(output), *reference])
+    scores = json.loads((output / "slide_scores.json").read_text())
+    false = pd.read_csv(output / "slide_scores.csv")["false"].mean()
+    return [f"{scores['auroc']['value']:.3f}", f"{scores['froc']['value']:.3f}", f"{false:.1f}"]
+
+
 def main() -> None:
     """Do as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "memory", "kill", "judge", "dense", "scales"))
+    parser.add_argument("what", choices=("speed", "memory", "kill", "judge", "dense", "scales", "mine"))
     parser.add_argument("work", type=Path)
     parser.add_argument("ckpt_path", nargs="?", default="pcam-small")
     parser.add_argument("--side", type=int, help="of the slide, in pixels of 0.243 um")
@@ -347,6 +404,8 @@ def main() -> None:
         judge(args.work, args.ckpt_path, args.slides)
     elif args.what == "dense":
         dense(args.work, args.ckpt_path)
+    elif args.what == "mine":
+        mine(args.work, args.slides, args.rounds)
     else:
         scales(args.work, args.ckpt_path)
 

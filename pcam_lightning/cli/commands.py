@@ -127,6 +127,30 @@ def _evaluate_slides(
     rank_zero_info(f"{heatmaps / 'slide_scores.json'}, {heatmaps / 'slide_scores.csv'}: all of it.")
 
 
+def _mine_negatives(
+    heatmaps: Path,
+    output: Path = Path("hard_negatives"),
+    reference: Path | None = None,
+    annotations: Path | None = None,
+    threshold: float = 0.5,
+    per_slide: int = 1000,
+) -> None:
+    """Write the false positives of annotated slides as a data folder, which fit adds with --data.extra_train.
+
+    Args:
+        heatmaps: folder that `heatmap` has written; its slides must be where they were.
+        output: folder to make.
+        reference: CSV with slide,label, or CAMELYON16's; slides without metastases need no annotations.
+        annotations: folder with the outlines of metastases: the name of a slide with .xml (ASAP's) or .geojson. A slide
+            that neither says anything of is skipped.
+        threshold: probability from which a patch counts as positive.
+        per_slide: patches of a slide at most, those with the highest probabilities.
+    """
+    from pcam_lightning.slides.mine import mine_negatives
+
+    mine_negatives(heatmaps, output, reference, annotations, threshold, per_slide)
+
+
 def functions() -> Mapping[str, Callable[..., Any]]:
     """Return the commands whose options are a function's arguments; their libraries take half a second to load."""
     from pcam_lightning.data.slide_map import slides
@@ -142,6 +166,7 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "explain": explain,
         "heatmap": _heatmap,
         "evaluate-slides": _evaluate_slides,
+        "mine-negatives": _mine_negatives,
         "slides": slides,
         "pack": pack,
         "synthesize": synthesize,

@@ -59,6 +59,47 @@ class Patches(Dataset[Batch]):
         return ids
 
 
+class JoinedPatches(Dataset[Batch]):
+    """Patches of several packed stores, one after another; an index is a whole batch of them.
+
+    Args:
+        parts: labeled patches of each store.
+    """
+
+    def __init__(self, parts: "list[Patches | JoinedPatches]") -> None:
+        self.parts = parts
+        self.ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        """Return the number of patches."""
+        return int(self.ends[-1])
+
+    def _split(self, batch: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return for each part the positions in a batch that are of it, and their indices within it."""
+        number = np.searchsorted(self.ends, batch, side="right")
+        starts = [0, *self.ends[:-1]]
+        positions = [np.flatnonzero(number == one) for one in range(len(self.parts))]
+        return [(position, batch[position] - start) for position, start in zip(positions, starts, strict=True)]
+
+    def __getitem__(self, batch: np.ndarray) -> Batch:
+        """Gather the patches at the given indices, int64 (B,), in their order; this copies a batch once more."""
+        split = self._split(batch)
+        gathered = [part[index] for part, (_, index) in zip(self.parts, split, strict=True)]
+        order = torch.from_numpy(np.argsort(np.concatenate([position for position, _ in split])))
+        return {
+            "image": torch.cat([one["image"] for one in gathered])[order],
+            "row": torch.cat([one["row"] for one in gathered])[order],
+            "label": torch.cat([one["label"] for one in gathered])[order],
+        }
+
+    def ids(self, batch: np.ndarray) -> np.ndarray:
+        """Return the ids of the patches at the given indices, text, shape (B,)."""
+        split = self._split(batch)
+        ids = np.concatenate([part.ids(index) for part, (_, index) in zip(self.parts, split, strict=True)])
+        ordered: np.ndarray = ids[np.argsort(np.concatenate([position for position, _ in split]))]
+        return ordered
+
+
 class BatchSampler(Sampler[np.ndarray]):
     """Yields the indices of one batch after another, for this process among several.
 

@@ -10,9 +10,9 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from pcam_lightning.data.batches import Batch, BatchSampler, Patches
+from pcam_lightning.data.batches import Batch, BatchSampler, JoinedPatches, Patches
 from pcam_lightning.data.packed_store import PackedStore, open_store
-from pcam_lightning.data.parts import LabeledPart, TestPart, draw_split
+from pcam_lightning.data.parts import ExtraPart, LabeledPart, TestPart, draw_split, open_extra
 from pcam_lightning.data.sources import open_source
 from pcam_lightning.data.splits import read_split
 from pcam_lightning.utils.errors import UserError, check_number, rank_zero_warn
@@ -43,6 +43,8 @@ class PCamDataModule(L.LightningDataModule):
         fold: which one, counted from 0.
         split_file: split.csv of an older run, used instead of a new split; `slides` then only tell whose patches
             they are.
+        extra_train: another data folder, such as `mine` writes, whose labeled patches are added to the training part.
+            Those that validate, by pixels or, where both folders name the slides, by slide, are left out.
         cache_dir: folder for the packed images, 27.6 kB a patch; by default .pcam_cache in the data folder.
         verify: hash all packed pixels and image files, pack again where they differ, and stop where pixels are not what
             the ids say (Kaggle's ids are the SHA-1 of the pixels).
@@ -61,6 +63,7 @@ class PCamDataModule(L.LightningDataModule):
         folds: int | None = None,
         fold: int = 0,
         split_file: PathOrText | None = None,
+        extra_train: PathOrText | None = None,
         cache_dir: PathOrText | None = None,
         verify: bool = False,
         num_workers: int = 0,
@@ -91,12 +94,14 @@ class PCamDataModule(L.LightningDataModule):
         self.folds = folds
         self.fold = fold
         self.split_file = _path(split_file)
+        self.extra_train = _path(extra_train)
         self.cache_dir = _path(cache_dir)
         self.verify = verify
         self.num_workers = num_workers
         self.ids = np.empty(0, dtype="U1")  # of all parts that were set up; a batch's `row` indexes it
         self.start_epoch = 0  # of a resumed fit, set when its checkpoint is loaded
         self._labeled: LabeledPart | None = None
+        self._extra: ExtraPart | None = None
         self._test: TestPart | None = None
         self._seed = 0
 
@@ -114,6 +119,8 @@ class PCamDataModule(L.LightningDataModule):
         stage = stage or "fit"
         if stage in ("fit", "validate") and self._labeled is None:
             self._setup_labeled()
+        if stage == "fit" and self.extra_train is not None and self._extra is None:
+            self._setup_extra(self.extra_train)
         if stage in ("test", "predict") and (
             self._test is None or (stage == "test" and "label" not in self._test.table)
         ):
@@ -123,6 +130,11 @@ class PCamDataModule(L.LightningDataModule):
         self._seed = torch.initial_seed()  # what seed_everything was given
         source = open_source(self.root, "train")
         table = source.read_train(self.slides, self.unknown_slides)
+        if len(present := set(table["label"])) < 2:
+            raise UserError(
+                f"{self.root}: every training label is {present.pop()}; training needs patches of both classes, 0 for "
+                "normal and 1 for tumor."
+            )
         store = open_store(table, source, "train", self.cache_dir, self.verify)
         rows = store.rows(table["id"])
         table["pixel_sha1"] = store.pixel_sha1[rows]
@@ -146,6 +158,16 @@ class PCamDataModule(L.LightningDataModule):
         train = Patches(store, rows[~mask], labels[~mask], first)
         val = Patches(store, rows[mask], labels[mask], first)
         self._labeled = LabeledPart(table, mask, always_train, store, train, val)
+
+    def _setup_extra(self, root: Path) -> None:
+        part = self.labeled_part("extra_train")
+        if root.resolve() == self.root.resolve():
+            raise UserError(f"`data.extra_train` {root}: is `data.root` itself; leave it out.")
+        self._extra = open_extra(root, part, self.cache_dir, self.verify)
+        table, store = self._extra
+        labels = table["label"].to_numpy(dtype=np.float32)
+        patches = Patches(store, store.rows(table["id"]), labels, self._add_ids(store))
+        self._labeled = part._replace(train=JoinedPatches([part.train, patches]))
 
     def _setup_test(self, *, answers: bool) -> None:
         source = open_source(self.root, "test")
@@ -198,6 +220,18 @@ class PCamDataModule(L.LightningDataModule):
         return self.labeled_part("always_train").always_train
 
     @property
+    def train_table(self) -> pd.DataFrame:
+        """The patches that train: rows of `table`, and after `setup("fit")` those of `extra_train`."""
+        part = self.labeled_part("train_table")
+        own = part.table[~part.val_mask]
+        return own if self._extra is None else pd.concat([own, self._extra.table], ignore_index=True)
+
+    @property
+    def extra_store(self) -> PackedStore | None:
+        """Packed images of `extra_train`; None without it, or where only validation is set up."""
+        return None if self._extra is None else self._extra.store
+
+    @property
     def train_store(self) -> PackedStore:
         """Packed images of the labeled part."""
         return self.labeled_part("train_store").store
@@ -223,7 +257,7 @@ class PCamDataModule(L.LightningDataModule):
         chosen = np.random.default_rng(self.split_seed).permutation(len(train))[:count]
         return train[np.sort(chosen)]["image"]
 
-    def _loader(self, patches: Patches, *, shuffle: bool = False) -> DataLoader[Batch]:
+    def _loader(self, patches: Patches | JoinedPatches, *, shuffle: bool = False) -> DataLoader[Batch]:
         trainer = self.trainer
         if trainer and len(patches) < trainer.world_size:
             raise UserError(
@@ -257,7 +291,7 @@ class PCamDataModule(L.LightningDataModule):
     def labeled_dataloader(self) -> DataLoader[Batch]:
         """Return all labeled patches without their labels, in the order of the packed images."""
         part = self.labeled_part("its data loader")
-        return self._loader(Patches(part.store, np.arange(len(part.store.ids)), None, part.train.first_row))
+        return self._loader(Patches(part.store, np.arange(len(part.store.ids)), None, part.val.first_row))
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the patches of test/ with their answers, in the order of the submission."""

@@ -47,19 +47,13 @@ class KaggleFolder(ImageFolder):
             slides are known, `slide` (missing for ids that a file found in `root` does not name).
 
         Raises:
-            UserError: something is missing, malformed or of one class only; the message names the file and the row.
+            UserError: something is missing or malformed; the message names the file and the row.
         """
         csv, folder = self.root / "train_labels.csv", self.root / "train"
         files = find_images(self.root, "train")
         table = _join_files(read_labels(csv), files, csv, folder)
         if unlabeled := len(files) - len(table):
             rank_zero_warn(f"{folder}: {unlabeled:,} image files have no label in train_labels.csv; not used.")
-        present = sorted(set(table["label"]))
-        if len(present) < 2:
-            raise UserError(
-                f"{csv}: every label is {present[0]}; training needs patches of both classes, 0 for normal and 1 for "
-                "tumor."
-            )
         table = table.sort_values("id", ignore_index=True)
         if (named := slides or find_slides(self.root)) is not None:
             table["slide"] = _map_slides(table["id"], named, unknown_slides, required=slides is not None)

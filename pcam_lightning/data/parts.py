@@ -1,15 +1,17 @@
 """The labeled part and the test part of a data folder, packed and split."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from pcam_lightning.data.batches import Patches
-from pcam_lightning.data.packed_store import PackedStore
+from pcam_lightning.data.batches import JoinedPatches, Patches
+from pcam_lightning.data.packed_store import PackedStore, open_store
 from pcam_lightning.data.quality import is_blank
-from pcam_lightning.data.splits import in_several_groups, join_groups, validation_mask
-from pcam_lightning.utils.errors import rank_zero_info
+from pcam_lightning.data.sources import open_source
+from pcam_lightning.data.splits import describe, in_several_groups, join_groups, validation_mask
+from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 
 
 class LabeledPart(NamedTuple):
@@ -19,8 +21,15 @@ class LabeledPart(NamedTuple):
     val_mask: np.ndarray
     always_train: np.ndarray
     store: PackedStore
-    train: Patches
+    train: Patches | JoinedPatches
     val: Patches
+
+
+class ExtraPart(NamedTuple):
+    """Patches of another data folder that train too, those left out that the validation part has or may show."""
+
+    table: pd.DataFrame
+    store: PackedStore
 
 
 class TestPart(NamedTuple):
@@ -29,6 +38,69 @@ class TestPart(NamedTuple):
     table: pd.DataFrame
     store: PackedStore
     patches: Patches
+
+
+def open_extra(root: Path, part: LabeledPart, cache_dir: Path | None, verify: bool) -> ExtraPart:
+    """Open another data folder whose labeled patches train too; report how many.
+
+    Args:
+        root: the folder.
+        part: whose validation part they are kept apart from.
+        cache_dir: see `open_store`, as `verify`.
+        verify: whether all pixels are hashed.
+
+    Raises:
+        UserError: see `sources` and `packed_store`; or none of the patches can train.
+    """
+    source = open_source(root, "train")
+    table = source.read_train()
+    store = open_store(table, source, "train", cache_dir, verify)
+    table["pixel_sha1"] = store.pixel_sha1[store.rows(table["id"])]
+    apart = keep_apart(table, part.table, part.val_mask)
+    kept = table[apart].reset_index(drop=True)
+    if not len(kept):
+        raise UserError(f"`data.extra_train` {root}: all of its {len(table):,} patches, or their slides, validate.")
+    left_out = "" if apart.all() else f"; {int((~apart).sum()):,} left out, since they or their slides validate"
+    rank_zero_info(f"extra training data: {root}: {describe(kept, np.ones(len(kept), dtype=bool))}{left_out}.")
+    if held_out_slides(part.table, part.val_mask) and "slide" not in kept:
+        rank_zero_warn(f"val/auroc may be optimistic: the slides of {root} are not known, and may validate.")
+    return ExtraPart(kept, store)
+
+
+def keep_apart(extra: pd.DataFrame, table: pd.DataFrame, val_mask: np.ndarray) -> np.ndarray:
+    """Mark the extra training patches that have no copy in the validation part, and are of none of its slides.
+
+    Slides that are on both sides of the split already do not count. `tumor_001`, the name of a file, and
+    `camelyon16_train_tumor_001`, as PCam calls it, are the same slide: one name may be the end of the other.
+
+    Args:
+        extra: one row a patch, with `pixel_sha1` and, where known, `slide`.
+        table: the same of the labeled part.
+        val_mask: which rows of the table validate, shape (M,).
+
+    Returns:
+        Mask over the rows of `extra`, shape (N,).
+    """
+    apart = ~extra["pixel_sha1"].isin(set(table.loc[val_mask, "pixel_sha1"])).to_numpy()
+    if "slide" in extra:
+        held_out = held_out_slides(table, val_mask)
+        ends = {end for slide in held_out for end in _ends(slide)}
+        shared = {slide for slide in extra["slide"].dropna().unique() if slide in ends or held_out & _ends(slide)}
+        apart &= ~extra["slide"].isin(shared).to_numpy()
+    return apart
+
+
+def held_out_slides(table: pd.DataFrame, val_mask: np.ndarray) -> set[str]:
+    """Return the slides all of whose patches validate; none where slides are not known."""
+    if "slide" not in table:
+        return set()
+    return set(table.loc[val_mask, "slide"].dropna()) - set(table.loc[~val_mask, "slide"])
+
+
+def _ends(name: str) -> set[str]:
+    """Return a name, and what is left of it without its first words."""
+    words = name.split("_")
+    return {"_".join(words[first:]) for first in range(len(words))}
 
 
 def draw_split(

@@ -68,8 +68,8 @@ class PatchSource(Protocol):
 
         Returns:
             One row a patch with columns `id`, `label` (int8, 0 or 1), `path` (of its file, below `root`), where known
-            `slide`, and with `own_split` `val` (bool). Ids are unique, both classes are
-            there, and a layout may add columns that it reads pixels by.
+            `slide`, and with `own_split` `val` (bool). Ids are unique, and a layout
+            may add columns that it reads pixels by.
 
         Raises:
             UserError: something is missing or malformed; the message names the file and the row.

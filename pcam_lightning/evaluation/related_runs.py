@@ -85,7 +85,7 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
         apart = (*SPLIT_OPTIONS, "cache_dir", "num_workers", "verify")
         return {
             "model": options["model"],
-            "data": {name: value for name, value in options["data"].items() if name not in apart},
+            "data": {name: value for name, value in options["data"].items() if name not in apart and value is not None},
             **{name: options["trainer"][name] for name in _TRAINING},
         }
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):

@@ -59,11 +59,13 @@ def try_build(config: Config) -> PCamClassifier:
 def fingerprint(data: PCamDataModule) -> dict[str, str]:
     """Return what the data must have in common with those of an earlier call, for it to be resumed."""
     slides = data.table[[name for name in ("id", "slide") if name in data.table]]
+    extra = {} if data.extra_store is None else {"extra_train": data.extra_store.fingerprint}
     return {
         "data": data.train_store.fingerprint,
         "labels": split_digest(data.table, data.table["label"].to_numpy(dtype=bool)),
         "split": split_digest(data.table, data.val_mask),
         "slides": hashlib.sha256(slides.to_csv(index=False).encode()).hexdigest(),
+        **extra,
     }
 
 

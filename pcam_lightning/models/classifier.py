@@ -235,7 +235,7 @@ class PCamClassifier(PatchNetwork):
                 )
             self.preprocess.fit(data.sample(FIT_PATCHES))
         if isinstance(data, PCamDataModule) and data.knows_split:
-            table = data.table[~data.val_mask]
+            table = data.train_table
             self.trained |= TrainingPatches.of(table)
             self.positive_fraction = float(table["label"].mean())
         if self.hparams["freeze_epochs"] and not self.freezes:

@@ -56,6 +56,20 @@ def read_annotations(path: Path) -> Geometry:
     return tumor
 
 
+def slide_outlines(annotations: Path, name: str, label: int | None) -> Geometry:
+    """Return a slide's outlines of tumor, empty where it has no annotations.
+
+    Raises:
+        UserError: it has metastases and no outlines.
+    """
+    file = find_annotation(annotations, name)
+    tumor: Geometry = shapely.Polygon() if file is None else read_annotations(file)
+    if label and tumor.is_empty:
+        found = f"{annotations}: no annotations of {name}" if file is None else f"{file}: no outline of tumor of {name}"
+        raise UserError(f"{found}, which has metastases: {name}.xml or .geojson.")
+    return tumor
+
+
 def _read_asap(path: Path) -> Iterator[tuple[str, Geometry]]:
     """Yield group and polygon of each annotation."""
     root = ElementTree.parse(path).getroot()

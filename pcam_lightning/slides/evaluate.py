@@ -1,14 +1,11 @@
 """evaluate_slides: how well heat maps tell slides with metastases from others, and how many lesions they find."""
 
-import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import shapely
 
 from pcam_lightning.metrics.bootstrap import Interval, bootstrap_rows, bootstrap_scores, percentile_interval
 from pcam_lightning.metrics.calibration import fit_platt
@@ -17,13 +14,11 @@ from pcam_lightning.metrics.froc import FALSE_POSITIVES, SlideDetections, froc, 
 from pcam_lightning.slides.annotations import (
     MASK_MPP,
     Geometry,
-    find_annotation,
     lesions,
-    read_annotations,
+    slide_outlines,
     tumor_mask,
 )
-from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.predictor import read_logits
+from pcam_lightning.slides.heat_map_folder import HeatMapFolder, read_folders
 from pcam_lightning.slides.reference import label_of, read_reference
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info, rank_zero_warn
@@ -46,40 +41,6 @@ class SlideScores:
     froc: Interval | None
     sensitivity: dict[float, float]
     slides: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class _HeatMapFolder:
-    """A slide's folder of results, read."""
-
-    slide: Path
-    score: float
-    grid: PatchGrid
-    network: dict[str, Any]
-    options: dict[str, Any]
-    logit: np.ndarray
-    detections: pd.DataFrame
-
-    @classmethod
-    def read(cls, folder: Path) -> "_HeatMapFolder":
-        """Read the files of a slide.
-
-        Raises:
-            UserError: one is damaged, or they do not belong together.
-        """
-        file = folder / "slide.json"
-        try:
-            summary = json.loads(file.read_text())
-            options = summary["options"]
-            grid = PatchGrid(summary["width"], summary["height"], summary["mpp"], options["stride"])
-            logit, _ = read_logits(folder / "logits.npz", summary["key"], (grid.rows, grid.columns))
-            detections = pd.read_csv(folder / "lesions.csv")[["confidence", "x", "y"]]
-            slide, score, network = Path(summary["slide"]), float(summary["score"]), dict(summary["network"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: damaged ({error}); remove it and run heatmap again.") from None
-        if np.isnan(logit).all():
-            raise UserError(f"{folder / 'logits.npz'}: not of {file}; remove both and run heatmap again.")
-        return cls(slide, score, grid, network, options, logit, detections)
 
 
 def evaluate_slides(
@@ -111,7 +72,7 @@ def evaluate_slides(
         raise UserError("`reference`, `annotations`: one of them is required, to know which slides have metastases.")
     if annotations is not None and not annotations.is_dir():
         raise UserError(f"`annotations` {annotations}: no such folder.")
-    maps = _read_folders(heatmaps)
+    maps = read_folders(heatmaps)
     labels = None if reference is None else read_reference(reference)
     if labels is not None and (missing := len(labels) - len(maps)) > 0:
         rank_zero_warn(f"{missing:,} of {len(labels):,} slides of {reference} have no finished heat map in {heatmaps}.")
@@ -119,7 +80,7 @@ def evaluate_slides(
     for one in maps:
         label = None if labels is None else label_of(labels, one.slide, reference)
         if annotations is not None:
-            outlines.append(_outlines(annotations, one.slide.stem, label))
+            outlines.append(slide_outlines(annotations, one.slide.stem, label))
             detections.append(_detections(one, outlines[-1]))
             label = int(not outlines[-1].is_empty) if label is None else label
         rows.append({"slide": one.slide.stem, "label": label, "score": one.score})
@@ -136,60 +97,25 @@ def evaluate_slides(
     return scores
 
 
-def _read_folders(heatmaps: Path) -> list[_HeatMapFolder]:
-    """Read the heat maps of a folder, by the names of the slides.
-
-    Raises:
-        UserError: there is none, or they are not comparable.
-    """
-    found = [_HeatMapFolder.read(file.parent) for file in heatmaps.glob("*/slide.json")]
-    maps = sorted(found, key=lambda one: one.slide.stem)
-    if not maps:
-        raise UserError(f"{heatmaps}: no heat maps there; the heatmap command writes them.")
-    for one, other in itertools.pairwise(maps):
-        if one.slide.stem == other.slide.stem:
-            raise UserError(f"{heatmaps}: two heat maps of {one.slide.stem}.")
-        for name in ("stride", "threshold", "prior", "calibration"):
-            if one.options.get(name) != other.options.get(name):
-                raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} differ in `{name}`.")
-        if any(one.network.get(name) != other.network.get(name) for name in ("sha256", "tta")):
-            raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} are of different networks.")
-    return maps
-
-
-def _outlines(annotations: Path, name: str, label: int | None) -> Geometry:
-    """Return a slide's outlines of tumor, empty where it has no annotations.
-
-    Raises:
-        UserError: it has metastases and no outlines.
-    """
-    file = find_annotation(annotations, name)
-    tumor: Geometry = shapely.Polygon() if file is None else read_annotations(file)
-    if label and tumor.is_empty:
-        found = f"{annotations}: no annotations of {name}" if file is None else f"{file}: no outline of tumor of {name}"
-        raise UserError(f"{found}, which has metastases: {name}.xml or .geojson.")
-    return tumor
-
-
-def _detections(one: _HeatMapFolder, tumor: Geometry) -> SlideDetections:
+def _detections(one: HeatMapFolder, tumor: Geometry) -> SlideDetections:
     """Match a slide's lesions.csv with its annotations."""
-    downsample = 2.0 ** round(np.log2(MASK_MPP / one.grid.slide_mpp))
-    mask = tumor_mask(tumor, one.grid.width, one.grid.height, downsample)
-    numbered, ignored = lesions(mask, one.grid.slide_mpp * downsample)
+    downsample = 2.0 ** round(np.log2(MASK_MPP / one.heat_map.grid.slide_mpp))
+    mask = tumor_mask(tumor, one.heat_map.grid.width, one.heat_map.grid.height, downsample)
+    numbered, ignored = lesions(mask, one.heat_map.grid.slide_mpp * downsample)
     row, column = ((one.detections[axis].to_numpy() / downsample).astype(np.int64) for axis in ("y", "x"))
     return match_detections(numbered, ignored, one.detections["confidence"].to_numpy(), row, column)
 
 
-def _write_calibration(heatmaps: Path, maps: list[_HeatMapFolder], outlines: list[Geometry]) -> None:
+def _write_calibration(heatmaps: Path, maps: list[HeatMapFolder], outlines: list[Geometry]) -> None:
     """Fit scale and shift of the logits of all squares, a square being tumor where an outline reaches it."""
     file = heatmaps / "calibration.json"
     file.unlink(missing_ok=True)
     labels, logits = [], []
     for one, tumor in zip(maps, outlines, strict=True):
-        grid, known = one.grid, ~np.isnan(one.logit)
+        grid, known = one.heat_map.grid, ~np.isnan(one.heat_map.logit)
         cells = tumor_mask(tumor, grid.columns * grid.square, grid.rows * grid.square, grid.square / CELLS)
         labels.append(grid.squares_with(cells)[known])
-        logits.append(one.logit[known])
+        logits.append(one.heat_map.logit[known])
     label, logit = np.concatenate(labels).astype(np.int64), np.concatenate(logits).astype(np.float64)
     if len(np.unique(label)) < 2:
         rank_zero_info(f"{file}: not written, all squares are of one kind.")

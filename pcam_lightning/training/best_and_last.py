@@ -117,7 +117,12 @@ def run_record(trainer: L.Trainer, options: dict[str, Any], data: PCamDataModule
         "format": FORMAT,
         "config": options,
         "steps_per_epoch": steps_per_epoch(trainer, data),
-        "data": {"root": str(data.root), "pixels": data.train_store.fingerprint, "patches": len(data.table)},
+        "data": {
+            "root": str(data.root),
+            "pixels": data.train_store.fingerprint,
+            "patches": len(data.table),
+            "extra_train": data.extra_store and data.extra_store.fingerprint,
+        },
         "split": {"val": int(data.val_mask.sum()), "sha256": split_digest(data.table, data.val_mask)},
     }
 

@@ -184,6 +184,12 @@ class FitSession:
                 rank_zero_warn(
                     f"{data.root}: the image files have changed since this run began; their ids are the same."
                 )
+            recorded = checkpoint["pcam"]["data"].get("extra_train")
+            if recorded != (data.extra_store and data.extra_store.fingerprint):
+                raise UserError(
+                    f"`data.extra_train` {data.extra_train}: the patches differ from this run's. Use its folder, as it "
+                    "was, or start a new run."
+                )
         check_steps(self.ckpt_path, checkpoint, steps_per_epoch(self.trainer, data))
 
     def _report_training_overlap(self) -> None:

@@ -25,7 +25,7 @@ from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.system import supported_precision
 
 _KEYS = ("seed_everything", "data", "model", "trainer")
-_PATHS = ("root", "cache_dir", "split_file", "slides")
+_PATHS = ("root", "cache_dir", "split_file", "slides", "extra_train")
 _TRAINER_DEFAULTS = {
     "devices": 1,
     "max_epochs": 15,

@@ -107,6 +107,11 @@ def probe(config: Config) -> ProbeResult:
 
 
 def _check(config: Config) -> None:
+    if config.options.data.extra_train is not None:
+        raise UserError(
+            f"`data.extra_train` {config.options.data.extra_train}: probe fits to the patches of `data.root` alone; "
+            "leave it out."
+        )
     trainer = config.options.trainer
     for name, neutral in (("fast_dev_run", False), ("limit_predict_batches", None), ("limit_val_batches", None)):
         if trainer[name] != neutral:

@@ -27,8 +27,7 @@ def batches_per_epoch(trainer: L.Trainer, data: PCamDataModule) -> int:
     Raises:
         UserError: a limit leaves none.
     """
-    patches = int((~data.val_mask).sum())
-    batches = len(BatchSampler(patches, data.batch_size, 0, 0, trainer.world_size))
+    batches = len(BatchSampler(len(data.train_table), data.batch_size, 0, 0, trainer.world_size))
     limit = trainer.limit_train_batches
     limited = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     if limited == 0:

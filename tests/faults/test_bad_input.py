@@ -252,7 +252,7 @@ TABLES = {
     "id very long": Case(_edit(LABELS, "train005", "x" * 70_000), FIT, r"1 of the ids have no .tif or .png file"),
     "id odd Unicode": Case(_edit(LABELS, "train005", "\u202etrain\u0301"), FIT, r"1 of the ids have no .tif or .png"),
     "id no file": Case(_remove("kaggle/train/train00[0-4].tif"), FIT, r"5 of the ids have no .* file in .*: train000"),
-    "one class": Case(_one_class(LABELS), FIT, r"train_labels.csv: every label is 0; training needs patches of both"),
+    "one class": Case(_one_class(LABELS), FIT, r"every training label is 0; training needs patches of both"),
     "sample without ids": Case(_edit(SAMPLE, "id,", "name,"), PREDICT, r"sample_submission.csv: no column id"),
     "sample's ids twice": Case(_edit(SAMPLE, "test003", "test002"), PREDICT, r"row 3: id test002 is in row 2"),
     "sample's file gone": Case(_remove("kaggle/test/test001.tif"), PREDICT, r"1 of the ids have no .* file in .*test"),

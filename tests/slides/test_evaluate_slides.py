@@ -155,6 +155,7 @@ def write_heatmap(folder: Path, name: str, score: float, detections: list[tuple[
     """Write what evaluate_slides reads of a heat map."""
     (folder / name).mkdir(parents=True)
     summary: dict[str, Any] = {"slide": f"slides/{name}.tif", "score": score, "mpp": 0.243, "key": "k"}
+    summary["correction"] = {"scale": 1.0, "shift": 0.0}
     summary |= {"width": 40_000, "height": 40_000, "options": {"stride": 32}, "network": {"sha256": "n", "tta": "none"}}
     rng = np.random.default_rng(0)
     logit = rng.normal(-2.0, 2.0, (313, 313)).astype(np.float32)  # squares of 128 pixels

@@ -1,0 +1,79 @@
+"""HeatMapFolder: what `heatmap` has written about a slide, read again."""
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pcam_lightning.slides.heat_map import HeatMap
+from pcam_lightning.slides.patch_grid import PatchGrid
+from pcam_lightning.slides.predictor import read_logits
+from pcam_lightning.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class HeatMapFolder:
+    """A slide's folder of results, read.
+
+    Attributes:
+        slide: its file.
+        score: of the slide.
+        heat_map: the logits, corrected as its options say.
+        network: what slide.json says of it.
+        options: of `SlideOptions`.
+        detections: confidence, x and y, as in lesions.csv.
+    """
+
+    slide: Path
+    score: float
+    heat_map: HeatMap
+    network: dict[str, Any]
+    options: dict[str, Any]
+    detections: pd.DataFrame
+
+    @classmethod
+    def read(cls, folder: Path) -> "HeatMapFolder":
+        """Read the files of a slide.
+
+        Raises:
+            UserError: one is damaged, or they do not belong together.
+        """
+        file = folder / "slide.json"
+        try:
+            summary = json.loads(file.read_text())
+            options = summary["options"]
+            grid = PatchGrid(summary["width"], summary["height"], summary["mpp"], options["stride"])
+            logit, _ = read_logits(folder / "logits.npz", summary["key"], (grid.rows, grid.columns))
+            detections = pd.read_csv(folder / "lesions.csv")[["confidence", "x", "y"]]
+            correction = {name: float(summary["correction"][name]) for name in ("scale", "shift")}
+            slide, score, network = Path(summary["slide"]), float(summary["score"]), dict(summary["network"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: damaged ({error}); remove it and run heatmap again.") from None
+        if np.isnan(logit).all():
+            raise UserError(f"{folder / 'logits.npz'}: not of {file}; remove both and run heatmap again.")
+        return cls(slide, score, HeatMap(grid, logit, **correction), network, options, detections)
+
+
+def read_folders(heatmaps: Path) -> list[HeatMapFolder]:
+    """Read the heat maps of a folder, by the names of the slides.
+
+    Raises:
+        UserError: there is none, or they are not comparable.
+    """
+    found = [HeatMapFolder.read(file.parent) for file in heatmaps.glob("*/slide.json")]
+    maps = sorted(found, key=lambda one: one.slide.stem)
+    if not maps:
+        raise UserError(f"{heatmaps}: no heat maps there; the heatmap command writes them.")
+    for one, other in itertools.pairwise(maps):
+        if one.slide.stem == other.slide.stem:
+            raise UserError(f"{heatmaps}: two heat maps of {one.slide.stem}.")
+        for name in ("stride", "threshold", "prior", "calibration"):
+            if one.options.get(name) != other.options.get(name):
+                raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} differ in `{name}`.")
+        if any(one.network.get(name) != other.network.get(name) for name in ("sha256", "tta")):
+            raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} are of different networks.")
+    return maps

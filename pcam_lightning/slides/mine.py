@@ -1,0 +1,163 @@
+"""mine_negatives: patches in which a network finds tumor where there is none, as a data folder that fit adds."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import shapely
+from PIL import Image
+from tqdm import tqdm
+
+from pcam_lightning.data.slide_map import SLIDES_FILES
+from pcam_lightning.slides.annotations import Geometry, find_annotation, slide_outlines
+from pcam_lightning.slides.heat_map import HeatMap
+from pcam_lightning.slides.heat_map_folder import HeatMapFolder, read_folders
+from pcam_lightning.slides.reference import label_of, read_reference
+from pcam_lightning.slides.regions import SlideRegions, cut_patches
+from pcam_lightning.utils.atomic_io import atomic_folder, atomic_write
+from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info, rank_zero_warn
+
+
+def mine_negatives(
+    heatmaps: Path,
+    output: Path = Path("hard_negatives"),
+    reference: Path | None = None,
+    annotations: Path | None = None,
+    threshold: float = 0.5,
+    per_slide: int = 1000,
+) -> pd.DataFrame:
+    """Write the false positives of annotated slides as a data folder, whose patches fit adds with data.extra_train.
+
+    A false positive is a patch with a probability at or above the threshold that no outline of tumor reaches. Outlines
+    are drawn by hand, so that patches on them are left out, though PCam's label is about the center alone.
+
+    The folder is in Kaggle's layout: train/ with a TIFF for each patch, named by the SHA-1 of its pixels,
+    train_labels.csv, patch_id_wsi.csv with the names of the slides, and mined_patches.csv.
+
+    Args:
+        heatmaps: folder that `heatmap` has written; its slides must be where they were.
+        output: folder to make.
+        reference: CSV with slide,label, or CAMELYON16's; slides without metastases need no annotations.
+        annotations: folder with the outlines of metastases: the name of a slide with .xml (ASAP's) or .geojson. A slide
+            that neither says anything of is skipped.
+        threshold: probability from which a patch counts as positive.
+        per_slide: patches of a slide at most, those with the highest probabilities.
+
+    Returns:
+        A row for each patch, as in mined_patches.csv: id, slide, minx and miny in pixels of level 0, and prob_tumor.
+
+    Raises:
+        UserError: a file is missing or malformed, no patch is found, or `output` holds something.
+    """
+    check_number("per_slide", per_slide, 1, whole=True)
+    check_number("threshold", threshold)
+    if reference is None and annotations is None:
+        raise UserError("`reference`, `annotations`: one of them is required, to know where there is no tumor.")
+    if annotations is not None and not Path(annotations).is_dir():
+        raise UserError(f"`annotations` {annotations}: no such folder.")
+    labels = None if reference is None else read_reference(Path(reference))
+    chosen: list[tuple[HeatMapFolder, np.ndarray]] = []
+    skipped = []
+    for one in read_folders(Path(heatmaps)):
+        tumor = _known_outlines(one.slide, labels, reference, annotations)
+        if tumor is None:
+            skipped.append(one.slide.stem)
+        else:
+            chosen.append((one, false_positives(one.heat_map, tumor, threshold, per_slide)))
+    if skipped:
+        rank_zero_warn(f"{len(skipped):,} slides have no annotations and are skipped, {skipped[0]} first.")
+    if not sum(int(mask.sum()) for _, mask in chosen):
+        raise UserError(f"{heatmaps}: no false positive at `threshold` {threshold:g} in {len(chosen):,} slides.")
+    output = Path(output).expanduser()
+    try:
+        with atomic_folder(output) as folder:
+            table = _write(folder, chosen)
+    except FileExistsError:
+        raise UserError(f"{output} is there already, and is no empty folder. Name a new one, or remove it.") from None
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror or error}. Name another folder.") from error
+    rank_zero_info(
+        f"{output}: {len(table):,} false positives in {table['slide'].nunique():,} of {len(chosen):,} slides; fit with "
+        f"`data.extra_train` {output} trains on them too."
+    )
+    return table
+
+
+def false_positives(heat_map: HeatMap, tumor: Geometry, threshold: float, count: int) -> np.ndarray:
+    """Mark the squares whose patches are false positives, up to a number of them, the most probable first.
+
+    Args:
+        heat_map: of a slide.
+        tumor: outlines, in pixels of level 0.
+        threshold: probability from which a patch counts as positive.
+        count: how many at most.
+
+    Returns:
+        bool, (rows, columns).
+    """
+    grid, prob = heat_map.grid, heat_map.prob
+    row, column = np.nonzero(prob >= threshold)
+    x, y = grid.corners(row, column)
+    shapely.prepare(tumor)
+    outside = ~shapely.intersects(tumor, shapely.box(x, y, x + grid.patch, y + grid.patch))
+    row, column = row[outside], column[outside]
+    first = np.argsort(-prob[row, column], kind="stable")[:count]
+    mask = np.zeros(prob.shape, dtype=bool)
+    mask[row[first], column[first]] = True
+    return mask
+
+
+def _known_outlines(
+    slide: Path, labels: dict[str, int] | None, reference: Path | None, annotations: Path | None
+) -> Geometry | None:
+    """Return a slide's outlines of tumor, empty of a slide without metastases; None where nothing is known of it.
+
+    Raises:
+        UserError: it has metastases and no outlines, or the reference does not name it.
+    """
+    label = None if labels is None else label_of(labels, slide, reference)
+    if annotations is None:
+        return shapely.Polygon() if label == 0 else None
+    if label is None and find_annotation(Path(annotations), slide.stem) is None:
+        return None
+    return slide_outlines(Path(annotations), slide.stem, label)
+
+
+def _write(folder: Path, chosen: list[tuple[HeatMapFolder, np.ndarray]]) -> pd.DataFrame:
+    """Write the patches of slides and their tables."""
+    (folder / "train").mkdir()
+    rows = {}
+    for one, mask in tqdm(chosen, desc="cutting patches", unit=" slides"):
+        for square, patch in _patches(one, mask):
+            row, column = divmod(square, mask.shape[1])
+            x, y = one.heat_map.grid.corners(np.array(row), np.array(column))
+            patch_id = hashlib.sha1(patch.tobytes()).hexdigest()
+            if patch_id not in rows:
+                Image.fromarray(patch).save(folder / "train" / f"{patch_id}.tif")
+                rows[patch_id] = (patch_id, one.slide.stem, int(x), int(y), float(one.heat_map.prob[row, column]))
+    table = pd.DataFrame(rows.values(), columns=["id", "slide", "minx", "miny", "prob_tumor"])
+    for name, content in (
+        ("train_labels.csv", table[["id"]].assign(label=0)),
+        (SLIDES_FILES[-1], table[["id", "slide"]].rename(columns={"slide": "wsi"})),
+        ("mined_patches.csv", table),
+    ):
+        atomic_write(folder / name, content.to_csv(index=False, lineterminator="\n"))
+    return table
+
+
+def _patches(one: HeatMapFolder, mask: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield number and pixels, uint8 (96, 96, 3), of the squares of a mask, cut as they were for the network.
+
+    Raises:
+        UserError: the slide cannot be read.
+    """
+    grid = one.heat_map.grid
+    regions = SlideRegions(one.slide, grid, list(grid.regions(mask)), mask)
+    for index in range(len(regions)):
+        region = regions[index]
+        if "error" in region:
+            raise UserError(region["error"])
+        patches = cut_patches(region["image"], region["row"], region["column"], grid.stride).contiguous().numpy()
+        yield from zip(region["square"].tolist(), patches, strict=True)
