@@ -1,6 +1,7 @@
 """Reading slides: scale, levels, regions, and what is refused."""
 
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,21 @@ def test_a_damaged_region_is_named(slide: Path, tmp_path: Path) -> None:
         file.write(bytes(60_000))
     with pytest.raises(UserError, match=r"damaged.tif: "):
         SlideReader(path).read(0, 0, 1280, 1280)
+
+
+def test_a_level_of_another_size_than_it_states_is_named(slide: Path, tmp_path: Path) -> None:
+    content = bytearray(slide.read_bytes())
+    directory = struct.unpack_from("<I", content, 4)[0]
+    entries = struct.unpack_from("<H", content, directory)[0]
+    second = struct.unpack_from("<I", content, directory + 2 + 12 * entries)[0]
+    tags = {struct.unpack_from("<H", content, at)[0]: at for at in range(second + 2, second + 2 + 12 * entries, 12)}
+    struct.pack_into("<H", content, tags[256] + 8, 5)  # its width
+    path = tmp_path / "lies.tif"
+    path.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"lies.tif: level \d has 5 x 640 pixels, which is not level 0 \(1,280 x 1,280\)"
+    ):
+        SlideReader(path)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/slides")
