@@ -11,6 +11,8 @@ import pcam_lightning
 
 ORDER = [
     "cli",
+    "serve",
+    "export",
     "evaluation",
     "slides",
     "training",

@@ -61,6 +61,20 @@ def is_blank(image: np.ndarray) -> np.ndarray:
     return mask
 
 
+def patch_properties(image: np.ndarray) -> pd.DataFrame:
+    """Measure patches, uint8 (N, 96, 96, 3), whose ranges tell patches of another kind from those of training.
+
+    Returns:
+        One row a patch: `brightness`, `spread` and `sharpness`, see `measure_quality`, and `red` and `blue`, the mean
+        of that channel over that of green.
+    """
+    table = pd.DataFrame(
+        _measure(torch.from_numpy(np.ascontiguousarray(image))).numpy(), columns=["brightness", "spread", "sharpness"]
+    )
+    red, green, blue = image.reshape(len(image), -1, 3).mean(axis=1, dtype=np.float64).clip(1).T
+    return table.assign(red=red / green, blue=blue / green).astype(float)
+
+
 def find_flagged(patches: pd.DataFrame) -> pd.DataFrame:
     """List the patches that fail a quality check.
 

@@ -94,6 +94,25 @@ class GroupBatchNorm(nn.Module):
         return normed
 
 
+def as_plain_layers(network: nn.Module) -> None:
+    """Replace the group layers of a network in evaluation mode by plain ones with the same outputs, in place.
+
+    Their filters are then computed once instead of for each batch, and can be folded and exported like others.
+    """
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, GroupConv):
+            filters = layer.filters().detach().contiguous(memory_format=torch.channels_last)
+            made, channels, kernel, _ = filters.shape
+            convolution = nn.Conv2d(channels, made, kernel, padding=(kernel - 1) // 2, bias=False, device="meta")
+            convolution.weight = nn.Parameter(filters)
+            network.set_submodule(name, convolution.eval())
+        elif isinstance(layer, GroupBatchNorm):
+            norm = nn.BatchNorm2d(ORDER * len(layer.weight), momentum=layer.momentum, device=layer.weight.device)
+            state = {key: value.repeat(ORDER) for key, value in layer.state_dict().items()}
+            norm.load_state_dict(state, strict=False)  # which has no count of batches
+            network.set_submodule(name, norm.eval())
+
+
 class GroupBlock(nn.Module):
     """Two group convolutions beside a way around them (He et al. 2016).
 

@@ -214,7 +214,7 @@ def predict(
     checkpoint = read_checkpoint(path)
     session = _Session(path, config or Config.of_checkpoint(checkpoint), checkpoint)
     session.data.setup("predict")
-    temperature = _read_temperature(session.run, session.made_by) if calibrate else 1.0
+    temperature = read_temperature(session.run, session.made_by) if calibrate else 1.0
     session.model.ensemble = [_load_member(session, other, chosen) for other in others]
     table = session.data.test_table
     session.report_overlap(table)
@@ -246,7 +246,7 @@ def _load_member(session: _Session, path: Path, chosen: frozenset[str]) -> PCamC
     return load_classifier(path, checkpoint, tta)
 
 
-def _read_temperature(run: Run, made_by: dict[str, Any]) -> float:
+def read_temperature(run: Run, made_by: dict[str, Any]) -> float:
     """Return the temperature that `evaluate` found for a run's checkpoint of a step and kind of views."""
     path = run.folder / "report.json"
     hint = "evaluate finds that of a run's best.ckpt"

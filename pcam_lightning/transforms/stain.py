@@ -13,6 +13,8 @@ _INK = 4.0  # and from which on it is black
 _FEWEST = 92  # stained pixels, a hundredth of a patch: fewer tell nothing of its stains
 _XYZ = torch.tensor([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 _WHITE = torch.tensor([0.95047, 1.0, 1.08883])  # D65
+_TO_XYZ = _XYZ / _WHITE[:, None]
+_FROM_XYZ = torch.linalg.inv(_TO_XYZ)
 
 
 class StainNormalizer(nn.Module):
@@ -110,7 +112,7 @@ def find_stains(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     weight = stained[:, None] / count.clamp(min=1)[:, None, None]
     centerd = (density - (density * weight).sum(dim=2, keepdim=True)) * stained[:, None]
     covariance = centerd @ centerd.mT / (count - 1).clamp(min=1)[:, None, None]
-    axes = torch.linalg.eigh(covariance).eigenvectors[..., 1:]  # (B, 3, 2): the plane that the stains span
+    axes = eigenvectors(covariance)[..., 1:]  # (B, 3, 2): the plane that the stains span
     axes = torch.where(axes.sum(dim=1, keepdim=True) < 0, -axes, axes)  # densities lie along the stronger one, upwards
     weaker, stronger = (axes.mT @ density).unbind(dim=1)
     angle = torch.atan2(stronger, weaker).masked_fill(~stained, torch.inf)
@@ -122,10 +124,37 @@ def find_stains(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     determinant = gram[:, 0, 0] * gram[:, 1, 1] - gram[:, 0, 1] ** 2
     found = (count >= _FEWEST) & (determinant > 1e-6) & stains.isfinite().flatten(1).all(dim=1)
     gram = torch.where(found[:, None, None], gram, torch.eye(2, device=gram.device))
-    unmix = torch.linalg.inv(gram) @ stains.mT  # least squares
+    a, b, d = gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1]
+    adjugate = torch.stack([d, -b, -b, a], dim=1).view(-1, 2, 2)
+    unmix = adjugate / (a * d - b * b)[:, None, None] @ stains.mT  # least squares
     amount = unmix @ density  # (B, 2, N)
     strength = _percentiles(amount.flatten(0, 1), None, (0.99,)).view(-1, 2)
     return stains, strength, unmix, found & (strength > 1e-3).all(dim=1)
+
+
+def eigenvectors(matrix: torch.Tensor) -> torch.Tensor:
+    """Return the eigenvectors of symmetric matrices (B, 3, 3), as columns by rising eigenvalue.
+
+    By Jacobi's rotations, which are plain arithmetic: `torch.linalg.eigh` cannot be exported.
+    """
+    vectors = torch.eye(3, dtype=matrix.dtype, device=matrix.device).expand_as(matrix)
+    for first, second in ((0, 1), (0, 2), (1, 2)) * 5:  # five sweeps are more than float32 can tell from more
+        twice = 2 * matrix[:, first, second]
+        angle = torch.atan2(twice, matrix[:, second, second] - matrix[:, first, first]) / 2
+        rotation = _rotation(angle, first, second)
+        matrix = rotation.mT @ matrix @ rotation
+        vectors = vectors @ rotation
+    order = matrix.diagonal(dim1=1, dim2=2).argsort(dim=1)  # (B, 3)
+    return vectors.gather(2, order[:, None].expand(-1, 3, 3))
+
+
+def _rotation(angle: torch.Tensor, first: int, second: int) -> torch.Tensor:
+    """Return rotations in the plane of two axes, by angles (B,), as matrices (B, 3, 3)."""
+    rows = [[torch.ones_like(angle) if i == j else torch.zeros_like(angle) for j in range(3)] for i in range(3)]
+    rows[first][first] = rows[second][second] = angle.cos()
+    rows[first][second] = angle.sin()
+    rows[second][first] = -angle.sin()
+    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
 
 
 def _percentiles(values: torch.Tensor, count: torch.Tensor | None, shares: tuple[float, ...]) -> torch.Tensor:
@@ -139,7 +168,7 @@ def _percentiles(values: torch.Tensor, count: torch.Tensor | None, shares: tuple
 def to_lab(image: torch.Tensor) -> torch.Tensor:
     """Map sRGB in [0, 1] to CIE L*a*b* under D65, (B, 3, H, W) both."""
     linear = torch.where(image > 0.04045, ((image + 0.055) / 1.055) ** 2.4, image / 12.92)
-    xyz = _mix(_XYZ / _WHITE[:, None], linear)
+    xyz = _mix(_TO_XYZ, linear)
     x, y, z = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 16 / 116).unbind(dim=1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
 
@@ -150,11 +179,11 @@ def from_lab(lab: torch.Tensor) -> torch.Tensor:
     y = (lightness + 16) / 116
     xyz = torch.stack([a / 500 + y, y, y - b / 200], dim=1)
     xyz = torch.where(xyz > 0.2068966, xyz**3, (xyz - 16 / 116) / 7.787)
-    linear = _mix(torch.linalg.inv(_XYZ / _WHITE[:, None]), xyz).clamp(0, 1)
+    linear = _mix(_FROM_XYZ, xyz).clamp(0, 1)
     return torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
 
 
 def _mix(matrix: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    batch = len(image)
+    batch = image.shape[0]
     matrix = matrix.to(image).expand(batch, 3, 3)
     return map_pixels(image, matrix, image.new_zeros(batch, 3))

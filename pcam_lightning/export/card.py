@@ -1,0 +1,178 @@
+"""README.md of an export: a model card in the Hugging Face hub's form, filled from the records of the run."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pcam_lightning import __version__
+from pcam_lightning.data.training_patches import TrainingPatches
+from pcam_lightning.export.proof import Difference
+from pcam_lightning.export.source import Source
+from pcam_lightning.utils.run_dir import BundledRun
+
+WORST = 5  # slides that the card lists
+# Licenses of the weights that training starts from, by the start of the network's name; the first that fits counts.
+_LICENSES = {
+    "efficientnet_lite": "Apache-2.0",
+    "resnet": "BSD-3-Clause (torchvision)",
+    "convnext": "BSD-3-Clause (torchvision)",
+    "efficientnet_b": "BSD-3-Clause (torchvision)",
+}
+_FILES = {
+    "model.onnx": "`image`, uint8 (N, 96, 96, 3) -> `prob` and `logit`, float32 (N,); opset 20",
+    "model_int8.onnx": "the same, quantized to 8 bits",
+    "torchscript_model.pt": "for WSInfer and QuPath: float (N, 3, 96, 96) in [0, 1] -> logits (N, 2) of normal, tumor",
+    "config.json": "for WSInfer and timm",
+    "model.safetensors": "for timm: `timm.create_model('local-dir:.', pretrained=True)`; the network alone",
+    "test_vectors.npz": "ten drawn patches, `image`, and what must come out, `logit` and `prob`",
+    "training_patches.json": "between which values brightness, contrast, sharpness and color of training patches lie",
+}
+
+
+def write_card(
+    path: Path, sources: Sequence[Source], temperature: float, origin: str, differences: Sequence[Difference]
+) -> None:
+    """Write the card.
+
+    Args:
+        path: of the file, beside those that it describes.
+        sources: networks, the first of which gives the scores.
+        temperature: that logits are divided by.
+        origin: of the patches that files were compared on.
+        differences: what came of that.
+    """
+    first = sources[0]
+    report = _report(first) if len(sources) == 1 else None
+    files = {name: text for name, text in _FILES.items() if (path.parent / name).is_file()}
+    files |= {
+        file.name: "the checkpoint in half precision, for pcam_lightning"
+        for file in sorted(path.parent.glob("pcam_lightning*.safetensors"))
+    }
+    environment = Environment(
+        loader=PackageLoader("pcam_lightning.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.get_template("card.md").render(
+        head=_head(report, timm="model.safetensors" in files),
+        members=[_describe(source) for source in sources],
+        own_cards=[text for source in sources if (text := _own_card(source))],
+        report=report,
+        test=_test(first) if len(sources) == 1 else None,
+        worst=(report or {}).get("slides", [])[:WORST],
+        temperature=temperature,
+        origin=origin,
+        differences=differences,
+        files=files,
+        versions={"pcam_lightning": __version__, "torch": torch.__version__, "timm": timm.__version__},
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+def _head(report: dict[str, Any] | None, *, timm: bool) -> str:
+    """Return what the hub reads of a card, as YAML."""
+    results = None
+    if report is not None:
+        results = [
+            EvalResult(
+                task_type="image-classification",
+                dataset_type="patchcamelyon",
+                dataset_name=f"PatchCamelyon, validation part of {report['patches']:,} patches",
+                metric_type="roc_auc",
+                metric_value=round(report["auroc"]["value"], 4),
+            )
+        ]
+    head = ModelCardData(
+        library_name="timm" if timm else "onnx",
+        pipeline_tag="image-classification",
+        tags=["pathology", "histology", "PatchCamelyon", "CAMELYON16", "wsinfer"],
+        model_name="pcam_lightning" if results else None,
+        eval_results=results,
+    )
+    return str(head.to_yaml())
+
+
+def _describe(source: Source) -> dict[str, Any]:
+    """Return what the card says of a network."""
+    network, checkpoint = source.network, source.checkpoint
+    record = checkpoint["pcam"]
+    data, preprocess = record["config"]["data"], network.preprocess
+    trained = TrainingPatches.of_checkpoint(source.path, checkpoint)
+    side = f"the center {preprocess.crop} x {preprocess.crop} pixels"
+    side += f", scaled to {preprocess.side} x {preprocess.side}" if preprocess.side != preprocess.crop else ""
+    return {
+        "backbone": network.hparams["backbone"],
+        "parameters": sum(value.numel() for value in network.net.parameters()),
+        "seen": side,
+        "stain": network.hparams["stain"],
+        "normalize": network.hparams["normalize"],
+        "views": 8 if network.hparams["tta"] == "d4" else 1,
+        "start": _start(source),
+        "bundled": source.run.folder.name if isinstance(source.run, BundledRun) else None,
+        "data": Path(data["root"]).name,
+        "patches": record["data"].get("patches"),
+        "fingerprint": record["data"].get("pixels"),
+        "held_out": record["split"].get("val"),
+        "split": _split(data),
+        "tumor": network.positive_fraction,
+        "steps": checkpoint["global_step"],
+        "origins": list(trained.origins),
+        "version": record.get("version"),
+        "seed": record["config"]["seed_everything"],
+    }
+
+
+def _own_card(source: Source) -> str | None:
+    """Return the card of a network that comes with the package, without its title; None of any other network."""
+    if not isinstance(source.run, BundledRun):
+        return None
+    return source.path.with_suffix(".md").read_text(encoding="utf-8").partition("\n")[2].strip()
+
+
+def _start(source: Source) -> str:
+    """Return which weights training started from, and their license."""
+    weights = str(source.checkpoint.get("init_weights", "none"))
+    if weights == "none":
+        return "random weights"
+    backbone = str(source.network.hparams["backbone"])
+    if weights != "imagenet":
+        return f"the weights {Path(weights).name}, whose license is not recorded"
+    license_ = next((name for start, name in _LICENSES.items() if backbone.startswith(start)), None)
+    if license_ is None:
+        config: Any = getattr(source.network.net, "pretrained_cfg", None) or {}
+        license_ = config.get("license") if isinstance(config, dict) else getattr(config, "license", None)
+    return f"ImageNet weights, license: {license_ or 'not known'}"
+
+
+def _split(data: dict[str, Any]) -> str:
+    """Return how the validation part was chosen."""
+    if data.get("split_file"):
+        return f"as in {Path(data['split_file']).name}"
+    what = "whole slides" if data.get("slides") else "patches at random, stratified by label"
+    seed = f"seed {data.get('split_seed', 'not recorded')}"
+    if data.get("folds"):
+        return f"fold {data['fold'] + 1} of {data['folds']}, {what}, {seed}"
+    return f"{what}, {data['val_fraction']:.0%}, {seed}" if "val_fraction" in data else f"{what}, {seed}"
+
+
+def _report(source: Source) -> dict[str, Any] | None:
+    """Return what evaluate has written about this very checkpoint and its views; None where it has not."""
+    try:
+        report: dict[str, Any] = json.loads((source.run.folder / "report.json").read_text(encoding="utf-8"))
+        return report if report["made_by"] == source.made_by else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _test(source: Source) -> float | None:
+    """Return AUROC on the test part, where test has scored this checkpoint."""
+    try:
+        scores = json.loads((source.run.folder / "test.json").read_text(encoding="utf-8"))
+        same = scores["step"] == source.checkpoint["global_step"] and scores["tta"] == source.network.hparams["tta"]
+        return float(scores["test/auroc"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

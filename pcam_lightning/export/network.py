@@ -1,0 +1,75 @@
+"""ExportNetwork: patches -> logits with preprocessing, views, ensemble and temperature, as one module to trace."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.models.p4m_resnet import as_plain_layers
+from pcam_lightning.transforms.geometry import d4_views
+
+
+class ExportNetwork(nn.Module):
+    """What maps patches to logits in `predict`, as one module.
+
+    Args:
+        networks: trained ones; the mean of their logits counts.
+        temperature: that the mean is divided by.
+    """
+
+    def __init__(self, networks: Sequence[PCamClassifier], temperature: float = 1.0) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(copy.deepcopy(network.net) for network in networks)
+        self.preprocess = nn.ModuleList(copy.deepcopy(network.preprocess) for network in networks)
+        self.views = [network.hparams["tta"] for network in networks]
+        self.temperature = temperature
+        self.eval().requires_grad_(requires_grad=False)
+        for net in self.nets:
+            as_plain_layers(net)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map patches, float (B, 3, 96, 96) in [0, 1], to logits (B,)."""
+        logits = []
+        for net, preprocess, views in zip(self.nets, self.preprocess, self.views, strict=True):
+            seen = preprocess.finish(image if preprocess.stain is None else preprocess.stain(image))  # type: ignore[operator]
+            if views == "d4":
+                seen = torch.cat(list(d4_views(seen)))
+            logit = net(seen).squeeze(1)
+            logits.append(logit.view(8, -1).mean(dim=0) if views == "d4" else logit)
+        return torch.stack(logits).mean(dim=0) / self.temperature
+
+
+class FromBytes(nn.Module):
+    """Takes patches as they are decoded, and returns probabilities too.
+
+    Args:
+        network: of logits.
+    """
+
+    def __init__(self, network: ExportNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map patches, uint8 (B, 96, 96, 3), to probabilities and logits, (B,) both."""
+        logit = self.network(image.permute(0, 3, 1, 2).float() / 255)
+        return logit.sigmoid(), logit
+
+
+class TwoLogits(nn.Module):
+    """Returns a logit for each of two classes, for runners that apply softmax: that of normal is 0.
+
+    Args:
+        network: of logits.
+    """
+
+    def __init__(self, network: ExportNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map patches, float (B, 3, 96, 96) in [0, 1], to logits of normal and tumor, (B, 2)."""
+        logit = self.network(image)
+        return torch.stack([torch.zeros_like(logit), logit], dim=1)

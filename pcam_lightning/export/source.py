@@ -1,0 +1,165 @@
+"""What is exported: networks of runs and checkpoints, with their temperature, records and patches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.synthetic.kaggle_folder import draw_slide
+from pcam_lightning.synthetic.tissue import draw_patch
+from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
+from pcam_lightning.training.predict import read_temperature
+from pcam_lightning.utils.errors import UserError, rank_zero_warn
+from pcam_lightning.utils.run_dir import BundledRun, Run, run_at, run_of
+
+DRAWN = 256  # patches to compare on where there are no others
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network to export.
+
+    Attributes:
+        name: as the user gave it.
+        path: of the checkpoint.
+        run: that it is of.
+        checkpoint: what `read_checkpoint` returns.
+        network: in evaluation mode, on the CPU.
+    """
+
+    name: str
+    path: Path
+    run: Run
+    checkpoint: dict[str, Any]
+    network: PCamClassifier
+
+    @classmethod
+    def read(cls, target: Path | str, tta: str | None) -> "Source":
+        """Read a run's best checkpoint, a checkpoint, or a network that comes with the package.
+
+        Raises:
+            UserError: it cannot be used.
+        """
+        run = run_at(target)
+        path = run.checkpoint if isinstance(run, BundledRun) or Path(target).is_dir() else Path(target)
+        if not isinstance(run, BundledRun) and run.diverged.is_file() and Path(target).is_dir():
+            raise UserError(f"{target}: the loss of this run was NaN or infinite; name a checkpoint of it to export.")
+        checkpoint = read_checkpoint(path)
+        network = load_classifier(path, checkpoint, tta).eval()
+        if not all(bool(value.isfinite().all()) for value in network.net.state_dict().values()):
+            raise UserError(f"{path}: some of its weights are NaN or infinite.")
+        return cls(str(target), path, run_of(path), checkpoint, network)
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What logits depend on, as report.json records it."""
+        return {"step": self.checkpoint["global_step"], "tta": self.network.hparams["tta"]}
+
+    def temperature(self) -> float:
+        """Return the temperature that evaluate has found.
+
+        Raises:
+            UserError: there is none of this checkpoint.
+        """
+        return read_temperature(self.run, self.made_by)
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Patches to compare files on.
+
+    Attributes:
+        image: uint8, (N, 96, 96, 3).
+        label: 0 or 1, (N,).
+        origin: where they are from.
+        training: patches that trained the network, uint8 (M, 96, 96, 3); None where they are not at hand.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    origin: str
+    training: np.ndarray | None = None
+
+
+def find_patches(source: Source, root: Path | None, sample: int) -> Patches:
+    """Return patches of a run's validation part; drawn ones, with a warning, where its data is not at hand.
+
+    Args:
+        source: whose run it is.
+        root: data folder, where it has moved since the run.
+        sample: how many at most, drawn at random; 0 for all.
+
+    Raises:
+        UserError: the data cannot be used.
+    """
+    options = source.checkpoint["pcam"]["config"]["data"]
+    folder = root or Path(options["root"])
+    if not folder.is_dir():
+        if not isinstance(source.run, BundledRun):
+            rank_zero_warn(f"{folder}: not there, so that files are compared on drawn patches; `root` names the data.")
+        return draw_patches(DRAWN)
+    if source.run.split.is_file():
+        data = PCamDataModule(folder, split_file=source.run.split, cache_dir=_cache(options, root))
+    else:  # of a checkpoint that was moved, or of another machine
+        data = PCamDataModule(folder, val_fraction=0.5, cache_dir=_cache(options, root))
+    data.setup("fit")
+    rows = np.flatnonzero(data.val_mask)
+    if not len(rows):
+        rank_zero_warn(f"{source.run.split}: no patch is held out, so that files are compared on training patches.")
+        rows = np.arange(len(data.table))
+    known = source.run.split.is_file() and data.val_mask.any()
+    if sample:
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
+    table = data.table.iloc[rows]
+    image = data.train_store.images[data.train_store.rows(table["id"])]
+    part = "validation patches" if known else "patches"
+    origin = f"{len(table):,} {part} of {folder.name}" + (", drawn at random" if sample else "")
+    return Patches(image, table["label"].to_numpy(), origin, data.sample(2000).numpy() if known else None)
+
+
+def _cache(options: dict[str, Any], root: Path | None) -> Path | None:
+    return Path(options["cache_dir"]) if options.get("cache_dir") and root is None else None
+
+
+def draw_patches(count: int) -> Patches:
+    """Draw patches of synthetic tissue."""
+    rng = np.random.default_rng(0)
+    label = np.arange(count) % 2
+    drawn = [draw_patch(rng, draw_slide(rng, "drawn", 1.0), int(one))[0] for one in label]
+    return Patches(np.stack(drawn), label, f"{count:,} drawn patches of synthetic tissue")
+
+
+def read_sources(targets: Sequence[Path | str], tta: str | None) -> list[Source]:
+    """Read all networks of an export.
+
+    Raises:
+        UserError: one cannot be used, or is there twice.
+    """
+    if not targets:
+        raise UserError("export: name a run, a checkpoint, or pcam.")
+    sources = [Source.read(target, tta) for target in targets]
+    paths = [source.path.resolve() for source in sources]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise UserError(f"{twice}: is there twice.")
+    return sources
+
+
+def without_paths(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint in which paths of the machine that trained it are cut to their last part."""
+    pcam = checkpoint["pcam"]
+    config = {**pcam["config"], "data": _cut(pcam["config"]["data"]), "model": _cut(pcam["config"]["model"])}
+    init_weights = _last_part(checkpoint["init_weights"])
+    return {**checkpoint, "init_weights": init_weights, "pcam": {**pcam, "config": config, "data": _cut(pcam["data"])}}
+
+
+def _cut(options: dict[str, Any]) -> dict[str, Any]:
+    names = ("root", "cache_dir", "split_file", "slides", "extra_train", "weights")
+    return {name: _last_part(value) if name in names else value for name, value in options.items()}
+
+
+def _last_part(value: Any) -> Any:
+    return PurePath(value).name if isinstance(value, str) else value

@@ -1,0 +1,105 @@
+"""config.json, for WSInfer and timm, and model.safetensors, for timm."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import timm
+import torch
+
+from pcam_lightning.models.backbones import TIMM
+from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.models.heads import head_of
+from pcam_lightning.slides.patch_grid import MPP, PATCH
+
+CLASSES = ["normal", "tumor"]
+
+
+class TimmNetwork(NamedTuple):
+    """What timm builds a network of: its architecture and options."""
+
+    architecture: str
+    options: dict[str, Any]
+
+
+def find_timm_network(network: PCamClassifier) -> TimmNetwork | None:
+    """Return how timm builds a network of the same parameters; None where it has none."""
+    name = str(network.hparams["backbone"])
+    if name.startswith(TIMM):
+        config: Any = network.net.pretrained_cfg
+        name = str(config["architecture"])
+    elif timm.is_model(f"tf_{name}"):
+        name = f"tf_{name}"
+    elif not timm.is_model(name):
+        return None
+    head = f"{head_of(network.net)}."
+    own = {key: value.shape for key, value in network.net.state_dict().items() if not key.startswith(head)}
+    with_side: dict[str, Any] = {"img_size": network.preprocess.side}
+    for options in (with_side, {}):
+        try:
+            with torch.device("meta"):
+                built: Any = timm.create_model(name, num_classes=2, **options)
+        except TypeError:  # most networks take images of any size, and no such option
+            continue
+        shapes = {key: value.shape for key, value in built.state_dict().items() if not key.startswith(head)}
+        if shapes == own and built.get_classifier().in_features == network.net.get_submodule(head[:-1]).in_features:
+            return TimmNetwork(name, options)
+    return None
+
+
+def write_config(path: Path, name: str, network: PCamClassifier, found: TimmNetwork | None) -> None:
+    """Write config.json: WSInfer's keys, and timm's where timm builds the network.
+
+    Args:
+        path: of the file.
+        name: of the network, where timm has none.
+        network: with the preprocessing.
+        found: what `find_timm_network` returns.
+    """
+    config: dict[str, Any] = {
+        "spec_version": "1.0",
+        "architecture": name if found is None else found.architecture,
+        "num_classes": len(CLASSES),
+        "class_names": CLASSES,
+        "patch_size_pixels": PATCH,
+        "spacing_um_px": MPP,
+        # Whatever else is needed is in torchscript_model.pt.
+        "transform": [{"name": "Resize", "arguments": {"size": PATCH}}, {"name": "ToTensor"}],
+    }
+    if found is not None:
+        head, preprocess = head_of(network.net), network.preprocess
+        mean, std = [0.0] * 3, [1.0] * 3
+        if preprocess.normalize != "none":
+            mean, std = preprocess.mean.flatten().tolist(), preprocess.std.flatten().tolist()
+        config |= {
+            "num_features": network.net.get_submodule(head).in_features,
+            "label_names": CLASSES,
+            "model_args": found.options,
+            "pretrained_cfg": {
+                "architecture": found.architecture,
+                "num_classes": len(CLASSES),
+                "input_size": [3, preprocess.side, preprocess.side],
+                "interpolation": "bilinear",
+                "crop_pct": preprocess.crop / PATCH,
+                "mean": mean,
+                "std": std,
+                "classifier": head,
+            },
+        }
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_timm_weights(path: Path, network: PCamClassifier) -> None:
+    """Write model.safetensors: the network's tensors, its last layer with a row for each class, that of normal 0."""
+    head = head_of(network.net)
+    state = {name: value.contiguous() for name, value in network.net.state_dict().items()}
+    for name in (f"{head}.weight", f"{head}.bias"):
+        state[name] = torch.cat([torch.zeros_like(state[name]), state[name]])
+    path.write_bytes(safetensors.torch.save(state, {"format": "pt"}))
+
+
+def read_timm(folder: Path) -> torch.nn.Module:
+    """Build the network of a folder by timm."""
+    network: torch.nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    return network.eval()

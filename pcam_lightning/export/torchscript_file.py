@@ -1,0 +1,39 @@
+"""torchscript_model.pt, for WSInfer and QuPath."""
+
+import io
+import warnings
+from pathlib import Path
+
+import torch
+
+from pcam_lightning.export.network import ExportNetwork, TwoLogits
+from pcam_lightning.utils.errors import UserError
+
+
+def write_torchscript(path: Path, network: ExportNetwork) -> None:
+    """Write a network as TorchScript: float (N, 3, 96, 96) in [0, 1] to logits of normal and tumor, (N, 2).
+
+    It is traced and not frozen: WSInfer and QuPath ask for its parameters, which a frozen one lacks, and apply softmax.
+
+    Raises:
+        UserError: the network cannot be traced.
+    """
+    example = torch.linspace(0, 1, 2 * 3 * 96 * 96).view(2, 3, 96, 96)
+    buffer = io.BytesIO()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a shape that is constant is what is meant; torch deprecates TorchScript
+            traced = torch.jit.trace(TwoLogits(network).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
+            torch.jit.save(traced, buffer)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path.name}: the network cannot be traced ({reason}).") from None
+    path.write_bytes(buffer.getvalue())
+
+
+def read_torchscript(path: Path) -> torch.nn.Module:
+    """Read what `write_torchscript` has written."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module: torch.nn.Module = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+    return module

@@ -1,0 +1,240 @@
+"""Exported folders: each file says what the checkpoint says, and what cannot be exported leaves nothing."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import timm
+import torch
+import yaml
+from torch import nn
+
+from pcam_lightning.cli.main import main
+from pcam_lightning.export.export import export
+from pcam_lightning.export.onnx_file import OnnxNetwork
+from pcam_lightning.export.proof import Comparison, Difference, check
+from pcam_lightning.export.source import draw_patches
+from pcam_lightning.export.torchscript_file import read_torchscript
+from pcam_lightning.models.backbones import BACKBONES, Backbone
+from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.training.checkpoint import load_pretrained, read_checkpoint
+from pcam_lightning.utils.errors import UserError
+
+FILES = {
+    *("model.onnx", "torchscript_model.pt", "config.json", "README.md", "test_vectors.npz"),
+    "pcam_lightning.safetensors",
+}
+
+
+@pytest.fixture(scope="module")
+def exported(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run, exported."""
+    folder = tmp_path_factory.mktemp("export") / "small"
+    assert main(["export", str(small), "--output", str(folder)]) == 0
+    return folder
+
+
+def write_checkpoint(path: Path, small: Path, **options: Any) -> Path:
+    """Write the checkpoint of a network that nothing has trained, with the record of a run."""
+    torch.manual_seed(0)
+    checkpoint = read_checkpoint(small / "checkpoints" / "best.ckpt")
+    network = PCamClassifier(weights="none", **options)
+    for name, value in network.net.named_buffers():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2)
+    if network.preprocess.needs_fit:
+        network.preprocess.fit(torch.from_numpy(drawn_patches()))
+    config = checkpoint["pcam"]["config"]
+    config["model"] = {**config["model"], **{"crop": 96, "size": None, "stain": "none"}, **options, "weights": "none"}
+    checkpoint |= {"state_dict": network.state_dict(), "hyper_parameters": dict(network.hparams)}
+    torch.save(checkpoint, path)
+    return path
+
+
+def drawn_patches() -> np.ndarray:
+    return draw_patches(8).image
+
+
+def test_the_folder_holds_what_each_program_reads(exported: Path, small: Path) -> None:
+    assert {path.name for path in exported.iterdir()} == FILES | {"training_patches.json"}
+    vectors = np.load(exported / "test_vectors.npz")
+    image, logit = vectors["image"], vectors["logit"]
+    network = load_pretrained(small / "checkpoints" / "best.ckpt")
+    with torch.no_grad():
+        assert logit == pytest.approx(network.predict_logits(torch.from_numpy(image)).numpy(), abs=1e-5)
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    for batch in (image, image[:1], image[:7]):
+        prob, found = session.run(["prob", "logit"], {"image": batch})
+        assert found == pytest.approx(logit[: len(batch)], abs=1e-4)
+        assert prob == pytest.approx(1 / (1 + np.exp(-found)), abs=1e-6)
+    module = read_torchscript(exported / "torchscript_model.pt")
+    assert list(module.parameters())  # a frozen one has none, and WSInfer asks for them
+    both = module(torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255)
+    assert both.shape == (10, 2)
+    assert torch.softmax(both, dim=1)[:, 1].detach().numpy() == pytest.approx(vectors["prob"], abs=1e-5)
+    config = json.loads((exported / "config.json").read_text())
+    assert config["class_names"][1] == "tumor"
+    assert config["transform"] == [{"name": "Resize", "arguments": {"size": 96}}, {"name": "ToTensor"}]
+    again = load_pretrained(exported / "pcam_lightning.safetensors")
+    with torch.no_grad():  # in half precision
+        assert again.predict_logits(torch.from_numpy(image)).numpy() == pytest.approx(logit, abs=0.05)
+
+
+def test_the_card_tells_of_the_run_and_names_no_folder_of_the_machine(exported: Path, drawn: Path) -> None:
+    text = (exported / "README.md").read_text()
+    _, head, body = text.split("---\n", 2)
+    assert yaml.safe_load(head)["pipeline_tag"] == "image-classification"
+    assert "p4m_resnet16" in body
+    assert "kaggle: 120 labeled patches" in body
+    assert "patches at random, stratified by label, 20%, seed 42; 23 patches held out" in body
+    assert "`evaluate` has not scored this checkpoint" in body
+    assert "23 validation patches of kaggle" in body
+    assert body.count("| `model.onnx` |") == 2
+    for file in exported.iterdir():
+        assert str(drawn.parent).encode() not in file.read_bytes(), file.name
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "macenko, cropped and scaled": {"backbone": "resnet18", "stain": "macenko", "crop": 64, "size": 96},
+    "eight views": {"backbone": "efficientnet_lite0", "normalize": "half", "tta": "d4"},
+    "a transformer": {"backbone": "timm/vit_tiny_patch16_224"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_the_checkpoint(kind: str, small: Path, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "a.ckpt", small, **KINDS[kind])
+    result = export([str(path)], tmp_path / "export", sample=8)
+    assert [one.file for one in result.differences] == ["model.onnx", "torchscript_model.pt", "model.safetensors"]
+    assert max(one.largest for one in result.differences) < 1e-3
+    network = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
+    ours = load_pretrained(path, "none")
+    image = torch.from_numpy(drawn_patches())
+    with torch.no_grad():
+        both = network(ours.preprocess(image))
+        assert (both[:, 1] - both[:, 0]).numpy() == pytest.approx(ours.predict_logits(image).numpy(), abs=1e-4)
+
+
+def test_several_networks_are_one_mean_and_a_temperature_is_inside(small: Path, tmp_path: Path) -> None:
+    paths = [
+        write_checkpoint(tmp_path / "a.ckpt", small, backbone="p4m_resnet16"),
+        write_checkpoint(tmp_path / "b.ckpt", small, backbone="p4m_resnet16", tta="d4", normalize="none"),
+    ]
+    result = export([*paths], tmp_path / "both", sample=8)
+    assert {path.name for path in result.folder.iterdir()} >= {"pcam_lightning_1.safetensors", "model.onnx"}
+    image = drawn_patches()
+    with torch.no_grad():
+        logits = [load_pretrained(path).predict_logits(torch.from_numpy(image)).numpy() for path in paths]
+    assert OnnxNetwork(result.folder / "model.onnx").logits(image) == pytest.approx(np.mean(logits, axis=0), abs=1e-5)
+    shutil.copytree(small, tmp_path / "run")
+    assert main(["evaluate", str(tmp_path / "run"), "--bootstrap_samples=100"]) == 0
+    file = tmp_path / "run" / "report.json"
+    report = json.loads(file.read_text())
+    file.write_text(json.dumps(report | {"temperature": 2.0}))
+    paths[0] = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    with torch.no_grad():
+        logits[0] = load_pretrained(paths[0]).predict_logits(torch.from_numpy(image)).numpy()
+    result = export([paths[0]], tmp_path / "calibrated", calibrate=True, sample=8)
+    assert OnnxNetwork(result.folder / "model.onnx").logits(image) == pytest.approx(logits[0] / 2, abs=1e-5)
+    card = (result.folder / "README.md").read_text()
+    assert f"| AUROC | {report['auroc']['value']:.4f} (" in card
+    assert f"- {report['leak']}" in card
+    assert "divided by a temperature of 2.000" in card
+    with pytest.raises(UserError, match="`output` DIR is required"):
+        export([*paths])
+    with pytest.raises(UserError, match="is there twice"):
+        export([paths[0], paths[0]], tmp_path / "twice")
+
+
+def test_predictions_of_the_file_are_those_of_predict(exported: Path, small: Path, drawn: Path) -> None:
+    assert main(["predict-onnx", str(exported), "--root", str(drawn), "--output", "onnx"]) == 0
+    args = ["--trainer.accelerator=cpu", "--trainer.precision=32-true"]
+    assert main(["predict", "--ckpt_path", str(small / "checkpoints/best.ckpt"), "--output", "torch", *args]) == 0
+    files = [pd.read_csv(f"{folder}/submission.csv") for folder in ("onnx", "torch")]
+    assert files[0]["id"].tolist() == files[1]["id"].tolist()
+    assert files[0]["label"].to_numpy() == pytest.approx(files[1]["label"].to_numpy(), abs=1e-5)
+
+
+def test_quantized_files_are_compared_too(small: Path, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "a.ckpt", small, backbone="p4m_resnet16")
+    with pytest.raises(UserError, match="`int8`: is calibrated on training patches, which are not at hand"):
+        export([path], tmp_path / "export", int8=True, sample=8)
+    assert not (tmp_path / "export").exists()
+    result = export([small], tmp_path / "int8", int8=True)
+    files = {path.name for path in result.folder.iterdir()}
+    assert ("model_int8.onnx" in files) == ("model_int8.onnx" in [one.file for one in result.differences])
+    assert "prepared.onnx" not in files
+
+
+def test_differences_beyond_rounding_are_an_error() -> None:
+    fine = Difference("model.onnx", "checkpoint", 1e-6, 1e-5, 0.9, 0.9)
+    check([fine])
+    for largest in (2e-3, float("nan")):
+        with pytest.raises(UserError, match=r"model.onnx: its logits differ from those of the checkpoint"):
+            check([fine, fine._replace(largest=largest)])
+    comparison = Comparison(np.zeros((3, 96, 96, 3), np.uint8), np.array([0, 1, 1]))
+    found = comparison.compare("f", "c", np.array([0.0, 1.0, 2.0]), np.array([0.5, 0.0, 2.0]))
+    assert (found.mean, found.largest, found.auroc, found.checkpoint_auroc) == (0.5, 1.0, 1.0, 0.5)
+
+
+class Untraceable(nn.Module):
+    """A network that looks at its values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        mean = image.mean(dim=(2, 3))
+        return torch.as_tensor(self.fc(mean if float(mean.sum()) > 0 else -mean))
+
+
+def test_what_cannot_be_exported_leaves_nothing(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(BACKBONES, "untraceable", Backbone(Untraceable, "fc"))
+    paths = {"untraceable": write_checkpoint(tmp_path / "u.ckpt", small, backbone="untraceable")}
+    checkpoint = read_checkpoint(small / "checkpoints" / "best.ckpt")
+    for name, message in (("nan", "some of its weights are NaN"), ("newer", "which is newer than this one")):
+        paths[message] = tmp_path / f"{name}.ckpt"
+    torch.save({**checkpoint, "pcam": {**checkpoint["pcam"], "format": 99}}, paths["which is newer than this one"])
+    state = {
+        name: value * (float("nan") if name.endswith("fc.weight") else 1)
+        for name, value in checkpoint["state_dict"].items()
+    }
+    torch.save({**checkpoint, "state_dict": state}, paths["some of its weights are NaN"])
+    messages = {"untraceable": "model.onnx: the network cannot be written as ONNX"}
+    for message, path in paths.items():
+        assert main(["export", str(path), "--output", str(tmp_path / "export")]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ")
+        assert messages.get(message, message) in error
+        assert not (tmp_path / "export").exists()
+        assert not list(tmp_path.glob(".export*"))
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "mine").touch()
+    assert main(["export", str(small), "--output", str(tmp_path / "export")]) == 2
+    assert "export is there already" in capsys.readouterr().err
+    assert main(["export", str(small), "--tta=d8"]) == 2
+
+
+def test_a_full_disk_leaves_nothing(small: Path, tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from pcam_lightning.cli.main import run\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000,) * 2)\n"
+        "run()\n"
+    )
+    command = [sys.executable, "-c", code, "export", str(small), f"--output={tmp_path / 'full'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'full'} cannot be written: ")
+    assert not list(tmp_path.glob("*full*"))
