@@ -2,25 +2,35 @@
 
     python benchmarks/export.py networks DIR WORK
     python benchmarks/export.py environments WORK
+    python benchmarks/export.py speed DIR FOLDER
 
 `networks`: trains each kind of network for a few steps on DIR, a data folder, exports it and prints how far the files'
 logits are from those of the checkpoint. `environments`: makes virtual environments with ONNX Runtime and numpy alone,
 with torch 2.5.1 and timm, and with wsinfer-zoo, and runs there what `networks` has exported into WORK: test vectors
 against what must come out, and `wsinfer-zoo validate-config`. Needs the network, 6 GB of disk and some 15 minutes.
+`speed`: patches/s of the files of an export in ONNX Runtime and of its checkpoint in torch, on patches of DIR's test
+part; with nothing else on the machine.
 """
 
 import argparse
 import shutil
 import subprocess
+import time
 import venv
+from functools import partial
 from pathlib import Path
 
 import measure
+import numpy as np
+import torch
 
-from pcam_lightning import Config, fit
+from pcam_lightning import Config, PCamDataModule, fit, load_pretrained
 from pcam_lightning.export.export import export
+from pcam_lightning.export.onnx_file import OnnxNetwork
+from pcam_lightning.export.proof import Logits
 
 STEPS = 20
+BATCH = 64  # patches, in speed
 # By name: backbone and other options of the model, and those of the export.
 KINDS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "resnet18": ({"backbone": "resnet18"}, {}),
@@ -133,6 +143,39 @@ def environments(work: Path) -> None:
         print(f"wsinfer-zoo, {folder.name}: {done.returncode} {(done.stdout + done.stderr).strip()[-200:]}")
 
 
+def speed(root: Path, folder: Path, rounds: int = 3) -> None:
+    """Compare patches/s, each way in turn."""
+    data = PCamDataModule(root)
+    data.setup("predict")
+    image = data.test_store.images[:1024].copy()
+    network = load_pretrained(folder / "pcam_lightning.safetensors")
+    network.fold()
+
+    def in_torch(patches: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+        with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            logit: np.ndarray = network.predict_logits(torch.from_numpy(patches), folded=True).numpy()
+        return logit
+
+    ways: dict[str, Logits] = {
+        "torch, float32": partial(in_torch, dtype=torch.float32),
+        "torch, bfloat16": partial(in_torch, dtype=torch.bfloat16),
+        "model.onnx": OnnxNetwork(folder / "model.onnx").logits,
+    }
+    if (folder / "model_int8.onnx").is_file():
+        ways["model_int8.onnx"] = OnnxNetwork(folder / "model_int8.onnx").logits
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, logits in ways.items():
+            begun = time.perf_counter()
+            for start in range(0, len(image), BATCH):
+                logits(image[start : start + BATCH])
+            if number:  # the first round warms up
+                rates[name].append(len(image) / (time.perf_counter() - begun))
+    rows = [[name, f"{np.median(each):,.0f} ({min(each):,.0f}-{max(each):,.0f})"] for name, each in rates.items()]
+    print(measure.table([folder.name, "patches/s"], rows))
+    print(measure.machine())
+
+
 def make_environment(folder: Path, packages: list[str]) -> Path:
     """Make a virtual environment, where it is not there; return its Python."""
     python = folder / "bin" / "python"
@@ -145,12 +188,14 @@ def make_environment(folder: Path, packages: list[str]) -> Path:
 def main() -> None:
     """Do as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("networks", "environments"))
+    parser.add_argument("what", choices=("networks", "environments", "speed"))
     parser.add_argument("paths", type=Path, nargs="+")
     args = parser.parse_args()
-    args.paths[-1].mkdir(parents=True, exist_ok=True)
     if args.what == "networks":
+        args.paths[-1].mkdir(parents=True, exist_ok=True)
         networks(*args.paths)
+    elif args.what == "speed":
+        speed(*args.paths)
     else:
         environments(*args.paths)
 

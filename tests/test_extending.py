@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import ClassVar
 
 import lightning as L
 import numpy as np
@@ -42,7 +41,7 @@ class ArrayChunk:
 class ArrayFolder:
     """A layout: patches.npy and labels.npy."""
 
-    own_split: ClassVar[str | None] = None
+    own_split: str | None = None
 
     def __init__(self, root: Path) -> None:
         self.root = root

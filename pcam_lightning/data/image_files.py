@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -48,7 +48,7 @@ class ImageFolder:
         root: the folder.
     """
 
-    own_split: ClassVar[str | None] = None
+    own_split: str | None = None
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -65,8 +65,26 @@ class ImageFolder:
         yield [FileChunk(os.fspath(self.root), paths[start : start + CHUNK]) for start in starts]
 
 
-def find_images(root: Path, part: str) -> dict[str, str]:
-    """Map id to path below `root` for all images below `root/part`; folders are listed, no file is opened."""
+def list_folder(root: Path, folder: str) -> list[str]:
+    """Return the paths below `root` of what lies in a folder; none where it is missing."""
+    try:
+        with os.scandir(root / folder) as entries:
+            return [f"{folder}/{entry.name}" for entry in entries]
+    except OSError:
+        return []
+
+
+def find_images(root: Path, part: str, *, unique: bool = True) -> dict[str, str]:
+    """Map id to path below `root` for all images below `root/part`; folders are listed, no file is opened.
+
+    Args:
+        root: the data folder.
+        part: a folder in it.
+        unique: whether files in different folders must have different names; else an id is a path without suffix.
+
+    Raises:
+        UserError: there is no such folder, no image in it, or two files have one id.
+    """
     if not (root / part).is_dir():
         raise UserError(f"{root / part}: no such folder; {HOW_TO_GET}.")
     found: dict[str, str] = {}
@@ -80,6 +98,7 @@ def find_images(root: Path, part: str) -> dict[str, str]:
             stem, suffix = os.path.splitext(entry.name)
             if suffix.lower() in SUFFIXES:
                 path = folder + entry.name
+                stem = stem if unique else folder + stem
                 other = found.setdefault(stem, path)
                 if other != path:
                     found[stem] = _preferred(root, other, path)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ class PCamH5:
         root: their folder.
     """
 
-    own_split: ClassVar[str | None] = "PCam's own parts"
+    own_split: str | None = "PCam's own parts"
 
     def __init__(self, root: Path) -> None:
         self.root = root

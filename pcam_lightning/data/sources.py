@@ -5,15 +5,17 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import pandas as pd
 
+from pcam_lightning.data.class_folders import ClassFolders
 from pcam_lightning.data.csv_tables import HOW_TO_GET
 from pcam_lightning.data.image_files import BadFiles
 from pcam_lightning.data.kaggle import KaggleFolder
 from pcam_lightning.data.patch_folder import PatchFolder
 from pcam_lightning.data.pcam_h5 import PCamH5
+from pcam_lightning.data.wilds import Wilds
 from pcam_lightning.utils.errors import UserError
 
 # How folders of a part are called elsewhere; a slide's own folder, such as test_001, is none of them.
@@ -40,7 +42,7 @@ class PatchSource(Protocol):
         own_split: name of the split that comes with the layout, which then also names the slides; None without one.
     """
 
-    own_split: ClassVar[str | None]
+    own_split: str | None
     root: Path
 
     def __init__(self, root: Path) -> None: ...
@@ -98,7 +100,7 @@ class PatchSource(Protocol):
 
 
 # The first that detects its layout counts; KaggleFolder takes any folder with train/ or test/, PatchFolder any other.
-SOURCES: tuple[type[PatchSource], ...] = (PCamH5, KaggleFolder, PatchFolder)
+SOURCES: tuple[type[PatchSource], ...] = (PCamH5, Wilds, ClassFolders, KaggleFolder, PatchFolder)
 
 
 def open_source(root: Path, *needed: str) -> PatchSource:

@@ -216,7 +216,7 @@ class FitSession:
         data, split_file = self.data, self.options.data.split_file
         sides = (describe(data.table, ~data.val_mask), describe(data.table, data.val_mask))
         official = "val" in data.table and data.folds is None and split_file is None
-        parts = f", {layout_of(data.root).own_split}" if official else ""
+        parts = f", {layout_of(data.root)(data.root).own_split}" if official else ""
         rank_zero_info(f"data: {data.root}: {sides[0]} to train on, {sides[1]} to validate{parts}.")
         leakage = find_slide_leakage(data.table, data.val_mask, by_file=split_file is not None)
         if not data.val_mask.any() or self.demo or not leakage.message:

@@ -194,7 +194,7 @@ class Config:
     def use_slides_for_folds(self) -> None:
         """Let folds hold out whole slides where a map of them lies in the data folder."""
         data = self.options.data
-        if data.slides is not None or data.split_file is not None or layout_of(data.root).own_split:
+        if data.slides is not None or data.split_file is not None or layout_of(data.root)(data.root).own_split:
             return
         # The synthetic folder of a demo run may not be there yet.
         found = data.root / SLIDES_FILES[0] if is_demo_folder(data.root) else find_slides(data.root)

@@ -1,0 +1,123 @@
+"""Camelyon17-WILDS: metadata.csv and patches/, with its own split by center."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pcam_lightning.data.image_files import ImageFolder, list_folder
+from pcam_lightning.utils.errors import UserError, rank_zero_info
+
+_COLUMNS = ("patient", "node", "x_coord", "y_coord", "tumor", "slide", "center", "split")
+_VAL_CENTER, _TEST_CENTER = 1, 2  # of WILDS (Koh et al. 2021): other hospitals than those of training
+_HELD_OUT = 1  # its `split` of patches of the training hospitals: in-distribution validation
+
+
+class Wilds(ImageFolder):
+    """The unpacked archive of Camelyon17-WILDS.
+
+    Hospitals 0, 3 and 4 train, 1 validates and 2 is the test part, as WILDS defines it. Its in-distribution validation
+    patches, of the training hospitals, are left out.
+
+    Args:
+        root: the folder of metadata.csv.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.own_split = "WILDS's split: center 1 validates"
+
+    @classmethod
+    def detect(cls, root: Path) -> bool:
+        """Return whether a folder has this layout."""
+        return (root / "metadata.csv").is_file() and (root / "patches").is_dir()
+
+    def parts(self) -> list[str]:
+        """Return train and test."""
+        return ["train", "test"]
+
+    def knows_slides(self) -> bool:
+        """Return true: metadata.csv names them."""
+        return True
+
+    def read_train(self, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
+        """Read all patches but those of center 2, with `slide`, `patient` and `center`; `val` marks center 1.
+
+        Raises:
+            UserError: metadata.csv is malformed, files are missing, or `slides` is given.
+        """
+        if slides is not None:
+            raise UserError(f"{self.root}: metadata.csv names the slides; leave `data.slides` out.")
+        table = self._read()
+        left_out = (table["split"] == _HELD_OUT) & ~table["center"].isin((str(_VAL_CENTER), str(_TEST_CENTER)))
+        if left_out.any():
+            rank_zero_info(f"{self.root}: {int(left_out.sum()):,} patches of in-distribution validation are left out.")
+        table = table[~left_out & (table["center"] != str(_TEST_CENTER))]
+        table = table.assign(val=(table["center"] == str(_VAL_CENTER)).to_numpy())
+        return self._with_files(table.drop(columns="split"))
+
+    def read_test(self, *, answers: bool = False) -> pd.DataFrame:
+        """Read the patches of center 2, sorted by id."""
+        table = self._read()
+        table = self._with_files(table[table["center"] == str(_TEST_CENTER)].drop(columns="split"))
+        return table if answers else table.drop(columns="label")
+
+    def _read(self) -> pd.DataFrame:
+        """Read metadata.csv: id, label, path, slide, patient, center and split, sorted by id.
+
+        Raises:
+            UserError: it is malformed; the message names the row.
+        """
+        path = self.root / "metadata.csv"
+        try:
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not a CSV file ({error}).") from None
+        if missing := [name for name in _COLUMNS if name not in frame]:
+            raise UserError(f"{path}: no column {' nor '.join(missing)}, which that of Camelyon17-WILDS has.")
+        if frame.empty:
+            raise UserError(f"{path}: no rows below the header; no patches at all.")
+        for name, allowed in (
+            ("tumor", r"[01]"), ("split", r"\d+"), ("center", r"\d+"), ("patient", r"\d+"), ("node", r"\d+"),
+            ("x_coord", r"\d+"), ("y_coord", r"\d+"), ("slide", r".+"),
+        ):  # fmt: skip
+            wrong = np.flatnonzero(~frame[name].str.fullmatch(allowed))
+            if len(wrong):
+                raise UserError(
+                    f"{path}, row {wrong[0] + 2}: {name} {frame[name].iloc[wrong[0]]!r} is not of its kind."
+                )
+        patient = frame["patient"].str.zfill(3)
+        folder = "patient_" + patient + "_node_" + frame["node"]
+        patch_id = folder + "_x_" + frame["x_coord"] + "_y_" + frame["y_coord"]
+        if patch_id.duplicated().any():
+            raise UserError(
+                f"{path}, row {int(np.flatnonzero(patch_id.duplicated())[0]) + 2}: a patch that stands there twice."
+            )
+        table = pd.DataFrame(
+            {
+                "id": patch_id,
+                "label": frame["tumor"].astype("int8"),
+                "path": "patches/" + folder + "/patch_" + patch_id + ".png",
+                "slide": frame["slide"],
+                "patient": patient,
+                "center": frame["center"],
+                "split": frame["split"].astype(int),
+            }
+        )
+        return table.sort_values("id", ignore_index=True)
+
+    def _with_files(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Check that all files are there.
+
+        Raises:
+            UserError: some are not.
+        """
+        folders = table["path"].str.rpartition("/")[0].unique()
+        found = {path for folder in folders for path in list_folder(self.root, str(folder))}
+        missing = table.loc[~table["path"].isin(found), "path"]
+        if len(missing):
+            raise UserError(
+                f"{self.root}: {len(missing):,} of {len(table):,} patches of metadata.csv have no file, "
+                f"{missing.iloc[0]} first; unpack the archive again."
+            )
+        return table.reset_index(drop=True)

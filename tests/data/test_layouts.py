@@ -1,0 +1,209 @@
+"""Class folders and Camelyon17-WILDS: tables, splits, and messages about what is broken."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pcam_lightning import PCamDataModule
+from pcam_lightning.data.class_folders import ClassFolders
+from pcam_lightning.data.sources import layout_of, open_source
+from pcam_lightning.data.wilds import Wilds
+from pcam_lightning.utils.errors import UserError
+
+
+def write_patch(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(path)
+
+
+def class_folders(root: Path, names: tuple[str, str] = ("0", "1"), *parts: str) -> Path:
+    """Write ten patches of each class and part, numbered anew in each folder."""
+    for number, part in enumerate(parts or ("train",)):
+        for label, name in enumerate(names):
+            for index in range(10):
+                write_patch(root / part / name / f"{index:02d}.png", 100 * number + 10 * label + index)
+    return root
+
+
+@pytest.mark.parametrize("names", [("0", "1"), ("normal", "tumor"), ("Normal", "Tumor")])
+def test_labels_are_the_names_of_folders(names: tuple[str, str], tmp_path: Path) -> None:
+    data = PCamDataModule(class_folders(tmp_path / "data", names, "train", "test"), batch_size=4)
+    data.setup("fit")
+    assert layout_of(tmp_path / "data") is ClassFolders
+    table = data.table.set_index("id")
+    assert table["label"].sum() == 10
+    assert table.loc[f"train_{names[1]}_03", "label"] == 1
+    rows = data.train_store.rows(data.table["id"])
+    for path, row in zip(data.table["path"], rows, strict=True):
+        assert np.array_equal(data.train_store.images[row], np.asarray(Image.open(tmp_path / "data" / path)))
+    assert int(data.val_mask.sum()) == 4  # a fifth of each class
+    data.setup("test")
+    assert data.test_table["label"].sum() == 10
+    assert data.test_table["id"].tolist() == sorted(data.test_table["id"])
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_a_folder_of_validation_patches_is_the_split(val: str, tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "data", ("0", "1"), "train", val)
+    data = PCamDataModule(root)
+    data.setup("fit")
+    assert data.table["path"][data.val_mask].str.startswith(f"{val}/").all()
+    assert int(data.val_mask.sum()) == 20
+    data = PCamDataModule(root, folds=5)
+    data.setup("fit")
+    assert int(data.val_mask.sum()) == 8
+
+
+def test_names_that_are_unique_are_the_ids(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for label in (0, 1):
+        for index in range(5):
+            write_patch(root / "train" / str(label) / "slide" / f"patch_{label}{index}.tif", 10 * label + index)
+    write_patch(root / "test" / "a.png", 1)
+    source = open_source(root, "train")
+    assert source.read_train()["id"].tolist() == [f"patch_{label}{index}" for label in (0, 1) for index in range(5)]
+    assert source.read_test()["id"].tolist() == ["a"]
+    with pytest.raises(UserError, match=r"test: scoring it needs its labels, as folders"):
+        source.read_test(answers=True)
+
+
+def wilds(root: Path) -> Path:
+    """Write four patches of each of five hospitals, one of them of in-distribution validation where it trains."""
+    rows = []
+    for center in range(5):
+        for index in range(4):
+            row = {
+                "patient": f"{20 * center + index // 2:03d}", "node": 1, "x_coord": 100 * index, "y_coord": 7,
+                "tumor": index % 2, "slide": 10 * center + index // 2, "center": center,
+                "split": int(index == 3 and center in (0, 3, 4)),
+            }  # fmt: skip
+            rows.append(row)
+            folder = f"patient_{row['patient']}_node_1"
+            write_patch(root / "patches" / folder / f"patch_{folder}_x_{row['x_coord']}_y_7.png", len(rows))
+    pd.DataFrame(rows).to_csv(root / "metadata.csv")
+    return root
+
+
+def test_hospitals_are_split_as_wilds_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = PCamDataModule(wilds(tmp_path / "data"))
+    data.setup("fit")
+    assert layout_of(tmp_path / "data") is Wilds
+    assert "3 patches of in-distribution validation are left out" in capsys.readouterr().err
+    table = data.table
+    assert set(table["center"][data.val_mask]) == {"1"}
+    assert table["center"][~data.val_mask].value_counts().to_dict() == {"0": 3, "3": 3, "4": 3}
+    assert table["patient"].str.len().eq(3).all()
+    data.setup("test")
+    assert set(data.test_table["center"]) == {"2"}
+    assert data.test_table["label"].tolist() == [0, 1, 0, 1]
+
+
+def edit(name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], None]:
+    def apply(root: Path) -> None:
+        frame = pd.read_csv(root / name, dtype=str, keep_default_na=False)
+        change(frame).to_csv(root / name, index=False)
+
+    return apply
+
+
+def cell(column: str, row: int, value: str) -> Callable[[Path], None]:
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        frame.loc[row, column] = value
+        return frame
+
+    return edit("metadata.csv", change)
+
+
+def remove(path: str) -> Callable[[Path], None]:
+    def apply(root: Path) -> None:
+        found = sorted(root.glob(path))[0]
+        shutil.rmtree(found) if found.is_dir() else found.unlink()
+
+    return apply
+
+
+def empty(path: str) -> Callable[[Path], None]:
+    def apply(root: Path) -> None:
+        for file in (root / path).iterdir():
+            file.unlink()
+
+    return apply
+
+
+def write(path: str, content: bytes) -> Callable[[Path], None]:
+    def apply(root: Path) -> None:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+
+    return apply
+
+
+BROKEN_WILDS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no column": (edit("metadata.csv", lambda frame: frame.drop(columns="center")), "no column center, which that of"),
+    "no labels": (edit("metadata.csv", lambda frame: frame.drop(columns="tumor")), "no column tumor"),
+    "a label of 2": (cell("tumor", 3, "2"), r"row 5: tumor '2' is not of its kind"),
+    "an empty label": (cell("tumor", 0, ""), r"row 2: tumor '' is not of its kind"),
+    "a center in words": (cell("center", 1, "Utrecht"), r"row 3: center 'Utrecht'"),
+    "a negative place": (cell("x_coord", 1, "-5"), r"row 3: x_coord '-5'"),
+    "a fraction": (cell("y_coord", 1, "7.0"), r"row 3: y_coord '7.0'"),
+    "no patient": (cell("patient", 2, ""), r"row 4: patient ''"),
+    "a path as patient": (cell("patient", 2, "../1"), r"row 4: patient '../1'"),
+    "no slide": (cell("slide", 2, ""), r"row 4: slide ''"),
+    "a split in words": (cell("split", 2, "train"), r"row 4: split 'train'"),
+    "a row twice": (
+        edit("metadata.csv", lambda f: pd.concat([f, f.iloc[:1]])),
+        r"row 22: a patch that stands there twice",
+    ),
+    "another place": (cell("x_coord", 0, "9"), "1 of 13 patches of metadata.csv have no file"),
+    "a file missing": (remove("patches/patient_000*/*"), "1 of 13 patches of metadata.csv have no file"),
+    "a folder missing": (remove("patches/patient_000*"), "2 of 13 patches of metadata.csv have no file"),
+    "no CSV at all": (write("metadata.csv", b"\x89PNG\r\n\x1a\n\x00\xff"), "not a CSV file"),
+    "an empty CSV": (write("metadata.csv", b""), "not a CSV file"),
+    "a header alone": (edit("metadata.csv", lambda frame: frame.iloc[:0]), "no rows below the header"),
+    "one class": (edit("metadata.csv", lambda frame: frame.assign(tumor="0")), "every training label is 0"),
+    "a damaged patch": (
+        write("patches/patient_000_node_1/patch_patient_000_node_1_x_0_y_7.png", b"no image"),
+        "1 of 13 image files cannot be used",
+    ),
+    "a slides file": (lambda root: None, "metadata.csv names the slides"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_WILDS)
+def test_what_is_broken_in_wilds_is_named(name: str, tmp_path: Path) -> None:
+    root = wilds(tmp_path / "data")
+    apply, message = BROKEN_WILDS[name]
+    apply(root)
+    with pytest.raises(UserError, match=message):
+        PCamDataModule(root, slides="slides.csv" if name == "a slides file" else None).setup("fit")
+
+
+BROKEN_CLASSES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "labels twice": (
+        write("train_labels.csv", b"id,label\n"),
+        r"in train_labels.csv and by folder, train/0 and train/1",
+    ),
+    "a third class": (write("train/2/a.png", b""), r"train/2: a folder of no class"),
+    "one class without images": (empty("train/1"), "no .tif or .png"),
+    "val without a class": (write("val/other/a.png", b""), r"val/other: a folder of no class"),
+    "val without images": (write("val/0/notes.txt", b""), "no .tif or .png"),
+    "a damaged patch": (write("train/1/03.png", b"no image"), "1 of 20 image files cannot be used"),
+    "an empty file": (write("train/1/03.png", b""), "1 of 20 image files cannot be used"),
+    "two files of one name": (write("train/1/03.PNG", b""), "have the same id"),
+    "names that collide": (write("train/1_0/x.png", b""), r"train/1_0: a folder of no class"),
+    "a slides file": (lambda root: None, "does not go with class folders"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_CLASSES)
+def test_what_is_broken_in_class_folders_is_named(name: str, tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "data")
+    apply, message = BROKEN_CLASSES[name]
+    apply(root)
+    with pytest.raises(UserError, match=message):
+        PCamDataModule(root, slides="slides.csv" if name == "a slides file" else None).setup("fit")
