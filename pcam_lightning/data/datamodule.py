@@ -23,7 +23,7 @@ else:  # the command line's parser makes a path of any text; it would take a uni
     PathOrText = Path
 
 # Options of PCamDataModule that say which patches validate.
-SPLIT_OPTIONS = ("val_fraction", "split_seed", "split_file", "slides", "unknown_slides", "folds", "fold")
+SPLIT_OPTIONS = ("val_fraction", "split_seed", "split_file", "slides", "unknown_slides", "holdout", "folds", "fold")
 
 
 class PCamDataModule(L.LightningDataModule):
@@ -38,6 +38,8 @@ class PCamDataModule(L.LightningDataModule):
         split_seed: seed of the split.
         slides: CSV with id,wsi: whole slides are held out, so that val/auroc is of slides never seen in training.
         unknown_slides: what to do with patches that the slides file does not name: stop, or take them for one slide.
+        holdout: column whose groups are held out whole: slide, patient, center, or another of the table. By default
+            slide, where `slides` is given. With as many `folds` as groups, each is a fold of its own, by name.
         folds: hold out one of so many folds instead of val_fraction; by whole slides where `slides` is given, for
             which the command line takes a patch_id_wsi.csv that lies in the data folder.
         fold: which one, counted from 0.
@@ -60,6 +62,7 @@ class PCamDataModule(L.LightningDataModule):
         split_seed: int = 42,
         slides: PathOrText | None = None,
         unknown_slides: Literal["error", "as_one_slide"] = "error",
+        holdout: str | None = None,
         folds: int | None = None,
         fold: int = 0,
         split_file: PathOrText | None = None,
@@ -91,6 +94,7 @@ class PCamDataModule(L.LightningDataModule):
         self.split_seed = split_seed
         self.slides = _path(slides)
         self.unknown_slides = unknown_slides
+        self.holdout = holdout
         self.folds = folds
         self.fold = fold
         self.split_file = _path(split_file)
@@ -141,12 +145,13 @@ class PCamDataModule(L.LightningDataModule):
         always_train = np.zeros(len(table), dtype=bool)
         if self.split_file is not None:
             mask = read_split(self.split_file, table)
-        elif source.own_split and self.folds is None:
+        elif source.own_split and self.folds is None and self.holdout is None:
             mask = table["val"].to_numpy() if self.val_fraction else np.zeros(len(table), dtype=bool)
         else:
             by_slide = self.slides is not None or (source.own_split is not None and "slide" in table)
+            level = self.holdout or ("slide" if by_slide else None)
             mask, always_train = draw_split(
-                table, store, rows, self.val_fraction, self.split_seed, self.folds, self.fold, by_slide=by_slide
+                table, store, rows, self.val_fraction, self.split_seed, self.folds, self.fold, level
             )
         if copies := int(table.loc[mask, "pixel_sha1"].isin(set(table.loc[~mask, "pixel_sha1"])).sum()):
             rank_zero_warn(

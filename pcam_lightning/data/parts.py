@@ -9,9 +9,12 @@ import pandas as pd
 from pcam_lightning.data.batches import JoinedPatches, Patches
 from pcam_lightning.data.packed_store import PackedStore, open_store
 from pcam_lightning.data.quality import is_blank
+from pcam_lightning.data.slide_map import UNKNOWN_SLIDE
 from pcam_lightning.data.sources import open_source
 from pcam_lightning.data.splits import describe, in_several_groups, join_groups, validation_mask
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
+
+NO_GROUPS = ("id", "label", "path", "val", "pixel_sha1")  # columns of a table that name no groups
 
 
 class LabeledPart(NamedTuple):
@@ -38,6 +41,20 @@ class TestPart(NamedTuple):
     table: pd.DataFrame
     store: PackedStore
     patches: Patches
+
+
+def _one_group(table: pd.DataFrame, group: np.ndarray, fold: int, name: str) -> np.ndarray:
+    """Mark the patches of one group, bool (N,).
+
+    Raises:
+        UserError: they, or the others, are of one class.
+    """
+    mask: np.ndarray = group == fold
+    for side, rows in (("validates", table[mask]), ("trains", table[~mask])):
+        if rows["label"].nunique() < 2:
+            raise UserError(f"`data.folds`: where {name} validates, what {side} has patches of one class only.")
+    rank_zero_info(f"{name} validates.")
+    return mask
 
 
 def open_extra(root: Path, part: LabeledPart, cache_dir: Path | None, verify: bool) -> ExtraPart:
@@ -111,34 +128,42 @@ def draw_split(
     seed: int,
     folds: int | None,
     fold: int,
-    *,
-    by_slide: bool,
+    level: str | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a split that keeps exact duplicates together, and slides where asked.
+    """Draw a split that keeps exact duplicates together, and groups such as slides where asked.
 
     Args:
-        table: one row a patch, with `id`, `label`, `pixel_sha1` and, for slides, `slide`.
+        table: one row a patch, with `id`, `label`, `pixel_sha1` and the column `level`.
         store: packed images of the table.
         rows: row of the store for each row of the table, shape (N,).
         val_fraction: see `validation_mask`, as `seed`, `folds` and `fold`.
         seed: of the draw.
         folds: number of folds, or None.
         fold: the one to hold out.
-        by_slide: whether whole slides are held out.
+        level: column whose groups are held out whole, such as slide; None for single patches.
 
     Returns:
         Masks of the patches that validate, and of those that no split holds out, both shape (N,).
 
     Raises:
-        UserError: a class has no patch on one of the two sides.
+        UserError: a class has no patch on one of the two sides, or there is no such column.
     """
+    if level is not None and (level not in table or level in NO_GROUPS):
+        known = ", ".join(str(name) for name in table if name not in NO_GROUPS) or "none"
+        raise UserError(f"`data.holdout` {level}: no such groups; those that are known are {known}.")
     group, blank = table["pixel_sha1"].to_numpy(), np.zeros(len(table), dtype=bool)
-    if by_slide:
+    if level is not None:
+        names = table[level].fillna(UNKNOWN_SLIDE).astype(str).to_numpy()
         # Bare glass has copies in many slides, which are not alike for that: they would become one group.
-        blank = in_several_groups(table["slide"].to_numpy(), group)
+        blank = in_several_groups(names, group)
         if blank.any():
             blank[blank] = is_blank(store.images[rows[blank]])
-        group = join_groups(table["slide"].to_numpy(), np.where(blank, table["id"], group))
+        group = join_groups(names, np.where(blank, table["id"], group))
+        if folds is not None and folds == len(set(names)):
+            group = pd.factorize(names, sort=True)[0]
+            return _one_group(table, group, fold, f"{level} {sorted(set(names))[fold]}"), np.zeros(
+                len(table), dtype=bool
+            )
     mask = validation_mask(table, group, val_fraction, seed, folds, fold)
     if blank.any() and (0 < val_fraction < 1 or folds):
         mask &= ~blank

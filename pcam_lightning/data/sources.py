@@ -15,6 +15,7 @@ from pcam_lightning.data.image_files import BadFiles
 from pcam_lightning.data.kaggle import KaggleFolder
 from pcam_lightning.data.patch_folder import PatchFolder
 from pcam_lightning.data.pcam_h5 import PCamH5
+from pcam_lightning.data.table_file import TableFile
 from pcam_lightning.data.wilds import Wilds
 from pcam_lightning.utils.errors import UserError
 
@@ -100,7 +101,7 @@ class PatchSource(Protocol):
 
 
 # The first that detects its layout counts; KaggleFolder takes any folder with train/ or test/, PatchFolder any other.
-SOURCES: tuple[type[PatchSource], ...] = (PCamH5, Wilds, ClassFolders, KaggleFolder, PatchFolder)
+SOURCES: tuple[type[PatchSource], ...] = (TableFile, PCamH5, Wilds, ClassFolders, KaggleFolder, PatchFolder)
 
 
 def open_source(root: Path, *needed: str) -> PatchSource:
@@ -113,10 +114,10 @@ def open_source(root: Path, *needed: str) -> PatchSource:
     Raises:
         UserError: it is missing, a file, a folder above or within a data folder, or names a part in another way.
     """
-    if root.is_file():
+    if root.is_file() and not TableFile.detect(root):
         unzip = "unzip it and name" if root.suffix.lower() == ".zip" else "name"
         raise UserError(f"{root}: is a file, not a folder; {unzip} the data folder with `data.root`.")
-    if not root.is_dir():
+    if not root.exists():
         raise UserError(f"{root}: no such folder; {HOW_TO_GET}.")
     layout = layout_of(root)
     if layout not in (KaggleFolder, PatchFolder):

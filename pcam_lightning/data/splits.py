@@ -197,6 +197,11 @@ def find_slide_leakage(table: pd.DataFrame, mask: np.ndarray, *, by_file: bool) 
     unknown = int((~known).sum())
     if shared:
         return SlideLeakage(f"{shared:,} of {int(mask.sum()):,} validation patches are of slides that train it too")
+    if "patient" in table and (of_patients := int(table["patient"][mask].isin(table["patient"][~mask]).sum())):
+        return SlideLeakage(
+            f"{of_patients:,} of {int(mask.sum()):,} validation patches are of patients that train it too",
+            certain=False,
+        )
     if unknown and mask.any():
         return SlideLeakage(f"{unknown:,} patches are of unknown slides, which may be on both sides", certain=False)
     return SlideLeakage()

@@ -98,7 +98,7 @@ def find_patches(source: Source, root: Path | None, sample: int) -> Patches:
     """
     options = source.checkpoint["pcam"]["config"]["data"]
     folder = root or Path(options["root"])
-    if not folder.is_dir():
+    if not folder.exists():
         if not isinstance(source.run, BundledRun):
             rank_zero_warn(f"{folder}: not there, so that files are compared on drawn patches; `root` names the data.")
         return draw_patches(DRAWN)

@@ -207,3 +207,109 @@ def test_what_is_broken_in_class_folders_is_named(name: str, tmp_path: Path) -> 
     apply(root)
     with pytest.raises(UserError, match=message):
         PCamDataModule(root, slides="slides.csv" if name == "a slides file" else None).setup("fit")
+
+
+def table(root: Path, **columns: list[str]) -> Path:
+    """Write twenty patches of five hospitals, and a CSV of them."""
+    rows = []
+    for index in range(20):
+        path = f"images/{index % 5}/{index:02d}.png"
+        write_patch(root / path, index)
+        rows.append({"path": path, "label": index // 5 % 2, "slide": index // 2, "center": f"h{index % 5}"})
+    pd.DataFrame(rows).assign(**columns).to_csv(root / "patches.csv", index=False)
+    return root / "patches.csv"
+
+
+def test_a_csv_names_patches_and_their_groups(tmp_path: Path) -> None:
+    data = PCamDataModule(str(table(tmp_path / "data")), batch_size=4)
+    data.setup("fit")
+    assert data.table["label"].sum() == 10
+    assert set(data.table["center"]) == {f"h{index}" for index in range(5)}
+    row = data.train_store.rows(data.table["id"])[7]
+    path = tmp_path / "data" / data.table["path"].iloc[7]
+    assert np.array_equal(data.train_store.images[row], np.asarray(Image.open(path)))
+    with pytest.raises(UserError, match=r"patches.csv: no row of split test"):
+        data.setup("predict")
+
+
+def test_a_column_of_splits_is_the_split(tmp_path: Path) -> None:
+    split = ["Train"] * 10 + ["valid"] * 6 + ["test"] * 4
+    label = [str(index % 2) for index in range(20)]
+    data = PCamDataModule(table(tmp_path / "data", split=split, label=label))
+    data.setup("fit")
+    assert data.table["id"][data.val_mask].tolist() == [f"{index}" for index in range(10, 16)]
+    data.setup("test")
+    assert data.test_table["id"].tolist() == ["16", "17", "18", "19"]
+    assert data.test_table["label"].tolist() == [0, 1, 0, 1]
+
+
+def test_whole_hospitals_are_held_out_one_a_fold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(tmp_path / "data")
+    for fold in range(5):
+        data = PCamDataModule(file, holdout="center", folds=5, fold=fold)
+        data.setup("fit")
+        assert set(data.table["center"][data.val_mask]) == {f"h{fold}"}
+        assert f"center h{fold} validates." in capsys.readouterr().err
+    data = PCamDataModule(file, holdout="center", val_fraction=0.4)
+    data.setup("fit")
+    assert not set(data.table["center"][data.val_mask]) & set(data.table["center"][~data.val_mask])
+    with pytest.raises(
+        UserError, match=r"`data.holdout` patient: no such groups; those that are known are slide, center"
+    ):
+        PCamDataModule(file, holdout="patient").setup("fit")
+    by_class = table(tmp_path / "other", center=[f"h{index // 5 % 2}" for index in range(20)])
+    with pytest.raises(UserError, match=r"where center h0 validates, what validates has patches of one class only"):
+        PCamDataModule(by_class, holdout="center", folds=2).setup("fit")
+
+
+def text_cell(column: str, row: int, value: str) -> Callable[[Path], None]:
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        frame.loc[row, column] = value
+        return frame
+
+    return edit("patches.csv", change)
+
+
+def rename(before: str, after: str) -> Callable[[Path], None]:
+    return edit("patches.csv", lambda frame: frame.rename(columns={before: after}))
+
+
+BROKEN_TABLES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no paths": (rename("path", "where"), "no column path"),
+    "no labels": (rename("label", "what"), "no column label"),
+    "two columns of paths": (
+        edit("patches.csv", lambda f: f.rename(columns={"path": "file"}).assign(image="x")),
+        "columns file and image may both be the path",
+    ),
+    "a label of 2": (text_cell("label", 3, "2"), r"row 5: label '2' should be 0 for normal or 1 for tumor"),
+    "an empty label": (text_cell("label", 3, ""), r"row 5: label ''"),
+    "an empty path": (text_cell("path", 0, ""), r"row 2: path ''"),
+    "a path of the system": (text_cell("path", 0, "/etc/passwd"), r"row 2: path '/etc/passwd' should be a path below"),
+    "a path upward": (text_cell("path", 0, "images/../../a.png"), r"row 2: path 'images/../../a.png'"),
+    "a path that is missing": (text_cell("path", 0, "images/0/99.png"), r"row 2: .*99.png: no such file"),
+    "a folder that is missing": (text_cell("path", 0, "elsewhere/1.png"), r"row 2: .*elsewhere/1.png: no such file"),
+    "a file twice": (text_cell("path", 1, "images/0/00.png"), "stands there twice"),
+    "an id twice": (edit("patches.csv", lambda f: f.assign(id="a")), "row 3: id 'a' stands there twice"),
+    "an id with a folder": (edit("patches.csv", lambda f: f.assign(id=f["path"])), "should be a name without folders"),
+    "no slide": (text_cell("slide", 2, ""), "row 4: slide '' is empty"),
+    "no center": (text_cell("center", 2, " "), "row 4: center '' is empty"),
+    "an unknown part": (
+        edit("patches.csv", lambda f: f.assign(split="later")),
+        "split 'later' should be train, val or test",
+    ),
+    "one class": (edit("patches.csv", lambda f: f.assign(label="1")), "every training label is 1"),
+    "a header alone": (edit("patches.csv", lambda f: f.iloc[:0]), "no rows below the header"),
+    "no CSV": (write("patches.csv", b"\x89PNG\r\n\x1a\n\x00\xff"), "not a CSV file"),
+    "an empty file": (write("patches.csv", b""), "not a CSV file"),
+    "a damaged patch": (write("images/0/00.png", b"no image"), "1 of 20 image files cannot be used"),
+    "a slides file": (lambda root: None, "a column slide names the slides"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_TABLES)
+def test_what_is_broken_in_a_csv_is_named(name: str, tmp_path: Path) -> None:
+    file = table(tmp_path / "data")
+    apply, message = BROKEN_TABLES[name]
+    apply(file.parent)
+    with pytest.raises(UserError, match=message):
+        PCamDataModule(file, slides="slides.csv" if name == "a slides file" else None).setup("fit")

@@ -1,0 +1,178 @@
+"""One CSV with a row for each patch: path, label and, where known, slide, patient, center and split."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from pcam_lightning.data.image_files import ImageFolder, list_folder
+from pcam_lightning.utils.errors import UserError, shorten
+
+# Names that a column may have, the first that is there counts.
+_NAMES = {
+    "path": ("path", "file", "filename", "file_name", "image", "image_path", "filepath"),
+    "label": ("label", "target", "class", "tumor", "y"),
+    "id": ("id", "patch_id", "image_id"),
+    "slide": ("slide", "wsi", "slide_id"),
+    "patient": ("patient", "patient_id", "case", "case_id"),
+    "center": ("center", "centre", "hospital", "site"),
+    "split": ("split", "part", "subset"),
+}
+LEVELS = ("center", "patient", "slide")  # from the highest to the lowest
+_LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "normal": 0, "tumor": 1, "tumour": 1, "negative": 0, "positive": 1}
+_PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+class TableFile(ImageFolder):
+    """A CSV of patches, as `data.root`; paths are relative to its folder.
+
+    Args:
+        root: the CSV.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root.parent)
+        self.file = root
+        columns = _columns(root)
+        self._knows_slides = "slide" in columns
+        parts = set(_read(root)["split"]) if "split" in columns else set()
+        self._parts = [part for part in ("train", "test") if not parts or part in parts][: None if parts else 1]
+        self.own_split = f"the column {columns['split']}" if "val" in parts else None
+
+    @classmethod
+    def detect(cls, root: Path) -> bool:
+        """Return whether a path is that of a CSV."""
+        return root.suffix.lower() == ".csv" and root.is_file()
+
+    def parts(self) -> list[str]:
+        """Return which of train and test there are.
+
+        Raises:
+            UserError: there is neither.
+        """
+        if not self._parts:
+            raise UserError(f"{self.file}: no row of split train, and none of test.")
+        return self._parts
+
+    def knows_slides(self) -> bool:
+        """Return whether the CSV names the slides."""
+        return self._knows_slides
+
+    def read_train(self, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
+        """Read the rows that train and validate; `val` marks the latter where the CSV has a split.
+
+        Raises:
+            UserError: the CSV is malformed, a file is missing, or `slides` is given.
+        """
+        if slides is not None:
+            raise UserError(f"{self.file}: a column slide names the slides; leave `data.slides` out.")
+        table = _read(self.file)
+        if "split" in table:
+            table = table[table["split"] != "test"]
+            if self.own_split is not None:
+                table = table.assign(val=(table["split"] == "val").to_numpy())
+        return self._finish(table, "train")
+
+    def read_test(self, *, answers: bool = False) -> pd.DataFrame:
+        """Read the rows of split test, sorted by id.
+
+        Raises:
+            UserError: there is none, or a file is missing.
+        """
+        table = _read(self.file)
+        table = self._finish(table[table["split"] == "test"] if "split" in table else table.iloc[:0], "test")
+        return table if answers else table.drop(columns="label")
+
+    def _finish(self, table: pd.DataFrame, part: str) -> pd.DataFrame:
+        """Check that a part has rows and files; return it without `split`, sorted by id."""
+        if table.empty:
+            raise UserError(f"{self.file}: no row of split {part}.")
+        folders = table["path"].str.rpartition("/")[0].unique()
+        found = {path.removeprefix("./") for folder in folders for path in list_folder(self.root, str(folder) or ".")}
+        missing = table.loc[~table["path"].isin(found), "path"]
+        if len(missing):
+            raise UserError(
+                f"{self.file}, row {missing.index[0]}: {self.root / shorten(missing.iloc[0])}: no such file; paths are "
+                f"relative to the folder of the CSV ({len(missing):,} of {len(table):,} files are missing)."
+            )
+        return table.drop(columns="split", errors="ignore").sort_values("id", ignore_index=True)
+
+
+def _columns(path: Path) -> dict[str, str]:
+    """Return what the columns of a CSV are called, by what they hold.
+
+    Raises:
+        UserError: it is no CSV, has no path or no label, or two columns for one thing.
+    """
+    try:
+        header = [str(name) for name in pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a CSV file ({error}).") from None
+    found: dict[str, str] = {}
+    for what, names in _NAMES.items():
+        columns = [column for column in header if column.strip().lower() in names]
+        if len(columns) > 1 and columns[0].strip().lower() != what:
+            raise UserError(f"{path}: columns {' and '.join(columns)} may both be the {what}; rename one to {what}.")
+        if columns:
+            found[what] = columns[0]
+    for what in ("path", "label"):
+        if what not in found:
+            raise UserError(
+                f"{path}: no column {what} (or {', '.join(_NAMES[what][1:])}); it has {shorten(','.join(header))}."
+            )
+    return found
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """Read a CSV; each row stands under its line number.
+
+    Raises:
+        UserError: it is malformed; the message names the row.
+    """
+    columns = _columns(path)
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", usecols=[*columns.values()])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a CSV file ({error}).") from None
+    table: pd.DataFrame = frame.rename(columns={column: what for what, column in columns.items()}).apply(
+        lambda one: one.str.strip()
+    )
+    table.index += 2
+    if table.empty:
+        raise UserError(f"{path}: no rows below the header; no patches at all.")
+    table["path"] = table["path"].str.replace("\\", "/").str.removeprefix("./")
+    _refuse(
+        path,
+        table["path"],
+        (table["path"] == "") | table["path"].str.startswith("/") | table["path"].str.contains(r"(?:^|/)\.\.(?:/|$)"),
+        "should be a path below the folder of the CSV",
+    )
+    label = table["label"].str.lower().map(_LABELS)
+    _refuse(path, table["label"], label.isna(), "should be 0 for normal or 1 for tumor")
+    table["label"] = label.astype("int8")
+    if "split" in table:
+        part = table["split"].str.lower().map(_PARTS)
+        _refuse(path, table["split"], part.isna(), "should be train, val or test")
+        table["split"] = part
+    for level in LEVELS:
+        if level in table:
+            _refuse(path, table[level], table[level] == "", "is empty; each patch needs one, or the column can go")
+    if "id" not in table:
+        names = table["path"].str.rpartition("/")[2].str.rpartition(".")[0]
+        table["id"] = table["path"].str.rpartition(".")[0].str.replace("/", "_") if names.duplicated().any() else names
+    _refuse(
+        path, table["id"], (table["id"] == "") | table["id"].str.contains(r"[/\\]"), "should be a name without folders"
+    )
+    _refuse(path, table["id"], table["id"].duplicated(), "stands there twice")
+    return table
+
+
+def _refuse(path: Path, values: "pd.Series[str]", mask: "pd.Series[bool]", reason: str) -> None:
+    """Raise an error about the first value of a mask."""
+    if mask.any():
+        first = int(mask.to_numpy().argmax())
+        value = shorten(str(values.iloc[first]))
+        raise UserError(f"{path}, row {values.index[first]}: {values.name} {value!r} {reason}.")
