@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from pcam_lightning import Config, PCamDataModule, fit, load_pretrained
-from pcam_lightning.export.export import export
+from pcam_lightning.export.export import export_network
 from pcam_lightning.export.onnx_file import OnnxNetwork
 from pcam_lightning.export.proof import Logits
 
@@ -98,14 +98,14 @@ def networks(root: Path, work: Path) -> None:
         checkpoint = fit(config).checkpoint
         assert checkpoint is not None
         checkpoints[name] = checkpoint
-        result = export([checkpoint], folder, sample=500, **options)  # type: ignore[arg-type]
+        result = export_network([checkpoint], folder, sample=500, **options)  # type: ignore[arg-type]
         rows += [
             [name, one.file, f"{one.largest:.1e}", f"{one.mean:.1e}", f"{one.auroc:.4f}", f"{one.checkpoint_auroc:.4f}"]
             for one in result.differences
         ]
     folder = work / "export_ensemble"
     shutil.rmtree(folder, ignore_errors=True)
-    result = export([checkpoints[name] for name in ENSEMBLE], folder, sample=500)
+    result = export_network([checkpoints[name] for name in ENSEMBLE], folder, sample=500)
     rows += [
         [
             "ensemble of three",

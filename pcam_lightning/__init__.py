@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from pcam_lightning.evaluation.compare import compare
     from pcam_lightning.evaluation.crossval import crossval
     from pcam_lightning.evaluation.evaluate import evaluate
+    from pcam_lightning.export.export import export_network
     from pcam_lightning.models.classifier import PCamClassifier
     from pcam_lightning.slides.evaluate import evaluate_slides
     from pcam_lightning.slides.heatmaps import heatmap
+    from pcam_lightning.slides.mine import mine_negatives
     from pcam_lightning.slides.predict import predict_slide
     from pcam_lightning.training.best_and_last import BestAndLastCheckpoint
     from pcam_lightning.training.checkpoint import load_pretrained
@@ -38,9 +40,11 @@ __all__ = [
     "crossval",
     "evaluate",
     "evaluate_slides",
+    "export_network",
     "fit",
     "heatmap",
     "load_pretrained",
+    "mine_negatives",
     "predict",
     "predict_slide",
     "probe",
@@ -60,9 +64,11 @@ _MODULES = {
     "crossval": "evaluation.crossval",
     "evaluate": "evaluation.evaluate",
     "evaluate_slides": "slides.evaluate",
+    "export_network": "export.export",
     "fit": "training.fit",
     "heatmap": "slides.heatmaps",
     "load_pretrained": "training.checkpoint",
+    "mine_negatives": "slides.mine",
     "predict": "training.predict",
     "predict_slide": "slides.predict",
     "probe": "training.probe",

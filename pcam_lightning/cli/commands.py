@@ -175,9 +175,9 @@ def _export(
         sample: validation patches that files are compared on, drawn at random; 0 for all.
         root: data folder, where it has moved since the run.
     """
-    from pcam_lightning.export.export import export
+    from pcam_lightning.export.export import export_network
 
-    result = export([*targets], output, tta, calibrate, int8, sample, root)
+    result = export_network([*targets], output, tta, calibrate, int8, sample, root)
     for one in result.differences:
         rank_zero_info(
             f"{one.file}: logits differ from those of the {one.compared_with} by {one.largest:.1e} at most, "
@@ -214,6 +214,23 @@ def _predict_onnx(
     write_submission(folder / "submission.csv", predict_onnx(model, root, batch_size, cache_dir), overwrite=overwrite)
 
 
+def _serve(folder: Path, host: str = "127.0.0.1", port: int = 8000, max_mb: int = 20) -> None:
+    """Serve a local page that predicts one's own patches with an exported network, until Ctrl-C.
+
+    Images stay in memory and are not kept. The page is for research and not for diagnosis.
+
+    Args:
+        folder: that `export` wrote.
+        host: name or address to listen on; anything but 127.0.0.1 and localhost lets others in the network use the
+            page.
+        port: to listen on; 0 for any that is free.
+        max_mb: largest file that is accepted, in MB.
+    """
+    from pcam_lightning.serve.serve import serve
+
+    serve(folder, host, port, max_mb)
+
+
 def functions() -> Mapping[str, Callable[..., Any]]:
     """Return the commands whose options are a function's arguments; their libraries take half a second to load."""
     from pcam_lightning.data.slide_map import slides
@@ -232,6 +249,7 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         "mine-negatives": _mine_negatives,
         "export": _export,
         "predict-onnx": _predict_onnx,
+        "serve": _serve,
         "slides": slides,
         "pack": pack,
         "synthesize": synthesize,

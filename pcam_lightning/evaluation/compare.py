@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.evaluation.labeled_predictions import FEW, check_bootstrap, clusters, read_labeled_predictions
 from pcam_lightning.metrics.bootstrap import Interval, bootstrap_scores, delong_test, percentile_interval
 from pcam_lightning.metrics.classification import auroc
@@ -40,12 +41,12 @@ def compare(
     rank_zero_info(f"n = {len(label):,} patches")
     difference, p = delong_test(label, a, b)
     _tell("difference, patches taken for independent (DeLong)", difference, f", p = {p:.2g}")
-    cluster, name = clusters((one if "slide" in one else other).reset_index())
+    cluster, name = clusters((one if set(LEVELS) & set(one) else other).reset_index())
     count = len(np.unique(cluster))
-    if name != "slides":
+    if name == "patches":
         rank_zero_info("no slides are known: `slides` FILE gives the interval that counts.")
     elif count == 1:
-        rank_zero_info("all patches are of one slide: there is no interval over slides.")
+        rank_zero_info(f"all patches are of one group: there is no interval over {name}.")
     else:
         drawn = (
             bootstrap_scores(label, a, cluster, bootstrap_samples, seed)[0]
@@ -53,9 +54,9 @@ def compare(
         )
         drawn = drawn[np.isfinite(drawn)]
         above = f", {np.mean(drawn > 0):.1%} of {len(drawn):,} draws above 0"
-        _tell(f"difference, bootstrap over {count:,} slides", percentile_interval(difference.value, drawn), above)
+        _tell(f"difference, bootstrap over {count:,} {name}", percentile_interval(difference.value, drawn), above)
         if count < FEW:
-            rank_zero_info(f"{count} slides are few: an interval from fewer than {FEW} is too narrow.")
+            rank_zero_info(f"{count} {name} are few: an interval from fewer than {FEW} is too narrow.")
 
 
 def _pair(first: Path, second: Path, one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -12,6 +12,8 @@ from scipy.special import expit
 
 from pcam_lightning import __version__
 from pcam_lightning.data.splits import split_groups
+from pcam_lightning.data.table_file import LEVELS
+from pcam_lightning.evaluation.group_scores import by_group
 from pcam_lightning.evaluation.labeled_predictions import (
     FEW,
     check_bootstrap,
@@ -161,8 +163,8 @@ def _score(rows: pd.DataFrame, bootstrap_samples: int, seed: int) -> tuple[dict[
         },
         "calibration": {"as_it_is": _calibration(label, logit), "calibrated": _calibration(label, calibrated)},
     }
-    if "slide" in rows:
-        report["slides"] = _by_slide(rows.assign(wrong=chosen != (label == 1)))
+    rows = rows.assign(wrong=chosen != (label == 1))
+    report |= {f"{level}s": by_group(rows, level, bootstrap_samples, seed) for level in LEVELS if level in rows}
     return report, calibrated, chosen
 
 
@@ -172,10 +174,10 @@ def _interval_warnings(count: int, clustered_by: str, of_one_class: int, bootstr
     if clustered_by == "patches":
         warnings.append("No slides are known: these intervals take patches for independent, and are too narrow.")
     elif count < FEW:
-        warnings.append(f"{count} slides are few: intervals from fewer than {FEW} are too narrow.")
+        warnings.append(f"{count} {clustered_by} are few: intervals from fewer than {FEW} are too narrow.")
     if of_one_class:
         warnings.append(
-            f"{of_one_class:,} of {bootstrap_samples:,} draws were of one class and are left out: too few slides."
+            f"{of_one_class:,} of {bootstrap_samples:,} draws were of one class and left out: too few {clustered_by}."
         )
     return warnings
 
@@ -203,20 +205,3 @@ def _parts(rows: pd.DataFrame, cluster: np.ndarray, clustered_by: str, seed: int
 
 def _rates(counts: ConfusionCounts) -> dict[str, float]:
     return {**counts._asdict(), **{name: getattr(counts, name) for name in sorted(RATES)}}
-
-
-def _by_slide(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    message = []
-    for slide, of_slide in rows.groupby("slide"):
-        label, logit = of_slide["label"].to_numpy(), of_slide["logit"].to_numpy()
-        message.append(
-            {
-                "slide": str(slide),
-                "patches": len(of_slide),
-                "tumor_share": float(label.mean()),
-                "auroc": auroc(label, logit) if 0 < label.mean() < 1 else None,
-                "wrong": float(of_slide["wrong"].mean()),
-                "nll": negative_log_likelihood(label, logit),
-            }
-        )
-    return sorted(message, key=lambda row: (-row["wrong"], -row["nll"]))

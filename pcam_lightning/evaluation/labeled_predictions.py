@@ -9,6 +9,7 @@ import pandas as pd
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.slide_map import UNKNOWN_SLIDE, read_slides
 from pcam_lightning.data.splits import SlideLeakage, find_slide_leakage
+from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.training.checkpoint import read_checkpoint
 from pcam_lightning.training.options import Config
@@ -22,7 +23,7 @@ FEW = 20  # slides: with fewer a bootstrap over them gives intervals that are to
 
 
 class LabeledPredictions(NamedTuple):
-    """Labeled predictions: `rows` has id, label, logit and perhaps slide and fold."""
+    """Labeled predictions: `rows` has id, label, logit and perhaps center, patient, slide and fold."""
 
     rows: pd.DataFrame
     report: Path  # of the page and the numbers, without .html and .json
@@ -157,8 +158,15 @@ def find_evaluation_leakage(predictions: LabeledPredictions) -> SlideLeakage:
 
 
 def clusters(rows: pd.DataFrame) -> tuple[np.ndarray, str]:
-    """Return what a bootstrap draws: each row's slide where slides are known, else its id, (N,); and which it is."""
-    return (rows["slide"].to_numpy(), "slides") if "slide" in rows else (rows["id"].to_numpy(), "patches")
+    """Return what a bootstrap draws of each row, (N,), and what it is: centers, patients, slides or patches.
+
+    The highest level that is known and has enough groups counts; where none has, that with the most.
+    """
+    known = {level: rows[level].nunique() for level in LEVELS if level in rows}
+    if not known:
+        return rows["id"].to_numpy(), "patches"
+    level = next((one for one, count in known.items() if count >= FEW), max(known, key=lambda one: known[one]))
+    return rows[level].to_numpy(), f"{level}s"
 
 
 def check_bootstrap(bootstrap_samples: int, seed: int) -> None:

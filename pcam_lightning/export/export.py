@@ -49,7 +49,7 @@ class Export:
     patches: str
 
 
-def export(
+def export_network(
     targets: list[Path | str],
     output: Path | None = None,
     tta: str | None = None,

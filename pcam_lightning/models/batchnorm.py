@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pcam_lightning.models.heads import StageHead
-from pcam_lightning.models.p4m_resnet import as_plain_layers
 
 
 @torch.no_grad()
@@ -69,12 +68,9 @@ def fold_batchnorm(network: nn.Module, image: torch.Tensor) -> nn.Module | None:
         A copy that gives the same outputs but for rounding. None where nothing can be folded, where hooks are
         registered, or where outputs differ, as where that of a convolution is used by more than its BatchNorm.
     """
-    if _has_foreign_hooks(network):
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()) or _has_foreign_hooks(network):
         return None
     folded = copy.deepcopy(network).eval()
-    as_plain_layers(folded)
-    if not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules()):
-        return None
     with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
         pairs, expected = _pairs(folded, image)
         for convolution, norm in pairs:

@@ -13,6 +13,7 @@ from scipy.special import logit as to_logit
 
 from pcam_lightning.data.csv_tables import read_labels, without_suffix
 from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 
@@ -54,16 +55,16 @@ class PredictionCollector(L.Callback):
 
 
 def write_predictions_csv(path: Path, table: pd.DataFrame, logit: "pd.Series[float]") -> None:
-    """Write id,label,logit and, where slides are known, slide, in the table's order.
+    """Write id,label,logit and, where they are known, center, patient and slide, in the table's order.
 
     Args:
         path: the file, replaced where it is there.
-        table: one row a patch, with columns `id`, `label` and perhaps `slide`; patches without a logit are left out.
+        table: one row a patch, with `id`, `label` and perhaps those of `LEVELS`; patches without a logit are left out.
         logit: float32, by id.
     """
     rows = table[table["id"].isin(logit.index)]
     rows = rows.assign(logit=logit.loc[rows["id"]].to_numpy(dtype=np.float32))
-    columns = ["id", "label", "logit", *(["slide"] if "slide" in rows else [])]
+    columns = ["id", "label", "logit", *(level for level in LEVELS if level in rows)]
     atomic_write(path, rows[columns].to_csv(index=False, lineterminator="\n"))
 
 
@@ -75,7 +76,7 @@ def read_predictions_csv(file: Path, labels: Path | None = None) -> pd.DataFrame
         labels: CSV with id,label, where `file` holds none.
 
     Returns:
-        Columns `id`, `label`, `logit` and, where they are in the file, `slide` (of every patch) and `fold`.
+        Columns `id`, `label`, `logit` and, where they are in the file, those of `LEVELS` (of every patch) and `fold`.
 
     Raises:
         UserError: a file is missing or malformed, has no labels, or labels of one class only.
@@ -83,7 +84,9 @@ def read_predictions_csv(file: Path, labels: Path | None = None) -> pd.DataFrame
     if not file.is_file():
         raise UserError(f"{file}: no such run, cross-validation or CSV of predictions.")
     try:
-        rows = pd.read_csv(file, dtype={"id": str, "slide": str}, keep_default_na=False, na_values={"logit": [""]})
+        rows = pd.read_csv(
+            file, dtype={"id": str, **dict.fromkeys(LEVELS, str)}, keep_default_na=False, na_values={"logit": [""]}
+        )
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"{file}: not a CSV of predictions ({error}).") from None
     if "id" not in rows or not {"logit", "label"} & set(rows):
@@ -113,9 +116,10 @@ def read_predictions_csv(file: Path, labels: Path | None = None) -> pd.DataFrame
         raise UserError(f"{file}: id {rows['id'][rows['id'].duplicated()].iloc[0]} stands twice.")
     if rows["label"].nunique() < 2:
         raise UserError(f"{file}: all {len(rows):,} labels are the same; AUROC needs patches of both classes.")
-    if "slide" in rows and (unknown := int((rows["slide"] == "").sum())):
-        rank_zero_warn(f"{file}: {unknown:,} of {len(rows):,} patches have no slide there, so that none is used.")
-        rows = rows.drop(columns="slide")
+    for level in LEVELS:
+        if level in rows and (unknown := int((rows[level] == "").sum())):
+            rank_zero_warn(f"{file}: {unknown:,} of {len(rows):,} patches have no {level} there, so that none is used.")
+            rows = rows.drop(columns=level)
     return rows
 
 

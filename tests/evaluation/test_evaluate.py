@@ -14,6 +14,7 @@ import yaml
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
+from pcam_lightning import evaluate
 from pcam_lightning.cli.main import main
 
 FEW = "--bootstrap_samples=200"
@@ -227,3 +228,25 @@ def test_compare_takes_runs_and_the_slides_of_either(
         message = capsys.readouterr().err
         assert "bootstrap over" in message
     assert f"{run_copy} (best.ckpt, chosen by these patches): AUROC" in message
+
+
+def test_hospitals_and_patients_are_told_apart(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"id": [f"p{n}" for n in range(600)], "label": np.arange(600) % 2})
+    rows["center"] = [f"h{n // 300}" for n in range(600)]
+    rows["patient"] = [f"q{n // 20}" for n in range(600)]
+    rows["slide"] = [f"s{n // 10}" for n in range(600)]
+    rows["logit"] = np.where(rows["center"] == "h1", 0.5, 2.0) * (2 * rows["label"] - 1) + rng.normal(0, 1, 600)
+    rows.to_csv(tmp_path / "p.csv", index=False)
+    found = evaluate(tmp_path / "p.csv", bootstrap_samples=100)
+    assert found.report["clustered_by"] == "patients"  # the highest level with twenty groups
+    assert found.report["clusters"] == 30
+    worst, best = found.report["centers"]
+    assert (worst["center"], best["center"]) == ("h1", "h0")
+    assert worst["low"] < worst["auroc"] < worst["high"] < best["auroc"]
+    assert worst["clustered_by"] == "slides"  # of 15 patients there are too few
+    assert len(found.report["patients"]) == 30
+    assert len(found.report["slides"]) == 60
+    text = found.page.read_text()
+    assert "By center, the worst first" in text
+    assert text.index("By center") < text.index("By patient") < text.index("By slide")

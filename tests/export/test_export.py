@@ -17,7 +17,7 @@ import yaml
 from torch import nn
 
 from pcam_lightning.cli.main import main
-from pcam_lightning.export.export import export
+from pcam_lightning.export.export import export_network
 from pcam_lightning.export.onnx_file import OnnxNetwork
 from pcam_lightning.export.proof import Comparison, Difference, check
 from pcam_lightning.export.source import draw_patches
@@ -111,7 +111,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_those_of_the_checkpoint(kind: str, small: Path, tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "a.ckpt", small, **KINDS[kind])
-    result = export([str(path)], tmp_path / "export", sample=8)
+    result = export_network([str(path)], tmp_path / "export", sample=8)
     assert [one.file for one in result.differences] == ["model.onnx", "torchscript_model.pt", "model.safetensors"]
     assert max(one.largest for one in result.differences) < 1e-3
     network = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
@@ -127,7 +127,7 @@ def test_several_networks_are_one_mean_and_a_temperature_is_inside(small: Path, 
         write_checkpoint(tmp_path / "a.ckpt", small, backbone="p4m_resnet16"),
         write_checkpoint(tmp_path / "b.ckpt", small, backbone="p4m_resnet16", tta="d4", normalize="none"),
     ]
-    result = export([*paths], tmp_path / "both", sample=8)
+    result = export_network([*paths], tmp_path / "both", sample=8)
     assert {path.name for path in result.folder.iterdir()} >= {"pcam_lightning_1.safetensors", "model.onnx"}
     image = drawn_patches()
     with torch.no_grad():
@@ -141,16 +141,16 @@ def test_several_networks_are_one_mean_and_a_temperature_is_inside(small: Path, 
     paths[0] = tmp_path / "run" / "checkpoints" / "best.ckpt"
     with torch.no_grad():
         logits[0] = load_pretrained(paths[0]).predict_logits(torch.from_numpy(image)).numpy()
-    result = export([paths[0]], tmp_path / "calibrated", calibrate=True, sample=8)
+    result = export_network([paths[0]], tmp_path / "calibrated", calibrate=True, sample=8)
     assert OnnxNetwork(result.folder / "model.onnx").logits(image) == pytest.approx(logits[0] / 2, abs=1e-5)
     card = (result.folder / "README.md").read_text()
     assert f"| AUROC | {report['auroc']['value']:.4f} (" in card
     assert f"- {report['leak']}" in card
     assert "divided by a temperature of 2.000" in card
     with pytest.raises(UserError, match="`output` DIR is required"):
-        export([*paths])
+        export_network([*paths])
     with pytest.raises(UserError, match="is there twice"):
-        export([paths[0], paths[0]], tmp_path / "twice")
+        export_network([paths[0], paths[0]], tmp_path / "twice")
 
 
 def test_predictions_of_the_file_are_those_of_predict(exported: Path, small: Path, drawn: Path) -> None:
@@ -165,9 +165,9 @@ def test_predictions_of_the_file_are_those_of_predict(exported: Path, small: Pat
 def test_quantized_files_are_compared_too(small: Path, tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "a.ckpt", small, backbone="p4m_resnet16")
     with pytest.raises(UserError, match="`int8`: is calibrated on training patches, which are not at hand"):
-        export([path], tmp_path / "export", int8=True, sample=8)
+        export_network([path], tmp_path / "export", int8=True, sample=8)
     assert not (tmp_path / "export").exists()
-    result = export([small], tmp_path / "int8", int8=True)
+    result = export_network([small], tmp_path / "int8", int8=True)
     files = {path.name for path in result.folder.iterdir()}
     assert ("model_int8.onnx" in files) == ("model_int8.onnx" in [one.file for one in result.differences])
     assert "prepared.onnx" not in files

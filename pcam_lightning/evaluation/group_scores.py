@@ -1,0 +1,42 @@
+"""Scores of each hospital, patient and slide."""
+
+from typing import Any
+
+import pandas as pd
+
+from pcam_lightning.data.table_file import LEVELS
+from pcam_lightning.evaluation.labeled_predictions import clusters
+from pcam_lightning.metrics.bootstrap import bootstrap_scores, percentile_interval
+from pcam_lightning.metrics.calibration import negative_log_likelihood
+from pcam_lightning.metrics.classification import auroc
+
+
+def by_group(rows: pd.DataFrame, level: str, samples: int, seed: int) -> list[dict[str, Any]]:
+    """Score each group of a level, the one with the most errors first.
+
+    Args:
+        rows: with id, label, logit, the column of the level, those of lower ones, and `wrong`.
+        level: center, patient or slide. A center's AUROC has an interval, by a bootstrap over what is below it.
+        samples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    message = []
+    for name, group in rows.groupby(level):
+        label, logit = group["label"].to_numpy(), group["logit"].to_numpy()
+        interval = {}
+        if level == LEVELS[0] and 0 < label.mean() < 1:
+            cluster, clustered_by = clusters(group.drop(columns=level))
+            found = percentile_interval(0.0, bootstrap_scores(label, logit, cluster, samples, seed)[0])
+            interval = {"low": found.low, "high": found.high, "clustered_by": clustered_by}
+        message.append(
+            {
+                level: str(name),
+                "patches": len(group),
+                "tumor_share": float(label.mean()),
+                "auroc": auroc(label, logit) if 0 < label.mean() < 1 else None,
+                "wrong": float(group["wrong"].mean()),
+                "nll": negative_log_likelihood(label, logit),
+                **interval,
+            }
+        )
+    return sorted(message, key=lambda row: (-row["wrong"], -row["nll"]))

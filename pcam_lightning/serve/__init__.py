@@ -1,0 +1,1 @@
+"""A local web page that predicts patches with an exported network."""

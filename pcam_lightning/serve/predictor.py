@@ -1,0 +1,110 @@
+"""An exported network that predicts one patch at a time, with Grad-CAM."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import expit
+
+from pcam_lightning.evaluation.interpret import cam_layer, center_heat_fraction, grad_cam
+from pcam_lightning.export.onnx_file import OnnxNetwork
+from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.serve.training_ranges import TrainingRanges
+from pcam_lightning.serve.upload import check_quality
+from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of a patch.
+
+    Attributes:
+        prob: probability of tumor in the center 32 x 32 pixels.
+        logit: of it.
+        warning: a sentence on how the patch differs from the training patches; None where it does not, or where their
+            properties are not known.
+    """
+
+    prob: float
+    logit: float
+    warning: str | None
+
+
+class PatchPredictor:
+    """Predicts patches with the files that `export` wrote.
+
+    Args:
+        folder: with model.onnx, and, for Grad-CAM, pcam_lightning.safetensors, or pcam_lightning_1.safetensors and so
+            on of an ensemble, and training_patches.json for warnings; and examples in test_vectors.npz.
+
+    Attributes:
+        metadata: what model.onnx says of itself, by name.
+        ranges: of training patches; None where they were not recorded.
+        examples: drawn patches, uint8 (N, 96, 96, 3).
+
+    Raises:
+        UserError: model.onnx is missing, or a file is damaged.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        folder = Path(folder).expanduser()
+        if not (folder / "model.onnx").is_file():
+            raise UserError(f"`folder` {folder}: has no model.onnx; name a folder that the export command wrote.")
+        self._network = OnnxNetwork(folder / "model.onnx")
+        self.metadata = self._network.metadata
+        self._networks = [_with_layer(path) for path in sorted(folder.glob("pcam_lightning*.safetensors"))]
+        path = folder / "training_patches.json"
+        self.ranges = TrainingRanges.read(path) if path.is_file() else None
+        self.examples = _read_examples(folder / "test_vectors.npz")
+
+    @property
+    def has_heat(self) -> bool:
+        """Return whether there is a network for Grad-CAM."""
+        return any(layer is not None for _, layer in self._networks)
+
+    def predict(self, image: np.ndarray) -> Prediction:
+        """Predict a patch, uint8 (96, 96, 3).
+
+        Raises:
+            PatchRefused: it is black, blank or out of focus.
+        """
+        properties = check_quality(image)
+        logit = float(self._network.logits(image[None])[0])
+        if not math.isfinite(logit):
+            raise ValueError("the logit is NaN or infinite")
+        return Prediction(float(expit(logit)), logit, self.ranges.warning(properties) if self.ranges else None)
+
+    def heat(self, image: np.ndarray) -> tuple[np.ndarray, float | None]:
+        """Return the heat of Grad-CAM in a patch, uint8 (96, 96, 3), the mean over the networks.
+
+        Returns:
+            Heat, float32 (96, 96), from 0 to 1; and the share of it in the center 32 x 32, None where there is no heat.
+        """
+        batch = torch.tensor(image[None])
+        heats = [grad_cam(network, batch, layer) for network, layer in self._networks if layer is not None]
+        heat: np.ndarray = np.mean(heats, axis=0)
+        center = float(center_heat_fraction(heat)[0])
+        return heat[0], None if math.isnan(center) else center
+
+
+def _with_layer(path: Path) -> tuple[PCamClassifier, str | None]:
+    """Load a network, and find the layer of its Grad-CAM; None where it has none."""
+    network = load_pretrained(path)
+    try:
+        return network, cam_layer(network, torch.zeros(1, 96, 96, 3, dtype=torch.uint8))
+    except UserError:
+        return network, None
+
+
+def _read_examples(path: Path) -> np.ndarray:
+    """Read the drawn patches of an export, uint8 (N, 96, 96, 3); none where the file is missing or damaged."""
+    none = np.zeros((0, 96, 96, 3), dtype=np.uint8)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            image: np.ndarray = arrays["image"]
+    except Exception:  # zipfile and numpy raise errors of many types over a damaged file
+        return none
+    return image if image.dtype == np.uint8 and image.shape[1:] == (96, 96, 3) else none

@@ -1,0 +1,95 @@
+"""Which requests are answered at all, and the headers of every response."""
+
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pcam_lightning.utils.errors import logger
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+FAILED = "The server could not process this request; its terminal shows why."
+
+
+def error_response(status: int, reason: str, **more: object) -> JSONResponse:
+    """Return a response whose JSON gives the reason of an error as `error`."""
+    return JSONResponse({"error": reason, **more}, status)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether nothing but this computer can reach a host name or address."""
+    try:
+        found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        return False
+    return all(ipaddress.ip_address(str(address[0])).is_loopback for *_, address in found)
+
+
+class Guard:
+    """Checks requests before the app sees them, adds `HEADERS` to responses, and keeps errors out of them.
+
+    A page of another site can make a browser send requests here, under its own host name that it points at 127.0.0.1
+    (DNS rebinding), or under this one (cross-site requests). The first has another `Host`, the second another `Origin`.
+
+    Args:
+        app: to guard.
+        host: that the server listens on; requests for other host names are refused where it is on loopback.
+    """
+
+    def __init__(self, app: ASGIApp, host: str) -> None:
+        self._app, self._host, self._loopback = app, host.lower(), is_loopback(host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            return
+        started = False
+
+        async def guarded(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        if reason := self._refuse(Headers(scope=scope)):
+            await error_response(403, reason)(scope, receive, guarded)
+            return
+        try:
+            await self._app(scope, receive, guarded)
+        except Exception:
+            logger.exception("A request failed.")
+            if not started:
+                await error_response(500, FAILED)(scope, receive, guarded)
+
+    def _refuse(self, headers: Headers) -> str | None:
+        """Return why a request with these headers is not answered."""
+        host = headers.get("host", "")
+        if self._loopback and not self._is_own(host):
+            return "This server answers to localhost only, and the request names another host."
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
+            return "This server does not answer pages of other sites."
+        return None
+
+    def _is_own(self, host: str) -> bool:
+        """Return whether a `Host` header names this computer; any port, since one may be forwarded by SSH."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            return name in ("localhost", self._host) or ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return False

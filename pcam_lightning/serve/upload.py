@@ -1,0 +1,124 @@
+"""Uploaded bytes -> the pixels of one patch, or the reason why they are refused."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from pcam_lightning.data.image_io import SHAPE
+from pcam_lightning.data.quality import BLACK, BLANK, BLURRED, patch_properties
+
+FORMATS = ("PNG", "TIFF", "JPEG", "BMP")
+_ACCEPTED = "PNG, TIFF, JPEG and BMP images are accepted"
+_OTHERS = {
+    b"GIF8": "a GIF image",
+    b"RIFF": "a WebP image",
+    b"%PDF": "a PDF document",
+    b"PK": "a ZIP archive",
+    b"\x89HDF": "an HDF5 file",
+    b"\0\0\0\x0cjP": "a JPEG 2000 image",
+    b"<svg": "an SVG image",
+}
+_TILE_TAGS = (322, 323)  # width and length of a TIFF's tiles
+_LARGEST_TILE = 1024  # pixels; a tile is decoded whole, whatever the size of the image
+
+
+class PatchRefused(Exception):
+    """An image that is not predicted.
+
+    Attributes:
+        status: of the HTTP response.
+        reason: one sentence for the user, without names or paths.
+        image: its pixels, uint8 (96, 96, 3), where it could be decoded.
+    """
+
+    def __init__(self, status: int, reason: str, image: np.ndarray | None = None) -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.image = status, reason, image
+
+
+def read_patch_bytes(content: bytes) -> np.ndarray:
+    """Decode one patch from memory.
+
+    Unlike `data.image_io.read_patch`, it takes bytes, and JPEG and BMP too; what converts to RGB with a loss is refused
+    likewise. Format, size and kind of pixels are checked before anything is decoded.
+
+    Args:
+        content: of a PNG, TIFF, JPEG or BMP file of 96 x 96 pixels.
+
+    Returns:
+        Pixels, uint8 (96, 96, 3).
+
+    Raises:
+        PatchRefused: anything else.
+    """
+    if not content:
+        raise PatchRefused(422, "The file is empty.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of damage, and of many pixels; both are refused here
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                pixels = _decode(image)
+    except PatchRefused:
+        raise
+    except UnidentifiedImageError:
+        raise PatchRefused(415, _describe(content)) from None
+    except Image.DecompressionBombError:
+        raise PatchRefused(422, "The image has far more pixels than a patch, which has 96 x 96.") from None
+    except Exception:  # decoders raise errors of many types over damaged files
+        raise PatchRefused(422, "The image is damaged or truncated.") from None
+    return np.frombuffer(pixels, dtype=np.uint8).reshape(SHAPE).copy()  # torch wants it to be writable
+
+
+def check_quality(image: np.ndarray) -> dict[str, float]:
+    """Refuse a patch, uint8 (96, 96, 3), without tissue that can be recognized.
+
+    Returns:
+        What `data.quality.patch_properties` measures, by name.
+
+    Raises:
+        PatchRefused: it is black, blank or out of focus.
+    """
+    row = patch_properties(image[None]).iloc[0]
+    properties = {str(name): float(value) for name, value in row.items()}
+    if properties["brightness"] < BLACK:
+        raise PatchRefused(422, "The patch is black.", image)
+    if properties["spread"] < BLANK:
+        raise PatchRefused(422, "The patch is blank: glass without tissue.", image)
+    if properties["sharpness"] < BLURRED:
+        raise PatchRefused(422, "The patch is out of focus.", image)
+    return properties
+
+
+def _decode(image: ImageFile.ImageFile) -> bytes:
+    """Return the RGB bytes of an image whose header alone has been read.
+
+    Raises:
+        PatchRefused: another size or another kind of pixels.
+    """
+    if image.size != (96, 96):
+        raise PatchRefused(422, f"The image has {image.width} x {image.height} pixels; a patch has 96 x 96.")
+    if getattr(image, "is_animated", False):
+        raise PatchRefused(422, "The file holds several images; a patch is a single one.")
+    tags = getattr(image, "tag_v2", {})
+    if any(tags.get(tag, 0) > _LARGEST_TILE for tag in _TILE_TAGS):
+        raise PatchRefused(422, "The image is stored in tiles that are much larger than itself.")
+    if image.tile and ";16" in str(image.tile[0]):  # Pillow would cut them to 8 bits without a word
+        raise PatchRefused(422, "The image has 16 bits per channel; a patch has 8.")
+    if image.mode not in ("RGB", "L", "P", "RGBA", "LA"):
+        raise PatchRefused(422, f"The image has pixels of type {image.mode}; convert it to 8-bit RGB.")
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.tobytes()
+    rgba = image.convert("RGBA")
+    if rgba.getchannel("A").getextrema() != (255, 255):
+        raise PatchRefused(422, "The image has transparent pixels; convert it to RGB.")
+    return rgba.convert("RGB").tobytes()
+
+
+def _describe(content: bytes) -> str:
+    """Describe a file that is none of the accepted formats, by its first bytes."""
+    found = next((name for magic, name in _OTHERS.items() if content.startswith(magic)), None)
+    if found is None:
+        return f"The file is not an image, or is damaged: {_ACCEPTED}."
+    return f"The file is {found}: {_ACCEPTED}."
