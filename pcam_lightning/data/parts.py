@@ -159,6 +159,10 @@ def draw_split(
         if blank.any():
             blank[blank] = is_blank(store.images[rows[blank]])
         group = join_groups(names, np.where(blank, table["id"], group))
+        if folds is not None and folds > len(set(names)):
+            raise UserError(
+                f"`data.folds` {folds}: there are {len(set(names))} groups of {level}; with as many folds each is one."
+            )
         if folds is not None and folds == len(set(names)):
             group = pd.factorize(names, sort=True)[0]
             return _one_group(table, group, fold, f"{level} {sorted(set(names))[fold]}"), np.zeros(

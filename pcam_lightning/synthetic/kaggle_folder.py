@@ -4,12 +4,15 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from pcam_lightning.synthetic.hospitals import draw_hospitals
+from pcam_lightning.synthetic.layouts import as_class_folders, as_table
 from pcam_lightning.synthetic.tissue import BROWNER, RUIFROK, Array, Slide, draw_patch
 from pcam_lightning.utils.atomic_io import atomic_folder, atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info
@@ -83,6 +86,7 @@ def synthesize(
     slides: int = 24,
     seed: int = 0,
     slide_effect: float = 1.0,
+    layout: Literal["kaggle", "classes", "table", "wilds"] = "kaggle",
     whole: bool = False,
     side_mm: float = 2.0,
 ) -> None:
@@ -99,6 +103,9 @@ def synthesize(
         slides: slides that they come from, at least 4; a quarter of them is kept for test.
         seed: of the draw, at least 0.
         slide_effect: how far slides differ in stain, brightness and sharpness; 0 makes all alike, 3 is the most.
+        layout: kaggle; classes, a folder for each class; table, one CSV of patches; or wilds, that of Camelyon17-WILDS:
+            patches of five hospitals with other stains, scanners and shares of tumor, `train` and `test` of them in
+            all, of ten slides each.
         whole: draw whole slides instead of patches: pyramidal TIFFs with the outlines of their metastases as .xml, and
             reference.csv (slide,label). Two of five have metastases.
         side_mm: side of whole slides, from 0.5 to 4 mm; 2 mm take ten seconds and 13 MB each.
@@ -116,16 +123,24 @@ def synthesize(
         raise UserError(f"side_mm {side_mm} is out of range. Give a number from 0.5 to 4.")
     try:
         with atomic_folder(dest.expanduser().resolve()) as folder:
-            if whole:
+            if layout == "wilds" and not whole:
+                draw_hospitals(folder, train + test, seed)
+                atomic_write(
+                    folder / MARKS[0], "Tissue, slides and labels were drawn by pcam_lightning: none is real.\n"
+                )
+            elif whole:
                 _draw_whole_slides(folder, dest, slides, partial(_draw_whole_slide, seed, slide_effect, side_mm))
             else:
                 _draw_patches(folder, dest, {"train": train, "test": test}, _slides(slides, seed, slide_effect), seed)
+                {"kaggle": lambda folder: None, "classes": as_class_folders, "table": as_table}[layout](folder)
     except FileExistsError:
         raise UserError(f"{dest} is there already, and is no empty folder. Name a new one, or remove it.") from None
     except OSError as error:
         raise UserError(f"{dest} cannot be written: {error.strerror or error}. Name another folder.") from error
     if whole:
         rank_zero_info(f"{dest}: {slides:,} drawn slides, their annotations, and reference.csv.")
+    elif layout == "wilds":
+        rank_zero_info(f"{dest}: {train + test:,} drawn patches of five hospitals.")
     else:
         rank_zero_info(f"{dest}: {train:,} drawn patches to train on" + (f", {test:,} in test/." if test else "."))
 

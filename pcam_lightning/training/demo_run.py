@@ -28,7 +28,8 @@ def is_demo_folder(root: Path | str) -> bool:
 
 def is_synthetic(root: Path | str) -> bool:
     """Return whether a data folder holds synthetic tissue: the demo run's, or what `synthesize` drew."""
-    return is_demo_folder(root) or any((Path(root) / mark).is_file() for mark in MARKS)
+    folder = Path(root).parent if Path(root).is_file() else Path(root)
+    return is_demo_folder(root) or any((folder / mark).is_file() for mark in MARKS)
 
 
 def use_demo_data(data: Namespace, name: str, *, trains: bool) -> None:

@@ -227,6 +227,8 @@ class FitSession:
             hint = f"Leave `data.split_file` out: {split_file} separates patches of one slide."
         elif data.slides is not None:
             hint = f"{data.slides} should name them all."
+        elif found is None and "slide" in data.table:
+            hint = "`data.holdout` slide holds out whole slides."
         elif found is None:
             hint = "`data.slides` FILE (id,wsi) holds out whole slides; the README says where to get it."
         will = "will be optimistic, by 0.035 on the data in README" if leakage.certain else "may be optimistic"

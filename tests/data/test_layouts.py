@@ -1,18 +1,23 @@
 """Class folders and Camelyon17-WILDS: tables, splits, and messages about what is broken."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import CONFIGS, FAST
 from PIL import Image
 
 from pcam_lightning import PCamDataModule
+from pcam_lightning.cli.main import main
 from pcam_lightning.data.class_folders import ClassFolders
 from pcam_lightning.data.sources import layout_of, open_source
 from pcam_lightning.data.wilds import Wilds
+from pcam_lightning.synthetic.kaggle_folder import synthesize
 from pcam_lightning.utils.errors import UserError
 
 
@@ -313,3 +318,27 @@ def test_what_is_broken_in_a_csv_is_named(name: str, tmp_path: Path) -> None:
     apply(file.parent)
     with pytest.raises(UserError, match=message):
         PCamDataModule(file, slides="slides.csv" if name == "a slides file" else None).setup("fit")
+
+
+@pytest.mark.parametrize("layout", ["classes", "table", "wilds"])
+def test_drawn_folders_of_each_layout_train(layout: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    synthesize(tmp_path / "drawn", train=60, test=20, slides=8, layout=layout)
+    root = tmp_path / "drawn" / ("patches.csv" if layout == "table" else "")
+    fit = ["fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(root), "--trainer.max_epochs=1", *FAST]
+    assert main(fit) == 0
+    assert "SYNTHETIC TISSUE" in capsys.readouterr().err
+    run = Path("lightning_logs/base/version_0")
+    for command in ("test", "predict"):
+        assert main([command, "--ckpt_path", str(run / "checkpoints/best.ckpt"), "--trainer.accelerator=cpu"]) == 0
+    assert len(pd.read_csv(run / "submission.csv")) == (16 if layout == "wilds" else 20)
+    assert main(["evaluate", str(run), "--bootstrap_samples=100"]) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert report["synthetic"]
+    assert {"center", "patient", "slide"} & {key.removesuffix("s") for key in report} == {
+        "classes": set(), "table": {"slide"}, "wilds": {"center", "patient", "slide"},
+    }[layout]  # fmt: skip
+
+
+def test_more_folds_than_hospitals_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"`data.folds` 6: there are 5 groups of center"):
+        PCamDataModule(table(tmp_path / "data"), holdout="center", folds=6).setup("fit")

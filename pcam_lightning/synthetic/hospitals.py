@@ -1,0 +1,97 @@
+"""Five drawn hospitals, in the layout of Camelyon17-WILDS: their stains, scanners and shares of tumor differ."""
+
+import io
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from pcam_lightning.synthetic.tissue import BROWNER, RUIFROK, Array, Slide, blur, draw_patch
+from pcam_lightning.utils.parallel import process_map
+
+SLIDES = 10  # of each hospital, two of a patient
+VALIDATED = 10  # one of so many training patches is for in-distribution validation
+_PER_PROCESS = 100  # patches; fewer are drawn sooner than a worker process starts
+
+
+class Hospital(NamedTuple):
+    """What a laboratory and its scanner do to patches."""
+
+    towards: float  # place of its stains between those of two laboratories, 0 to 1, or beyond
+    strength: tuple[float, float]  # of hematoxylin and eosin
+    color: tuple[float, float, float]  # of the scanner's light, in [0, 1]
+    mixing: float  # of neighboring color channels in its sensor
+    softness: float  # standard deviation of its blur, in pixels
+    noise: float  # standard deviation, of pixels in [0, 1]
+    quality: int  # of its JPEG
+    tumor: float  # share of patches with tumor
+
+
+HOSPITALS = (
+    Hospital(0.0, (1.0, 1.0), (0.97, 0.97, 0.97), 0.0, 0.0, 0.004, 90, 0.50),
+    Hospital(0.5, (1.25, 0.8), (0.98, 0.94, 0.97), 0.06, 0.5, 0.008, 80, 0.35),
+    Hospital(1.2, (0.75, 1.35), (0.93, 0.90, 0.97), 0.12, 0.7, 0.015, 70, 0.60),
+    Hospital(0.2, (0.85, 1.15), (0.99, 0.97, 0.93), 0.03, 0.3, 0.006, 85, 0.45),
+    Hospital(0.8, (1.15, 0.95), (0.95, 0.96, 0.98), 0.08, 0.0, 0.010, 75, 0.40),
+)
+
+
+def draw_hospitals(folder: Path, count: int, seed: int) -> None:
+    """Draw patches of five hospitals by turns: metadata.csv and patches/.
+
+    Args:
+        folder: to write into.
+        count: patches in all.
+        seed: of the draw.
+    """
+    with process_map(count // _PER_PROCESS, chunksize=16) as map_on_cores:
+        drawn = map_on_cores(partial(_write_patch, folder, seed), range(count))
+        rows = list(tqdm(drawn, desc=f"drawing {folder.name}", total=count, unit="patch"))
+    pd.DataFrame(rows).to_csv(folder / "metadata.csv", lineterminator="\n")
+
+
+def _write_patch(folder: Path, seed: int, index: int) -> dict[str, int | str]:
+    """Draw a patch into its file; return its row of metadata.csv."""
+    center, number = index % len(HOSPITALS), index // len(HOSPITALS)
+    slide = number % SLIDES
+    rng = np.random.default_rng([seed, 5, index])
+    label = int(rng.random() < HOSPITALS[center].tumor)
+    patient = f"{20 * center + slide // 2:03d}"
+    x, y = 32 * (number // SLIDES), 32 * slide
+    path = folder / "patches" / f"patient_{patient}_node_{slide % 2}"
+    path.mkdir(parents=True, exist_ok=True)
+    name = f"patch_patient_{patient}_node_{slide % 2}_x_{x}_y_{y}.png"
+    drawn_slide = _draw_slide(np.random.default_rng([seed, 6, center, slide]), HOSPITALS[center])
+    pixels = draw_patch(rng, drawn_slide, label)[0]
+    Image.fromarray(scan(rng, pixels, HOSPITALS[center])).save(path / name)
+    split = int(center in (0, 3, 4) and number % VALIDATED == VALIDATED - 1)
+    return {
+        "patient": patient, "node": slide % 2, "x_coord": x, "y_coord": y, "tumor": label,
+        "slide": SLIDES * center + slide, "center": center, "split": split,
+    }  # fmt: skip
+
+
+def _draw_slide(rng: np.random.Generator, hospital: Hospital) -> Slide:
+    """Draw what differs among the slides of a hospital."""
+    towards = hospital.towards + rng.normal(0, 0.08)
+    stains = (RUIFROK + towards * (BROWNER - RUIFROK)) * np.array(hospital.strength)[:, None]
+    stains = (stains * np.exp(rng.normal(0, 0.08, (2, 1)))).clip(0.02).astype(np.float32)
+    white = np.array(hospital.color, np.float32)[:, None, None] * np.float32(1 - abs(rng.normal(0, 0.01)))
+    return Slide("hospital", stains, white, 0.5)
+
+
+def scan(rng: np.random.Generator, pixels: Array, hospital: Hospital) -> Array:
+    """Scan a patch, uint8 (96, 96, 3): blur, mixing of colors, noise and JPEG."""
+    image = pixels.transpose(2, 0, 1).astype(np.float32) / 255
+    if hospital.softness:
+        image = blur(image, hospital.softness)
+    matrix = np.eye(3) * (1 - 2 * hospital.mixing) + hospital.mixing * (1 - np.eye(3))
+    image = np.einsum("dc,chw->dhw", matrix, image) + hospital.noise * rng.standard_normal(image.shape)
+    buffer = io.BytesIO()
+    plain = (255 * image.clip(0, 1)).round().astype(np.uint8).transpose(1, 2, 0)
+    Image.fromarray(np.ascontiguousarray(plain)).save(buffer, "jpeg", quality=hospital.quality)
+    return np.asarray(Image.open(buffer).convert("RGB"))
