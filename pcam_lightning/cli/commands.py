@@ -189,7 +189,7 @@ def _export(
 def _predict_onnx(
     model: Path,
     root: Path = Path("data"),
-    output: Path | None = None,
+    output: Path = Path(),
     batch_size: int = 64,
     cache_dir: Path | None = None,
     overwrite: bool = False,
@@ -199,7 +199,7 @@ def _predict_onnx(
     Args:
         model: model.onnx of an export, or its folder.
         root: data folder.
-        output: folder to write into; by default that of the model.
+        output: folder to write into, by default the working folder.
         batch_size: patches a batch.
         cache_dir: folder for the packed images; by default .pcam_cache in the data folder.
         overwrite: replace a submission that is there and differs.
@@ -208,10 +208,9 @@ def _predict_onnx(
     from pcam_lightning.export.predict import predict_onnx
     from pcam_lightning.training.predictions import write_submission
 
-    folder = output or (model if model.is_dir() else model.parent)
-    folder.mkdir(parents=True, exist_ok=True)
-    check_output(folder)
-    write_submission(folder / "submission.csv", predict_onnx(model, root, batch_size, cache_dir), overwrite=overwrite)
+    output.mkdir(parents=True, exist_ok=True)
+    check_output(output)
+    write_submission(output / "submission.csv", predict_onnx(model, root, batch_size, cache_dir), overwrite=overwrite)
 
 
 def _serve(folder: Path, host: str = "127.0.0.1", port: int = 8000, max_mb: int = 20) -> None:

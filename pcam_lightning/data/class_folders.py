@@ -50,7 +50,7 @@ class ClassFolders(ImageFolder):
         if (self.root / "train_labels.csv").is_file():
             found = " and ".join(f"train/{name}" for name in sorted(_class_folders(self.root / "train")))
             raise UserError(
-                f"{self.root}: has labels in train_labels.csv and by folder, {found}; remove those that do not count."
+                f"{self.root}: has labels in train_labels.csv and by folder, {found}; remove one of the two."
             )
         table = self._read("train")
         if self._val is not None:
@@ -77,8 +77,7 @@ class ClassFolders(ImageFolder):
         others = sorted(path.name for path in (self.root / part).iterdir() if path.is_dir() and path.name[:1] != ".")
         if unknown := [name for name in others if name not in classes]:
             raise UserError(
-                f"{self.root / part / unknown[0]}: a folder of no class; those of classes are called 0 or normal, 1 "
-                "or tumor."
+                f"{self.root / part / unknown[0]}: not a class folder; these are named 0 or normal, and 1 or tumor."
             )
         rows = [
             (path, label)
@@ -100,10 +99,11 @@ def _class_folders(folder: Path) -> dict[str, int]:
 
 
 def _with_ids(table: pd.DataFrame) -> pd.DataFrame:
-    """Give each image an id, and sort by it: the name of its file, or its whole path where names are not unique."""
-    names = table["path"].str.rpartition("/")[2].str.rpartition(".")[0]
-    if names.duplicated().any():
-        names = table["path"].str.rpartition(".")[0].str.replace("/", "_")
+    """Give each image an id, and sort by it: its path, since files in different folders may have one name.
+
+    Those of test/ leave out the part, which the user knows.
+    """
+    names = table["path"].str.removeprefix("test/").str.rpartition(".")[0].str.replace("/", "_")
     if names.duplicated().any():
         first, second = table["path"][names == names[names.duplicated()].iloc[0]][:2]
         raise UserError(f"{first} and {second}: the ids of both would be the same; rename one of them.")

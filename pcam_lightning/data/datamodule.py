@@ -38,8 +38,8 @@ class PCamDataModule(L.LightningDataModule):
         split_seed: seed of the split.
         slides: CSV with id,wsi: whole slides are held out, so that val/auroc is of slides never seen in training.
         unknown_slides: what to do with patches that the slides file does not name: stop, or take them for one slide.
-        holdout: column whose groups are held out whole: slide, patient, center, or another of the table. By default
-            slide, where `slides` is given. With as many `folds` as groups, each is a fold of its own, by name.
+        holdout: column of the data whose groups are held out whole, such as slide, patient or center. By default slide,
+            where `slides` is given. With as many `folds` as groups, each is a fold of its own, by name.
         folds: hold out one of so many folds instead of val_fraction; by whole slides where `slides` is given, for
             which the command line takes a patch_id_wsi.csv that lies in the data folder.
         fold: which one, counted from 0.
@@ -85,6 +85,8 @@ class PCamDataModule(L.LightningDataModule):
             raise UserError(f"`data.val_fraction` {val_fraction}: should be from 0 to 1, such as 0.2.")
         if split_file is not None and folds is not None:
             raise UserError(f"`data.split_file` {split_file}: is a split already; leave `data.folds` out.")
+        if split_file is not None and holdout is not None:
+            raise UserError(f"`data.split_file` {split_file}: is a split already; leave `data.holdout` out.")
         if not 0 <= fold < (folds or 1):
             reason = f"should be from 0 to {folds - 1}." if folds else "goes with `data.folds`, such as 5."
             raise UserError(f"`data.fold` {fold}: {reason}")
@@ -104,6 +106,7 @@ class PCamDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.ids = np.empty(0, dtype="U1")  # of all parts that were set up; a batch's `row` indexes it
         self.start_epoch = 0  # of a resumed fit, set when its checkpoint is loaded
+        self.split_kind = ""  # how the validation part was chosen, set when it is
         self._labeled: LabeledPart | None = None
         self._extra: ExtraPart | None = None
         self._test: TestPart | None = None
@@ -144,12 +147,16 @@ class PCamDataModule(L.LightningDataModule):
         table["pixel_sha1"] = store.pixel_sha1[rows]
         always_train = np.zeros(len(table), dtype=bool)
         if self.split_file is not None:
-            mask = read_split(self.split_file, table)
+            mask, self.split_kind = read_split(self.split_file, table), f"as in {self.split_file.name}"
         elif source.own_split and self.folds is None and self.holdout is None:
             mask = table["val"].to_numpy() if self.val_fraction else np.zeros(len(table), dtype=bool)
+            self.split_kind = source.own_split
         else:
             by_slide = self.slides is not None or (source.own_split is not None and "slide" in table)
             level = self.holdout or ("slide" if by_slide else None)
+            self.split_kind = (
+                "patches at random, stratified by label" if level is None else f"by {level}, held out whole"
+            )
             mask, always_train = draw_split(
                 table, store, rows, self.val_fraction, self.split_seed, self.folds, self.fold, level
             )

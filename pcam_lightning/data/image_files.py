@@ -49,6 +49,7 @@ class ImageFolder:
     """
 
     own_split: str | None = None
+    cache_name = ""  # of a folder for the packed images, below that of the data folder
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -103,7 +103,8 @@ def open_store(
     """
     table, root = table.sort_values("id", ignore_index=True), source.root
     name = f"{part}-{fingerprint_files(table, root, FORMAT)[:16]}"
-    folders = _caches(root, cache_dir)
+    own = getattr(source, "cache_name", "")
+    folders = [folder / own for folder in _caches(root, cache_dir)]
     # It may lie where nothing can be written.
     folder = next((candidate / name for candidate in folders if (candidate / name).is_dir()), None)
     store = None

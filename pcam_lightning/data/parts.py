@@ -12,6 +12,7 @@ from pcam_lightning.data.quality import is_blank
 from pcam_lightning.data.slide_map import UNKNOWN_SLIDE
 from pcam_lightning.data.sources import open_source
 from pcam_lightning.data.splits import describe, in_several_groups, join_groups, validation_mask
+from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 
 NO_GROUPS = ("id", "label", "path", "val", "pixel_sha1")  # columns of a table that name no groups
@@ -43,18 +44,26 @@ class TestPart(NamedTuple):
     patches: Patches
 
 
-def _one_group(table: pd.DataFrame, group: np.ndarray, fold: int, name: str) -> np.ndarray:
-    """Mark the patches of one group, bool (N,).
+def _one_group(table: pd.DataFrame, names: np.ndarray, level: str, fold: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mark the patches of one group, and those with exact copies in several groups, which never validate; (N,) both.
 
     Raises:
-        UserError: they, or the others, are of one class.
+        UserError: one of the groups, or what is left without it, is of one class only.
     """
-    mask: np.ndarray = group == fold
-    for side, rows in (("validates", table[mask]), ("trains", table[~mask])):
-        if rows["label"].nunique() < 2:
-            raise UserError(f"`data.folds`: where {name} validates, what {side} has patches of one class only.")
-    rank_zero_info(f"{name} validates.")
-    return mask
+    common = in_several_groups(names, table["pixel_sha1"].to_numpy())
+    groups = sorted(set(names))
+    for name in groups:  # a fold that cannot be is not found out after hours of the others
+        mask = (names == name) & ~common
+        for side, rows in (("validation", table[mask]), ("training", table[~mask])):
+            if rows["label"].nunique() < 2:
+                raise UserError(
+                    f"`data.folds` {len(groups)}: with {level} {name} held out, the {side} part has one class "
+                    "only; use fewer folds."
+                )
+    if common.any():
+        rank_zero_info(f"{int(common.sum()):,} patches have exact copies in several groups; none of them validates.")
+    rank_zero_info(f"{level} {groups[fold]} validates.")
+    return (names == groups[fold]) & ~common, common
 
 
 def open_extra(root: Path, part: LabeledPart, cache_dir: Path | None, verify: bool) -> ExtraPart:
@@ -69,6 +78,8 @@ def open_extra(root: Path, part: LabeledPart, cache_dir: Path | None, verify: bo
     Raises:
         UserError: see `sources` and `packed_store`; or none of the patches can train.
     """
+    if not root.exists():
+        raise UserError(f"`data.extra_train` {root}: no such folder or CSV.")
     source = open_source(root, "train")
     table = source.read_train()
     store = open_store(table, source, "train", cache_dir, verify)
@@ -76,22 +87,25 @@ def open_extra(root: Path, part: LabeledPart, cache_dir: Path | None, verify: bo
     apart = keep_apart(table, part.table, part.val_mask)
     kept = table[apart].reset_index(drop=True)
     if not len(kept):
-        raise UserError(f"`data.extra_train` {root}: all of its {len(table):,} patches, or their slides, validate.")
-    left_out = "" if apart.all() else f"; {int((~apart).sum()):,} left out, since they or their slides validate"
+        raise UserError(f"`data.extra_train` {root}: all of its {len(table):,} patches, or their groups, validate.")
+    left_out = "" if apart.all() else f"; {int((~apart).sum()):,} left out, since they or their groups validate"
     rank_zero_info(f"extra training data: {root}: {describe(kept, np.ones(len(kept), dtype=bool))}{left_out}.")
-    if held_out_slides(part.table, part.val_mask) and "slide" not in kept:
-        rank_zero_warn(f"val/auroc may be optimistic: the slides of {root} are not known, and may validate.")
+    if unknown := [one for one in LEVELS if one not in kept and held_out_groups(part.table, part.val_mask, one)]:
+        rank_zero_warn(
+            f"val/auroc may be optimistic: {root} does not name the {unknown[-1]} of its patches, which may be "
+            "one that validates."
+        )
     return ExtraPart(kept, store)
 
 
 def keep_apart(extra: pd.DataFrame, table: pd.DataFrame, val_mask: np.ndarray) -> np.ndarray:
-    """Mark the extra training patches that have no copy in the validation part, and are of none of its slides.
+    """Mark the extra training patches that have no copy in the validation part, and are of no group of it.
 
-    Slides that are on both sides of the split already do not count. `tumor_001`, the name of a file, and
-    `camelyon16_train_tumor_001`, as PCam calls it, are the same slide: one name may be the end of the other.
+    Slides, patients and centers that are on both sides of the split already do not count. `tumor_001`, the name of a
+    file, and `camelyon16_train_tumor_001`, as PCam calls it, are the same slide: one name may be the end of the other.
 
     Args:
-        extra: one row a patch, with `pixel_sha1` and, where known, `slide`.
+        extra: one row a patch, with `pixel_sha1` and, where known, those of `LEVELS`.
         table: the same of the labeled part.
         val_mask: which rows of the table validate, shape (M,).
 
@@ -99,19 +113,22 @@ def keep_apart(extra: pd.DataFrame, table: pd.DataFrame, val_mask: np.ndarray) -
         Mask over the rows of `extra`, shape (N,).
     """
     apart = ~extra["pixel_sha1"].isin(set(table.loc[val_mask, "pixel_sha1"])).to_numpy()
-    if "slide" in extra:
-        held_out = held_out_slides(table, val_mask)
-        ends = {end for slide in held_out for end in _ends(slide)}
-        shared = {slide for slide in extra["slide"].dropna().unique() if slide in ends or held_out & _ends(slide)}
-        apart &= ~extra["slide"].isin(shared).to_numpy()
+    for level in LEVELS:
+        if level not in extra:
+            continue
+        held_out = held_out_groups(table, val_mask, level)
+        if level == "slide":
+            ends = {end for slide in held_out for end in _ends(slide)}
+            held_out = {slide for slide in extra[level].dropna().unique() if slide in ends or held_out & _ends(slide)}
+        apart &= ~extra[level].isin(held_out).to_numpy()
     return apart
 
 
-def held_out_slides(table: pd.DataFrame, val_mask: np.ndarray) -> set[str]:
-    """Return the slides all of whose patches validate; none where slides are not known."""
-    if "slide" not in table:
+def held_out_groups(table: pd.DataFrame, val_mask: np.ndarray, level: str) -> set[str]:
+    """Return the groups of a level all of whose patches validate; none where the level is not known."""
+    if level not in table:
         return set()
-    return set(table.loc[val_mask, "slide"].dropna()) - set(table.loc[~val_mask, "slide"])
+    return set(table.loc[val_mask, level].dropna()) - set(table.loc[~val_mask, level])
 
 
 def _ends(name: str) -> set[str]:
@@ -164,10 +181,7 @@ def draw_split(
                 f"`data.folds` {folds}: there are {len(set(names))} groups of {level}; with as many folds each is one."
             )
         if folds is not None and folds == len(set(names)):
-            group = pd.factorize(names, sort=True)[0]
-            return _one_group(table, group, fold, f"{level} {sorted(set(names))[fold]}"), np.zeros(
-                len(table), dtype=bool
-            )
+            return _one_group(table, names, level, fold)
     mask = validation_mask(table, group, val_fraction, seed, folds, fold)
     if blank.any() and (0 < val_fraction < 1 or folds):
         mask &= ~blank

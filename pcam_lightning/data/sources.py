@@ -117,6 +117,8 @@ def open_source(root: Path, *needed: str) -> PatchSource:
     if root.is_file() and not TableFile.detect(root):
         unzip = "unzip it and name" if root.suffix.lower() == ".zip" else "name"
         raise UserError(f"{root}: is a file, not a folder; {unzip} the data folder with `data.root`.")
+    if not root.exists() and root.suffix.lower() == ".csv":
+        raise UserError(f"{root}: no such file.")
     if not root.exists():
         raise UserError(f"{root}: no such folder; {HOW_TO_GET}.")
     layout = layout_of(root)

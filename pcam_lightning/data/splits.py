@@ -157,7 +157,8 @@ def describe(table: pd.DataFrame, mask: np.ndarray) -> str:
     """Tell how many patches a side has, its share of tumor and, where they are known, its slides."""
     rows = table[mask]
     share = f"{rows['label'].mean():.1%} tumor" if len(rows) else "none"
-    slides = f", {rows['slide'].nunique():,} slides" if "slide" in rows else ""
+    count = rows["slide"].nunique() if "slide" in rows else 0
+    slides = f", {count:,} slide{'s' if count != 1 else ''}" if "slide" in rows else ""
     return f"{len(rows):,} patches ({share}{slides})"
 
 
@@ -182,8 +183,14 @@ def find_slide_leakage(table: pd.DataFrame, mask: np.ndarray, *, by_file: bool) 
         by_file: the split was read from a file, which may have kept whole slides together.
     """
     if "slide" not in table:
-        if "val" in table and (mask == table["val"]).all():  # PCam's own parts are of different slides
+        if any(
+            level in table and not table[level][mask].isin(table[level][~mask]).any() for level in ("center", "patient")
+        ):
             return SlideLeakage()
+        if "val" in table and (mask == table["val"]).all():  # PCam's own parts are of different slides
+            by_file = True
+            if table["path"].str.contains(r"\.h5(?:\.gz)?$").all():
+                return SlideLeakage()
         return (
             SlideLeakage("patches of one slide may be on both sides", certain=False)
             if by_file

@@ -10,7 +10,7 @@ from pcam_lightning.utils.errors import UserError, shorten
 # Names that a column may have, the first that is there counts.
 _NAMES = {
     "path": ("path", "file", "filename", "file_name", "image", "image_path", "filepath"),
-    "label": ("label", "target", "class", "tumor", "y"),
+    "label": ("label", "target", "class", "tumor"),
     "id": ("id", "patch_id", "image_id"),
     "slide": ("slide", "wsi", "slide_id"),
     "patient": ("patient", "patient_id", "case", "case_id"),
@@ -36,6 +36,7 @@ class TableFile(ImageFolder):
     def __init__(self, root: Path) -> None:
         super().__init__(root.parent)
         self.file = root
+        self.cache_name = root.stem  # several CSVs of one folder have packed images of their own
         columns = _columns(root)
         self._knows_slides = "slide" in columns
         parts = set(_read(root)["split"]) if "split" in columns else set()
@@ -54,7 +55,7 @@ class TableFile(ImageFolder):
             UserError: there is neither.
         """
         if not self._parts:
-            raise UserError(f"{self.file}: no row of split train, and none of test.")
+            raise UserError(f"{self.file}: no row of split train, and none of test; those of val alone are not enough.")
         return self._parts
 
     def knows_slides(self) -> bool:
@@ -114,7 +115,9 @@ def _columns(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for what, names in _NAMES.items():
         columns = [column for column in header if column.strip().lower() in names]
-        if len(columns) > 1 and columns[0].strip().lower() != what:
+        if len(columns) > 1 and what in columns:
+            columns = [what]
+        if len(columns) > 1:
             raise UserError(f"{path}: columns {' and '.join(columns)} may both be the {what}; rename one to {what}.")
         if columns:
             found[what] = columns[0]
@@ -134,9 +137,10 @@ def _read(path: Path) -> pd.DataFrame:
     """
     columns = _columns(path)
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", usecols=[*columns.values()])
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a CSV file ({error}).") from None
+    frame = frame.drop(columns=[one for one in columns if one in frame and columns[one] != one])
     table: pd.DataFrame = frame.rename(columns={column: what for what, column in columns.items()}).apply(
         lambda one: one.str.strip()
     )
@@ -166,7 +170,7 @@ def _read(path: Path) -> pd.DataFrame:
     _refuse(
         path, table["id"], (table["id"] == "") | table["id"].str.contains(r"[/\\]"), "should be a name without folders"
     )
-    _refuse(path, table["id"], table["id"].duplicated(), "stands there twice")
+    _refuse(path, table["id"], table["id"].duplicated(), "is listed twice")
     return table
 
 

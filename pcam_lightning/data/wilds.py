@@ -83,15 +83,13 @@ class Wilds(ImageFolder):
         ):  # fmt: skip
             wrong = np.flatnonzero(~frame[name].str.fullmatch(allowed))
             if len(wrong):
-                raise UserError(
-                    f"{path}, row {wrong[0] + 2}: {name} {frame[name].iloc[wrong[0]]!r} is not of its kind."
-                )
+                raise UserError(f"{path}, row {wrong[0] + 2}: {name} {frame[name].iloc[wrong[0]]!r} is not valid.")
         patient = frame["patient"].str.zfill(3)
         folder = "patient_" + patient + "_node_" + frame["node"]
         patch_id = folder + "_x_" + frame["x_coord"] + "_y_" + frame["y_coord"]
         if patch_id.duplicated().any():
             raise UserError(
-                f"{path}, row {int(np.flatnonzero(patch_id.duplicated())[0]) + 2}: a patch that stands there twice."
+                f"{path}, row {int(np.flatnonzero(patch_id.duplicated())[0]) + 2}: a patch that is listed twice."
             )
         table = pd.DataFrame(
             {
@@ -100,6 +98,7 @@ class Wilds(ImageFolder):
                 "path": "patches/" + folder + "/patch_" + patch_id + ".png",
                 "slide": frame["slide"],
                 "patient": patient,
+                "node": patient + "_" + frame["node"],
                 "center": frame["center"],
                 "split": frame["split"].astype(int),
             }

@@ -20,7 +20,7 @@ def by_group(rows: pd.DataFrame, level: str, samples: int, seed: int) -> list[di
         samples: of the bootstrap.
         seed: of the bootstrap.
     """
-    message = []
+    scores = []
     for name, group in rows.groupby(level):
         label, logit = group["label"].to_numpy(), group["logit"].to_numpy()
         interval = {}
@@ -28,7 +28,7 @@ def by_group(rows: pd.DataFrame, level: str, samples: int, seed: int) -> list[di
             cluster, clustered_by = clusters(group.drop(columns=level))
             found = percentile_interval(0.0, bootstrap_scores(label, logit, cluster, samples, seed)[0])
             interval = {"low": found.low, "high": found.high, "clustered_by": clustered_by}
-        message.append(
+        scores.append(
             {
                 level: str(name),
                 "patches": len(group),
@@ -39,4 +39,4 @@ def by_group(rows: pd.DataFrame, level: str, samples: int, seed: int) -> list[di
                 **interval,
             }
         )
-    return sorted(message, key=lambda row: (-row["wrong"], -row["nll"]))
+    return sorted(scores, key=lambda row: (-row["wrong"], -row["nll"]))

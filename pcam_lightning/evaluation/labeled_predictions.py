@@ -91,7 +91,7 @@ def _validate_run(run: Run, labels: Path | None, root: Path | None) -> LabeledPr
         scores = validate(checkpoint, Config.of_checkpoint(read_checkpoint(checkpoint), **moved))
     except UserError as error:
         recorded = Path(read_checkpoint(checkpoint)["pcam"]["config"]["data"]["root"])
-        if root is None and not recorded.is_dir():
+        if root is None and not recorded.exists():
             raise UserError(f"{error} (`root` names a folder that has moved.)") from error
         raise
     return LabeledPredictions(
@@ -140,6 +140,11 @@ def find_evaluation_leakage(predictions: LabeledPredictions) -> SlideLeakage:
     if predictions.caution:
         return SlideLeakage(f"the network was {predictions.caution}", certain=False)
     if split is None:
+        return SlideLeakage()
+    if "fold" in rows and any(
+        level in rows and not (rows.groupby(level)["fold"].transform("nunique") > 1).any()
+        for level in ("center", "patient")
+    ):
         return SlideLeakage()
     if "fold" in rows:
         if "slide" not in rows:  # those that were known went into the file

@@ -95,6 +95,8 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
 def _kind(data: dict[str, Any]) -> str:
     if data.get("split_file"):
         return f"as {data['split_file']}"
+    if data.get("holdout"):
+        return f"by {data['holdout']}, held out whole"
     source = layout_of(Path(data["root"]))(Path(data["root"]))
     if source.own_split is not None:
         if not data.get("folds"):

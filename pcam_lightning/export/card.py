@@ -9,6 +9,7 @@ import timm
 import torch
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from scipy.special import expit, logit
 
 from pcam_lightning import __version__
 from pcam_lightning.data.training_patches import TrainingPatches
@@ -58,13 +59,16 @@ def write_card(
         loader=PackageLoader("pcam_lightning.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     text = environment.get_template("card.md").render(
-        head=_head(report, timm="model.safetensors" in files),
+        head=_head(
+            report, Path(first.checkpoint["pcam"]["config"]["data"]["root"]).name, timm="model.safetensors" in files
+        ),
         members=[_describe(source) for source in sources],
         own_cards=[text for source in sources if (text := _own_card(source))],
         report=report,
         test=_test(first) if len(sources) == 1 else None,
         worst=(report or {}).get("slides", [])[:WORST],
         temperature=temperature,
+        threshold=None if report is None else _threshold(float(report["threshold"]), temperature),
         origin=origin,
         differences=differences,
         files=files,
@@ -73,15 +77,15 @@ def write_card(
     path.write_text(text, encoding="utf-8")
 
 
-def _head(report: dict[str, Any] | None, *, timm: bool) -> str:
-    """Return what the hub reads of a card, as YAML."""
+def _head(report: dict[str, Any] | None, data: str, *, timm: bool) -> str:
+    """Return what the hub reads of a card, as YAML; scores on synthetic tissue are left out."""
     results = None
-    if report is not None:
+    if report is not None and not report["synthetic"]:
         results = [
             EvalResult(
                 task_type="image-classification",
-                dataset_type="patchcamelyon",
-                dataset_name=f"PatchCamelyon, validation part of {report['patches']:,} patches",
+                dataset_type="other",
+                dataset_name=f"validation part of {data}, {report['patches']:,} patches",
                 metric_type="roc_auc",
                 metric_value=round(report["auroc"]["value"], 4),
             )
@@ -117,7 +121,8 @@ def _describe(source: Source) -> dict[str, Any]:
         "patches": record["data"].get("patches"),
         "fingerprint": record["data"].get("pixels"),
         "held_out": record["split"].get("val"),
-        "split": _split(data),
+        "split": _split(record),
+        "extra": Path(data["extra_train"]).name if data.get("extra_train") else None,
         "tumor": network.positive_fraction,
         "steps": checkpoint["global_step"],
         "origins": list(trained.origins),
@@ -148,15 +153,21 @@ def _start(source: Source) -> str:
     return f"ImageNet weights, license: {license_ or 'not known'}"
 
 
-def _split(data: dict[str, Any]) -> str:
+def _threshold(prob: float, temperature: float) -> float:
+    """Return the threshold on probabilities after a temperature."""
+    return float(expit(logit(prob) / temperature))
+
+
+def _split(record: dict[str, Any]) -> str:
     """Return how the validation part was chosen."""
+    data, kind = record["config"]["data"], record["split"].get("kind")
+    if not kind:  # of version 0.2.0 and before
+        kind = f"as in {Path(data['split_file']).name}" if data.get("split_file") else "patches at random"
+        kind = "by slide, held out whole" if data.get("slides") and not data.get("split_file") else kind
     if data.get("split_file"):
-        return f"as in {Path(data['split_file']).name}"
-    what = "whole slides" if data.get("slides") else "patches at random, stratified by label"
+        return str(kind)
     seed = f"seed {data.get('split_seed', 'not recorded')}"
-    if data.get("folds"):
-        return f"fold {data['fold'] + 1} of {data['folds']}, {what}, {seed}"
-    return f"{what}, {data['val_fraction']:.0%}, {seed}" if "val_fraction" in data else f"{what}, {seed}"
+    return f"{kind}, fold {data['fold'] + 1} of {data['folds']}, {seed}" if data.get("folds") else f"{kind}, {seed}"
 
 
 def _report(source: Source) -> dict[str, Any] | None:

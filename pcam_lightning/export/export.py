@@ -87,7 +87,7 @@ def export_network(
         raise UserError("`output` DIR is required for several networks: they belong to none of the runs.")
     folder = sources[0].run.folder / "export" if output is None else Path(output).expanduser()
     temperature = sources[0].temperature() if calibrate else 1.0
-    patches = find_patches(sources[0], root, sample)
+    patches = find_patches(sources, root, sample)
     try:
         with atomic_folder(folder) as temporary:
             differences = _write(temporary, sources, temperature, patches, int8=int8)

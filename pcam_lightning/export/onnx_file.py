@@ -46,12 +46,27 @@ def write_onnx(path: Path, network: ExportNetwork, metadata: Mapping[str, str]) 
                 verbose=False,
             )
         assert program is not None
-        program.model.metadata_props.update(metadata)
         program.save(path, external_data=False)
+        _tidy(path, metadata)
         onnx.checker.check_model(path, full_check=True)
     except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"model.onnx: the network cannot be written as ONNX ({reason}).") from None
+
+
+def _tidy(path: Path, metadata: Mapping[str, str]) -> None:
+    """Replace what the exporter notes about its own steps, paths of this machine among them, by our metadata."""
+    model = onnx.load(path)
+    graph = model.graph
+    for one in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del one.metadata_props[:]
+        one.ClearField("doc_string")
+    for function in model.functions:
+        for one in (function, *function.node, *function.value_info):
+            del one.metadata_props[:]
+            one.ClearField("doc_string")
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save(model, path)
 
 
 @contextlib.contextmanager

@@ -52,6 +52,9 @@ def quantize(
     if training is None:
         raise UserError("`int8`: is calibrated on training patches, which are not at hand; `root` names the data.")
     path, prepared = folder / INT8, folder / "prepared.onnx"
+    if len(np.unique(comparison.label)) < 2:
+        raise UserError("`int8`: the patches to compare on are of one class, of which there is no AUROC.")
+    level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # its notes are about its own options
     quant_pre_process(folder / "model.onnx", prepared)
     quantize_static(
@@ -66,6 +69,7 @@ def quantize(
         calibrate_method=CalibrationMethod.MinMax,
     )
     prepared.unlink()
+    logging.getLogger().setLevel(level)
     found = comparison.compare(INT8, "checkpoint", comparison.run(onnx_logits(path)), expected)
     lost = found.checkpoint_auroc - found.auroc
     if not lost < MOST_LOST:

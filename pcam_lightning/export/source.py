@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.sources import parts
+from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.synthetic.kaggle_folder import draw_slide
 from pcam_lightning.synthetic.tissue import draw_patch
@@ -85,22 +87,25 @@ class Patches:
     training: np.ndarray | None = None
 
 
-def find_patches(source: Source, root: Path | None, sample: int) -> Patches:
+def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> Patches:
     """Return patches of a run's validation part; drawn ones, with a warning, where its data is not at hand.
 
     Args:
-        source: whose run it is.
+        sources: networks; the run of the first one counts.
         root: data folder, where it has moved since the run.
         sample: how many at most, drawn at random; 0 for all.
 
     Raises:
         UserError: the data cannot be used.
     """
+    source = sources[0]
     options = source.checkpoint["pcam"]["config"]["data"]
     folder = root or Path(options["root"])
-    if not folder.exists():
+    if not folder.exists() or "train" not in parts(folder):
         if not isinstance(source.run, BundledRun):
-            rank_zero_warn(f"{folder}: not there, so that files are compared on drawn patches; `root` names the data.")
+            rank_zero_warn(
+                f"{folder}: no labeled patches there, so that files are compared on drawn ones; `root` names the data."
+            )
         return draw_patches(DRAWN)
     if source.run.split.is_file():
         data = PCamDataModule(folder, split_file=source.run.split, cache_dir=_cache(options, root))
@@ -118,6 +123,11 @@ def find_patches(source: Source, root: Path | None, sample: int) -> Patches:
     image = data.train_store.images[data.train_store.rows(table["id"])]
     part = "validation patches" if known else "patches"
     origin = f"{len(table):,} {part} of {folder.name}" + (", drawn at random" if sample else "")
+    trained = TrainingPatches()
+    for other in sources:
+        trained |= TrainingPatches.of_checkpoint(other.path, other.checkpoint)
+    if overlap := trained.count(table):
+        origin += f" ({overlap:,} of them trained a network, so that AUROC is optimistic)"
     return Patches(image, table["label"].to_numpy(), origin, data.sample(2000).numpy() if known else None)
 
 
@@ -144,7 +154,7 @@ def read_sources(targets: Sequence[Path | str], tta: str | None) -> list[Source]
     sources = [Source.read(target, tta) for target in targets]
     paths = [source.path.resolve() for source in sources]
     if twice := next((path for path in paths if paths.count(path) > 1), None):
-        raise UserError(f"{twice}: is there twice.")
+        raise UserError(f"{twice}: is named twice.")
     return sources
 
 

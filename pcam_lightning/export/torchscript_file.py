@@ -2,6 +2,7 @@
 
 import io
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -28,7 +29,17 @@ def write_torchscript(path: Path, network: ExportNetwork) -> None:
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path.name}: the network cannot be traced ({reason}).") from None
-    path.write_bytes(buffer.getvalue())
+    path.write_bytes(_without_debug_files(buffer))
+
+
+def _without_debug_files(content: io.BytesIO) -> bytes:
+    """Return a TorchScript archive without the files that name the lines of its source, by paths of this machine."""
+    tidy = io.BytesIO()
+    with zipfile.ZipFile(content) as archive, zipfile.ZipFile(tidy, "w", zipfile.ZIP_STORED) as written:
+        for name in archive.namelist():
+            if not name.endswith(".debug_pkl"):
+                written.writestr(name, archive.read(name))
+    return tidy.getvalue()
 
 
 def read_torchscript(path: Path) -> torch.nn.Module:

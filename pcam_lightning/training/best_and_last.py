@@ -123,7 +123,11 @@ def run_record(trainer: L.Trainer, options: dict[str, Any], data: PCamDataModule
             "patches": len(data.table),
             "extra_train": data.extra_store and data.extra_store.fingerprint,
         },
-        "split": {"val": int(data.val_mask.sum()), "sha256": split_digest(data.table, data.val_mask)},
+        "split": {
+            "val": int(data.val_mask.sum()),
+            "sha256": split_digest(data.table, data.val_mask),
+            "kind": data.split_kind,
+        },
     }
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
 from pcam_lightning.data.datamodule import SPLIT_OPTIONS, PCamDataModule
+from pcam_lightning.data.kaggle import KaggleFolder
 from pcam_lightning.data.slide_map import find_slides
 from pcam_lightning.data.sources import layout_of
 from pcam_lightning.data.splits import describe, find_slide_leakage, split_digest, write_split
@@ -215,22 +216,27 @@ class FitSession:
     def _report_data(self) -> None:
         data, split_file = self.data, self.options.data.split_file
         sides = (describe(data.table, ~data.val_mask), describe(data.table, data.val_mask))
-        official = "val" in data.table and data.folds is None and split_file is None
+        official = "val" in data.table and data.folds is None and split_file is None and data.holdout is None
         parts = f", {layout_of(data.root)(data.root).own_split}" if official else ""
         rank_zero_info(f"data: {data.root}: {sides[0]} to train on, {sides[1]} to validate{parts}.")
         leakage = find_slide_leakage(data.table, data.val_mask, by_file=split_file is not None)
         if not data.val_mask.any() or self.demo or not leakage.message:
             return
         found = find_slides(data.root)
-        hint = f"`data.slides` {found} holds out whole slides."
         if split_file is not None and leakage.certain:
             hint = f"Leave `data.split_file` out: {split_file} separates patches of one slide."
         elif data.slides is not None:
             hint = f"{data.slides} should name them all."
-        elif found is None and "slide" in data.table:
+        elif found is not None:
+            hint = f"`data.slides` {found} holds out whole slides."
+        elif "slide" in data.table:
             hint = "`data.holdout` slide holds out whole slides."
-        elif found is None:
+        elif layout_of(data.root) is KaggleFolder:
             hint = "`data.slides` FILE (id,wsi) holds out whole slides; the README says where to get it."
+        else:
+            hint = (
+                "A CSV of patches with a column slide, as `data.root`, and `data.holdout` slide hold out whole slides."
+            )
         will = "will be optimistic, by 0.035 on the data in README" if leakage.certain else "may be optimistic"
         rank_zero_info(f"val/auroc {will}: {leakage.message}. {hint}")
 

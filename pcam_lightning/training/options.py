@@ -17,6 +17,7 @@ from lightning.pytorch import Trainer
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.slide_map import SLIDES_FILES, find_slides
 from pcam_lightning.data.sources import layout_of
+from pcam_lightning.data.table_file import TableFile
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.checkpoint import run_config
 from pcam_lightning.training.demo_run import NOT_REAL, is_demo_folder, is_synthetic, use_demo_data
@@ -194,7 +195,14 @@ class Config:
     def use_slides_for_folds(self) -> None:
         """Let folds hold out whole slides where a map of them lies in the data folder."""
         data = self.options.data
-        if data.slides is not None or data.split_file is not None or layout_of(data.root)(data.root).own_split:
+        if data.slides is not None or data.split_file is not None or data.holdout is not None:
+            return
+        source = layout_of(data.root)(data.root)
+        if source.own_split:
+            return
+        if isinstance(source, TableFile) and source.knows_slides():
+            data.holdout = "slide"
+            rank_zero_info(f"folds are of whole slides, by the column slide of {data.root}.")
             return
         # The synthetic folder of a demo run may not be there yet.
         found = data.root / SLIDES_FILES[0] if is_demo_folder(data.root) else find_slides(data.root)

@@ -13,8 +13,8 @@ _INK = 4.0  # and from which on it is black
 _FEWEST = 92  # stained pixels, a hundredth of a patch: fewer tell nothing of its stains
 _XYZ = torch.tensor([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 _WHITE = torch.tensor([0.95047, 1.0, 1.08883])  # D65
-_TO_XYZ = _XYZ / _WHITE[:, None]
-_FROM_XYZ = torch.linalg.inv(_TO_XYZ)
+_TO_XYZ: list[list[float]] = (_XYZ / _WHITE[:, None]).tolist()
+_FROM_XYZ: list[list[float]] = torch.linalg.inv(_XYZ / _WHITE[:, None]).tolist()
 
 
 class StainNormalizer(nn.Module):
@@ -123,8 +123,10 @@ def find_stains(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     gram = stains.mT @ stains
     determinant = gram[:, 0, 0] * gram[:, 1, 1] - gram[:, 0, 1] ** 2
     found = (count >= _FEWEST) & (determinant > 1e-6) & stains.isfinite().flatten(1).all(dim=1)
-    gram = torch.where(found[:, None, None], gram, torch.eye(2, device=gram.device))
-    a, b, d = gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1]
+    a, b, d = (
+        torch.where(found, one, value)
+        for one, value in ((gram[:, 0, 0], 1.0), (gram[:, 0, 1], 0.0), (gram[:, 1, 1], 1.0))
+    )
     adjugate = torch.stack([d, -b, -b, a], dim=1).view(-1, 2, 2)
     unmix = adjugate / (a * d - b * b)[:, None, None] @ stains.mT  # least squares
     amount = unmix @ density  # (B, 2, N)
@@ -137,7 +139,7 @@ def eigenvectors(matrix: torch.Tensor) -> torch.Tensor:
 
     By Jacobi's rotations, which are plain arithmetic: `torch.linalg.eigh` cannot be exported.
     """
-    vectors = torch.eye(3, dtype=matrix.dtype, device=matrix.device).expand_as(matrix)
+    vectors = _rotation(matrix[:, 0, 0] * 0, 0, 1)
     for first, second in ((0, 1), (0, 2), (1, 2)) * 5:  # five sweeps are more than float32 can tell from more
         twice = 2 * matrix[:, first, second]
         angle = torch.atan2(twice, matrix[:, second, second] - matrix[:, first, first]) / 2
@@ -150,7 +152,8 @@ def eigenvectors(matrix: torch.Tensor) -> torch.Tensor:
 
 def _rotation(angle: torch.Tensor, first: int, second: int) -> torch.Tensor:
     """Return rotations in the plane of two axes, by angles (B,), as matrices (B, 3, 3)."""
-    rows = [[torch.ones_like(angle) if i == j else torch.zeros_like(angle) for j in range(3)] for i in range(3)]
+    zero = angle * 0  # zeros_like would be traced with its device
+    rows = [[zero + 1 if i == j else zero for j in range(3)] for i in range(3)]
     rows[first][first] = rows[second][second] = angle.cos()
     rows[first][second] = angle.sin()
     rows[second][first] = -angle.sin()
@@ -160,8 +163,8 @@ def _rotation(angle: torch.Tensor, first: int, second: int) -> torch.Tensor:
 def _percentiles(values: torch.Tensor, count: torch.Tensor | None, shares: tuple[float, ...]) -> torch.Tensor:
     """Return the value at each share of the first `count` (by default, all) in order, (B, len(shares))."""
     ordered = values.sort(dim=1).values
-    last = (torch.full_like(ordered[:, 0], values.shape[1]) if count is None else count.to(values)) - 1
-    index = (last.clamp(min=0)[:, None] * torch.tensor(shares, device=values.device)).round().long()
+    last = (torch.isnan(ordered[:, 0]).float() * 0 + values.shape[1] if count is None else count.float()) - 1
+    index = torch.stack([last.clamp(min=0) * share for share in shares], dim=1).round().long()
     return ordered.gather(1, index)
 
 
@@ -183,7 +186,7 @@ def from_lab(lab: torch.Tensor) -> torch.Tensor:
     return torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
 
 
-def _mix(matrix: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    batch = image.shape[0]
-    matrix = matrix.to(image).expand(batch, 3, 3)
-    return map_pixels(image, matrix, image.new_zeros(batch, 3))
+def _mix(matrix: list[list[float]], image: torch.Tensor) -> torch.Tensor:
+    """Multiply colors (B, 3, H, W) by a matrix of numbers: a tensor would be traced with its device."""
+    red, green, blue = image.unbind(dim=1)
+    return torch.stack([a * red + b * green + c * blue for a, b, c in matrix], dim=1)

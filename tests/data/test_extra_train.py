@@ -83,7 +83,7 @@ def test_folders_that_cannot_be_added(drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere: no such folder"):
         PCamDataModule(drawn, extra_train="nowhere").setup("fit")
     shutil.copytree(drawn, tmp_path / "copy")
-    with pytest.raises(UserError, match=r"or their slides, validate"):
+    with pytest.raises(UserError, match=r"or their groups, validate"):
         PCamDataModule(drawn, val_fraction=1, extra_train=tmp_path / "copy").setup("fit")
     assert main(["probe", "-c", CONFIG, "--data.root", str(drawn), "--data.extra_train", str(tmp_path / "copy")]) == 2
 

@@ -64,15 +64,17 @@ def test_a_folder_of_validation_patches_is_the_split(val: str, tmp_path: Path) -
     assert int(data.val_mask.sum()) == 8
 
 
-def test_names_that_are_unique_are_the_ids(tmp_path: Path) -> None:
+def test_an_id_is_a_path(tmp_path: Path) -> None:
     root = tmp_path / "data"
     for label in (0, 1):
-        for index in range(5):
-            write_patch(root / "train" / str(label) / "slide" / f"patch_{label}{index}.tif", 10 * label + index)
-    write_patch(root / "test" / "a.png", 1)
+        for index in range(2):
+            write_patch(root / "train" / str(label) / "slide" / f"{index}.tif", 10 * label + index)
+    write_patch(root / "test" / "0.png", 1)
     source = open_source(root, "train")
-    assert source.read_train()["id"].tolist() == [f"patch_{label}{index}" for label in (0, 1) for index in range(5)]
-    assert source.read_test()["id"].tolist() == ["a"]
+    assert source.read_train()["id"].tolist() == [
+        f"train_{label}_slide_{index}" for label in (0, 1) for index in (0, 1)
+    ]
+    assert source.read_test()["id"].tolist() == ["0"]  # none of those that train, though a file has the same name
     with pytest.raises(UserError, match=r"test: scoring it needs its labels, as folders"):
         source.read_test(answers=True)
 
@@ -151,8 +153,8 @@ def write(path: str, content: bytes) -> Callable[[Path], None]:
 BROKEN_WILDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no column": (edit("metadata.csv", lambda frame: frame.drop(columns="center")), "no column center, which that of"),
     "no labels": (edit("metadata.csv", lambda frame: frame.drop(columns="tumor")), "no column tumor"),
-    "a label of 2": (cell("tumor", 3, "2"), r"row 5: tumor '2' is not of its kind"),
-    "an empty label": (cell("tumor", 0, ""), r"row 2: tumor '' is not of its kind"),
+    "a label of 2": (cell("tumor", 3, "2"), r"row 5: tumor '2' is not valid"),
+    "an empty label": (cell("tumor", 0, ""), r"row 2: tumor '' is not valid"),
     "a center in words": (cell("center", 1, "Utrecht"), r"row 3: center 'Utrecht'"),
     "a negative place": (cell("x_coord", 1, "-5"), r"row 3: x_coord '-5'"),
     "a fraction": (cell("y_coord", 1, "7.0"), r"row 3: y_coord '7.0'"),
@@ -162,7 +164,7 @@ BROKEN_WILDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a split in words": (cell("split", 2, "train"), r"row 4: split 'train'"),
     "a row twice": (
         edit("metadata.csv", lambda f: pd.concat([f, f.iloc[:1]])),
-        r"row 22: a patch that stands there twice",
+        r"row 22: a patch that is listed twice",
     ),
     "another place": (cell("x_coord", 0, "9"), "1 of 13 patches of metadata.csv have no file"),
     "a file missing": (remove("patches/patient_000*/*"), "1 of 13 patches of metadata.csv have no file"),
@@ -193,14 +195,14 @@ BROKEN_CLASSES: dict[str, tuple[Callable[[Path], None], str]] = {
         write("train_labels.csv", b"id,label\n"),
         r"in train_labels.csv and by folder, train/0 and train/1",
     ),
-    "a third class": (write("train/2/a.png", b""), r"train/2: a folder of no class"),
+    "a third class": (write("train/2/a.png", b""), r"train/2: not a class folder"),
     "one class without images": (empty("train/1"), "no .tif or .png"),
-    "val without a class": (write("val/other/a.png", b""), r"val/other: a folder of no class"),
+    "val without a class": (write("val/other/a.png", b""), r"val/other: not a class folder"),
     "val without images": (write("val/0/notes.txt", b""), "no .tif or .png"),
     "a damaged patch": (write("train/1/03.png", b"no image"), "1 of 20 image files cannot be used"),
     "an empty file": (write("train/1/03.png", b""), "1 of 20 image files cannot be used"),
     "two files of one name": (write("train/1/03.PNG", b""), "have the same id"),
-    "names that collide": (write("train/1_0/x.png", b""), r"train/1_0: a folder of no class"),
+    "names that collide": (write("train/1_0/x.png", b""), r"train/1_0: not a class folder"),
     "a slides file": (lambda root: None, "does not go with class folders"),
 }
 
@@ -263,7 +265,7 @@ def test_whole_hospitals_are_held_out_one_a_fold(tmp_path: Path, capsys: pytest.
     ):
         PCamDataModule(file, holdout="patient").setup("fit")
     by_class = table(tmp_path / "other", center=[f"h{index // 5 % 2}" for index in range(20)])
-    with pytest.raises(UserError, match=r"where center h0 validates, what validates has patches of one class only"):
+    with pytest.raises(UserError, match=r"with center h0 held out, the validation part has one class only"):
         PCamDataModule(by_class, holdout="center", folds=2).setup("fit")
 
 
@@ -293,8 +295,8 @@ BROKEN_TABLES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a path upward": (text_cell("path", 0, "images/../../a.png"), r"row 2: path 'images/../../a.png'"),
     "a path that is missing": (text_cell("path", 0, "images/0/99.png"), r"row 2: .*99.png: no such file"),
     "a folder that is missing": (text_cell("path", 0, "elsewhere/1.png"), r"row 2: .*elsewhere/1.png: no such file"),
-    "a file twice": (text_cell("path", 1, "images/0/00.png"), "stands there twice"),
-    "an id twice": (edit("patches.csv", lambda f: f.assign(id="a")), "row 3: id 'a' stands there twice"),
+    "a file twice": (text_cell("path", 1, "images/0/00.png"), "is listed twice"),
+    "an id twice": (edit("patches.csv", lambda f: f.assign(id="a")), "row 3: id 'a' is listed twice"),
     "an id with a folder": (edit("patches.csv", lambda f: f.assign(id=f["path"])), "should be a name without folders"),
     "no slide": (text_cell("slide", 2, ""), "row 4: slide '' is empty"),
     "no center": (text_cell("center", 2, " "), "row 4: center '' is empty"),
