@@ -16,8 +16,10 @@ from pcam_lightning import PCamDataModule
 from pcam_lightning.cli.main import main
 from pcam_lightning.data.class_folders import ClassFolders
 from pcam_lightning.data.sources import layout_of, open_source
+from pcam_lightning.data.splits import find_slide_leakage
 from pcam_lightning.data.wilds import Wilds
 from pcam_lightning.synthetic.kaggle_folder import synthesize
+from pcam_lightning.training.options import Config
 from pcam_lightning.utils.errors import UserError
 
 
@@ -344,3 +346,72 @@ def test_drawn_folders_of_each_layout_train(layout: Any, tmp_path: Path, capsys:
 def test_more_folds_than_hospitals_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"`data.folds` 6: there are 5 groups of center"):
         PCamDataModule(table(tmp_path / "data"), holdout="center", folds=6).setup("fit")
+
+
+def test_every_hospital_is_checked_before_the_first_trains(tmp_path: Path) -> None:
+    center = [f"h{index % 4}" if index < 16 else "z" for index in range(20)]
+    label = [str(index // 4 % 2) if index < 16 else "1" for index in range(20)]
+    with pytest.raises(UserError, match=r"with center z held out, the validation part has one class only"):
+        PCamDataModule(table(tmp_path / "data", center=center, label=label), holdout="center", folds=5).setup("fit")
+
+
+def test_copies_in_several_hospitals_never_validate(tmp_path: Path) -> None:
+    file = table(tmp_path / "data")
+    shutil.copy(file.parent / "images/0/00.png", file.parent / "images/1/01.png")
+    for fold in (0, 1):
+        data = PCamDataModule(file, holdout="center", folds=5, fold=fold)
+        data.setup("fit")
+        assert not set(data.table["id"][data.val_mask]) & {"00", "01"}
+        assert data.always_train.sum() == 2
+
+
+def test_folds_of_a_csv_are_of_whole_slides(tmp_path: Path) -> None:
+    config = Config.load(data={"root": str(table(tmp_path / "data")), "folds": 2})
+    config.resolve()
+    config.use_slides_for_folds()
+    assert config.options.data.holdout == "slide"
+
+
+def test_leakage_is_told_by_what_is_known(tmp_path: Path) -> None:
+    data = PCamDataModule(class_folders(tmp_path / "classes", ("0", "1"), "train", "val"))
+    data.setup("fit")
+    leakage = find_slide_leakage(data.table, data.val_mask, by_file=False)
+    assert leakage == ("patches of one slide may be on both sides", False)
+    file = table(tmp_path / "data")
+    frame = pd.read_csv(file)
+    frame.drop(columns="slide").to_csv(file, index=False)
+    data = PCamDataModule(file, holdout="center", folds=5)
+    data.setup("fit")
+    assert not find_slide_leakage(data.table, data.val_mask, by_file=False).message
+    frame.assign(patient="p").to_csv(file, index=False)
+    data = PCamDataModule(file, holdout="slide", val_fraction=0.4)
+    data.setup("fit")
+    leakage = find_slide_leakage(data.table, data.val_mask, by_file=False)
+    assert "10 of 10 validation patches are of patients that train it too" in leakage.message
+
+
+def test_csvs_of_one_folder_have_packed_images_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(tmp_path / "data")
+    part = file.with_name("part.csv")
+    pd.read_csv(file).iloc[:15].to_csv(part, index=False)
+    for one in (file, part, file, part):
+        PCamDataModule(one).setup("fit")
+    assert "packing again" not in capsys.readouterr().err
+
+
+def test_extra_patches_of_a_hospital_that_validates_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = table(tmp_path / "data")
+    extra = tmp_path / "extra"
+    rows = [{"path": f"{index}.png", "label": index % 2, "center": f"h{index % 5}"} for index in range(10)]
+    for index in range(10):
+        write_patch(extra / f"{index}.png", 1000 + index)
+    pd.DataFrame(rows).to_csv(extra / "extra.csv", index=False)
+    data = PCamDataModule(file, holdout="center", folds=5, fold=2, extra_train=extra / "extra.csv")
+    data.setup("fit")
+    assert "8 patches" in (told := capsys.readouterr().err)
+    assert "2 left out, since they or their groups validate" in told
+    assert not (data.train_table["center"] == "h2").any()
+    with pytest.raises(UserError, match=r"is a split already; leave `data.holdout` out"):
+        PCamDataModule(file, holdout="center", split_file="split.csv")
