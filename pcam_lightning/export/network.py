@@ -25,9 +25,9 @@ class ExportNetwork(nn.Module):
         self.preprocess = nn.ModuleList(copy.deepcopy(network.preprocess) for network in networks)
         self.views = [network.hparams["tta"] for network in networks]
         self.temperature = temperature
-        self.eval().requires_grad_(requires_grad=False)
         for net in self.nets:
-            as_plain_layers(net)
+            as_plain_layers(net.eval())
+        self.eval().requires_grad_(requires_grad=False)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Map patches, float (B, 3, 96, 96) in [0, 1], to logits (B,)."""

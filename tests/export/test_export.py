@@ -79,6 +79,7 @@ def test_the_folder_holds_what_each_program_reads(exported: Path, small: Path) -
     module = read_torchscript(exported / "torchscript_model.pt")
     assert list(module.parameters())  # a frozen one has none, and WSInfer asks for them
     both = module(torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255)
+    assert not both.requires_grad
     assert both.shape == (10, 2)
     assert torch.softmax(both, dim=1)[:, 1].detach().numpy() == pytest.approx(vectors["prob"], abs=1e-5)
     config = json.loads((exported / "config.json").read_text())
