@@ -121,7 +121,7 @@ def run_record(trainer: L.Trainer, options: dict[str, Any], data: PCamDataModule
             "root": str(data.root),
             "pixels": data.train_store.fingerprint,
             "patches": len(data.table),
-            "extra_train": data.extra_store and data.extra_store.fingerprint,
+            **({} if data.extra_store is None else {"extra_train": data.extra_store.fingerprint}),
         },
         "split": {
             "val": int(data.val_mask.sum()),

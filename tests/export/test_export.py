@@ -241,6 +241,11 @@ def test_what_cannot_be_exported_leaves_nothing(
     assert main(["export", str(small), "--output", str(tmp_path / "export")]) == 2
     assert "export is there already" in capsys.readouterr().err
     assert main(["export", str(small), "--tta=d8"]) == 2
+    shutil.copytree(small, tmp_path / "diverged")
+    (tmp_path / "diverged" / "diverged.csv").write_text("id\n")
+    assert main(["export", str(tmp_path / "diverged")]) == 2
+    assert "the loss of this run was NaN or infinite" in capsys.readouterr().err
+    assert not (tmp_path / "diverged" / "export").exists()
 
 
 def test_a_full_disk_leaves_nothing(small: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_fit_trains_on_them_too(
     config = str(Path(__file__).parents[2] / "configs" / "base.yaml")
     fit = ["fit", "-c", config, "--data.root", str(drawn), "--trainer.max_epochs=1", *FAST]
     assert main([*fit, "--data.extra_train=hard_negatives"]) == 0
-    assert "hard_negatives: 20 patches (0.0% tumor, 1 slides)." in capsys.readouterr().err
+    assert "hard_negatives: 20 patches (0.0% tumor, 1 slide)." in capsys.readouterr().err
 
 
 def heat_map(logit: np.ndarray) -> HeatMap:
