@@ -1,5 +1,6 @@
 """One CSV with a row for each patch: path, label and, where known, slide, patient, center and split."""
 
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -39,9 +40,14 @@ class TableFile(ImageFolder):
         self.cache_name = root.stem  # several CSVs of one folder have packed images of their own
         columns = _columns(root)
         self._knows_slides = "slide" in columns
-        parts = set(_read(root)["split"]) if "split" in columns else set()
+        parts = set(self._rows["split"]) if "split" in columns else set()
         self._parts = [part for part in ("train", "test") if not parts or part in parts][: None if parts else 1]
         self.own_split = f"the column {columns['split']}" if "val" in parts else None
+
+    @cached_property
+    def _rows(self) -> pd.DataFrame:
+        """All rows of the CSV, read once."""
+        return _read(self.file)
 
     @classmethod
     def detect(cls, root: Path) -> bool:
@@ -70,7 +76,7 @@ class TableFile(ImageFolder):
         """
         if slides is not None:
             raise UserError(f"{self.file}: a column slide names the slides; leave `data.slides` out.")
-        table = _read(self.file)
+        table = self._rows
         if "split" in table:
             table = table[table["split"] != "test"]
             if self.own_split is not None:
@@ -83,7 +89,7 @@ class TableFile(ImageFolder):
         Raises:
             UserError: there is none, or a file is missing.
         """
-        table = _read(self.file)
+        table = self._rows
         table = self._finish(table[table["split"] == "test"] if "split" in table else table.iloc[:0], "test")
         return table if answers else table.drop(columns="label")
 

@@ -6,9 +6,12 @@ import zipfile
 from pathlib import Path
 
 import torch
+from torch.jit._trace import TracerWarning
 
 from pcam_lightning.export.network import ExportNetwork, TwoLogits
 from pcam_lightning.utils.errors import UserError
+
+_DEPRECATED = (FutureWarning, DeprecationWarning)  # torch deprecates TorchScript, which WSInfer and QuPath read
 
 
 def write_torchscript(path: Path, network: ExportNetwork) -> None:
@@ -23,7 +26,8 @@ def write_torchscript(path: Path, network: ExportNetwork) -> None:
     buffer = io.BytesIO()
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a shape that is constant is what is meant; torch deprecates TorchScript
+            for category in (TracerWarning, *_DEPRECATED):  # a shape that is constant is what is meant
+                warnings.simplefilter("ignore", category)
             traced = torch.jit.trace(TwoLogits(network).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
             torch.jit.save(traced, buffer)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -45,6 +49,7 @@ def _without_debug_files(content: io.BytesIO) -> bytes:
 def read_torchscript(path: Path) -> torch.nn.Module:
     """Read what `write_torchscript` has written."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        for category in _DEPRECATED:
+            warnings.simplefilter("ignore", category)
         module: torch.nn.Module = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
     return module
