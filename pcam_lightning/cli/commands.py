@@ -12,17 +12,31 @@ from pcam_lightning.utils.errors import rank_zero_info
 from pcam_lightning.utils.run_dir import BundledRun, run_at
 
 
-def pack(root: Path = Path("data"), cache_dir: Path | None = None, verify: bool = False) -> None:
+def pack(
+    root: Path = Path("data"),
+    cache_dir: Path | None = None,
+    columns: dict[str, str] | None = None,
+    resize: Literal["crop", "scale"] | None = None,
+    mpp: float | None = None,
+    verify: bool = False,
+) -> None:
     """Pack the images of a data folder ahead of the first fit and the first predict.
 
     Args:
         root: data folder; one that has only test/ is packed too.
         cache_dir: folder for the packed images; by default .pcam_cache in the data folder.
+        columns: of a CSV of patches: what its columns path, label, id, slide, patient, center and split are called,
+            where that is none of the usual names.
+        resize: take images of another size, or JPEG: crop cuts 96 x 96 pixels at the center, scale resamples the 93 um
+            at the center to 96 x 96 pixels. Needs `mpp`.
+        mpp: um per pixel of the images that are resized, such as 0.5 of a scan at 20x.
         verify: hash all packed pixels and image files, pack again where they differ, and stop where pixels are not what
             the ids say (Kaggle's ids are the SHA-1 of the pixels).
     """
-    data = PCamDataModule(root, val_fraction=0, cache_dir=cache_dir, verify=verify)
-    for part in parts(root):
+    data = PCamDataModule(
+        root, val_fraction=0, cache_dir=cache_dir, columns=columns, resize=resize, mpp=mpp, verify=verify
+    )
+    for part in parts(root, columns):
         data.setup({"train": "fit", "test": "predict"}[part])
         store = data.train_store if part == "train" else data.test_store
         assert store is not None
@@ -192,6 +206,9 @@ def _predict_onnx(
     output: Path = Path(),
     batch_size: int = 64,
     cache_dir: Path | None = None,
+    columns: dict[str, str] | None = None,
+    resize: Literal["crop", "scale"] | None = None,
+    mpp: float | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write submission.csv for test/, predicted by an exported network.
@@ -202,6 +219,11 @@ def _predict_onnx(
         output: folder to write into, by default the working folder.
         batch_size: patches a batch.
         cache_dir: folder for the packed images; by default .pcam_cache in the data folder.
+        columns: of a CSV of patches: what its columns path, label, id, slide, patient, center and split are called,
+            where that is none of the usual names.
+        resize: take images of another size, or JPEG: crop cuts 96 x 96 pixels at the center, scale resamples the 93 um
+            at the center to 96 x 96 pixels. Needs `mpp`.
+        mpp: um per pixel of the images that are resized, such as 0.5 of a scan at 20x.
         overwrite: replace a submission that is there and differs.
     """
     from pcam_lightning.cli.run_commands import check_output
@@ -210,7 +232,8 @@ def _predict_onnx(
 
     output.mkdir(parents=True, exist_ok=True)
     check_output(output)
-    write_submission(output / "submission.csv", predict_onnx(model, root, batch_size, cache_dir), overwrite=overwrite)
+    predictions = predict_onnx(model, root, batch_size, cache_dir, columns, resize, mpp)
+    write_submission(output / "submission.csv", predictions, overwrite=overwrite)
 
 
 def _serve(folder: Path, host: str = "127.0.0.1", port: int = 8000, max_mb: int = 20) -> None:

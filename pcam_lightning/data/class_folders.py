@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pcam_lightning.data.image_files import ImageFolder, find_images
+from pcam_lightning.data.image_files import ImageFolder
 from pcam_lightning.utils.errors import UserError
 
 _CLASSES = {
@@ -69,7 +69,7 @@ class ClassFolders(ImageFolder):
             return table if answers else table.drop(columns="label")
         if answers:
             raise UserError(f"{folder}: scoring it needs its labels, as folders of the same names as in train/.")
-        return _with_ids(pd.DataFrame({"path": sorted(find_images(self.root, "test").values())}))
+        return _with_ids(pd.DataFrame({"path": sorted(self.find_images("test").values())}))
 
     def _read(self, part: str) -> pd.DataFrame:
         """Return path and label of the images of a part."""
@@ -82,7 +82,7 @@ class ClassFolders(ImageFolder):
         rows = [
             (path, label)
             for name, label in sorted(classes.items())
-            for path in find_images(self.root, f"{part}/{name}", unique=False).values()
+            for path in self.find_images(f"{part}/{name}", unique=False).values()
         ]
         return pd.DataFrame(rows, columns=["path", "label"]).astype({"label": "int8"})
 

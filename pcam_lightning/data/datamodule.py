@@ -13,16 +13,19 @@ from torch.utils.data import DataLoader
 from pcam_lightning.data.batches import Batch, BatchSampler, JoinedPatches, Patches
 from pcam_lightning.data.packed_store import PackedStore, open_store
 from pcam_lightning.data.parts import ExtraPart, LabeledPart, TestPart, draw_split, open_extra
+from pcam_lightning.data.resize import make_resize
 from pcam_lightning.data.sources import open_source
 from pcam_lightning.data.splits import read_split
-from pcam_lightning.utils.errors import UserError, check_number, rank_zero_warn
+from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info, rank_zero_warn
 
 if TYPE_CHECKING:
     PathOrText = Path | str
 else:  # the command line's parser makes a path of any text; it would take a union of both for that of `ckpt_path`
     PathOrText = Path
 
-# Options of PCamDataModule that say which patches validate.
+# Options of PCamDataModule that say how the files of its data folder are read.
+READ_OPTIONS = ("columns", "resize", "mpp")
+# Those that say which patches validate.
 SPLIT_OPTIONS = ("val_fraction", "split_seed", "split_file", "slides", "unknown_slides", "holdout", "folds", "fold")
 
 
@@ -48,6 +51,11 @@ class PCamDataModule(L.LightningDataModule):
         extra_train: another data folder, such as `mine` writes, whose labeled patches are added to the training part.
             Those that validate, by pixels or, where both folders name the slides, by slide, are left out.
         cache_dir: folder for the packed images, 27.6 kB a patch; by default .pcam_cache in the data folder.
+        columns: of a CSV of patches: what its columns path, label, id, slide, patient, center and split are called,
+            where that is none of the usual names, such as `label: malignant`.
+        resize: take images of another size, or JPEG: crop cuts 96 x 96 pixels at the center, scale resamples the 93 um
+            at the center to 96 x 96 pixels. Needs `mpp`. Does not count for `extra_train`.
+        mpp: um per pixel of the images that are resized, such as 0.5 of a scan at 20x.
         verify: hash all packed pixels and image files, pack again where they differ, and stop where pixels are not what
             the ids say (Kaggle's ids are the SHA-1 of the pixels).
         num_workers: processes that gather batches. With 0 the training process does, one copy from memory a batch; 2
@@ -68,6 +76,9 @@ class PCamDataModule(L.LightningDataModule):
         split_file: PathOrText | None = None,
         extra_train: PathOrText | None = None,
         cache_dir: PathOrText | None = None,
+        columns: dict[str, str] | None = None,
+        resize: Literal["crop", "scale"] | None = None,
+        mpp: float | None = None,
         verify: bool = False,
         num_workers: int = 0,
     ) -> None:
@@ -102,11 +113,15 @@ class PCamDataModule(L.LightningDataModule):
         self.split_file = _path(split_file)
         self.extra_train = _path(extra_train)
         self.cache_dir = _path(cache_dir)
+        self.columns = columns
+        self.resize = resize
+        self.mpp = mpp
         self.verify = verify
         self.num_workers = num_workers
         self.ids = np.empty(0, dtype="U1")  # of all parts that were set up; a batch's `row` indexes it
         self.start_epoch = 0  # of a resumed fit, set when its checkpoint is loaded
         self.split_kind = ""  # how the validation part was chosen, set when it is
+        self._resize = make_resize(resize, mpp)
         self._labeled: LabeledPart | None = None
         self._extra: ExtraPart | None = None
         self._test: TestPart | None = None
@@ -135,8 +150,9 @@ class PCamDataModule(L.LightningDataModule):
 
     def _setup_labeled(self) -> None:
         self._seed = torch.initial_seed()  # what seed_everything was given
-        source = open_source(self.root, "train")
+        source = open_source(self.root, "train", resize=self._resize, columns=self.columns)
         table = source.read_train(self.slides, self.unknown_slides)
+        self._report_resize(table, source.root)
         if len(present := set(table["label"])) < 2:
             raise UserError(
                 f"{self.root}: every training label is {present.pop()}; training needs patches of both classes, 0 for "
@@ -182,13 +198,18 @@ class PCamDataModule(L.LightningDataModule):
         self._labeled = part._replace(train=JoinedPatches([part.train, patches]))
 
     def _setup_test(self, *, answers: bool) -> None:
-        source = open_source(self.root, "test")
+        source = open_source(self.root, "test", resize=self._resize, columns=self.columns)
         table = source.read_test(answers=answers)
+        self._report_resize(table, source.root)
         store = open_store(table, source, "test", self.cache_dir, self.verify)
         labels = table["label"].to_numpy(dtype=np.float32) if answers else None
         rows = store.rows(table["id"])
         table["pixel_sha1"] = store.pixel_sha1[rows]
         self._test = TestPart(table, store, Patches(store, rows, labels, self._add_ids(store)))
+
+    def _report_resize(self, table: pd.DataFrame, root: Path) -> None:
+        if self._resize is not None:
+            rank_zero_info(self._resize.describe(root, table["path"].tolist()))
 
     def _add_ids(self, store: PackedStore) -> int:
         """Append a store's ids; return the row of the first of them in `ids`."""

@@ -10,9 +10,11 @@ import pandas as pd
 
 from pcam_lightning.data.csv_tables import HOW_TO_GET
 from pcam_lightning.data.image_io import BYTES, read_patch
+from pcam_lightning.data.resize import Resize
 from pcam_lightning.utils.errors import UserError
 
 SUFFIXES = (".tif", ".tiff", ".png")  # the earlier one wins where an id has several
+JPEGS = (".jpg", ".jpeg")  # read with `data.resize` alone
 CHUNK = 128  # patches that one task decodes and writes: 3.5 MB
 BadFiles = dict[int, tuple[str, str]]  # number within a chunk: name, reason
 
@@ -22,6 +24,7 @@ class FileChunk(NamedTuple):
 
     root: str
     paths: list[str]
+    resize: Resize | None = None
 
     @property
     def size(self) -> int:
@@ -34,7 +37,7 @@ class FileChunk(NamedTuple):
         pixels = bytearray()
         for number, path in enumerate(self.paths):
             try:
-                pixels += read_patch(os.path.join(self.root, path))
+                pixels += read_patch(os.path.join(self.root, path), self.resize)
             except Exception as error:  # whatever a decoder raises over foreign bytes is about that file
                 bad[number] = path, str(error) or type(error).__name__
                 pixels += bytes(BYTES)
@@ -50,6 +53,7 @@ class ImageFolder:
 
     own_split: str | None = None
     cache_name = ""  # of a folder for the packed images, below that of the data folder
+    resize: Resize | None = None  # set by `open_source`
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -58,12 +62,16 @@ class ImageFolder:
         """Return the number of patches that are unpacked to disk while the table is packed: none."""
         return 0
 
+    def find_images(self, part: str, *, unique: bool = True) -> dict[str, str]:
+        """Map id to path for the images of a folder below `root`, see `find_images`."""
+        return find_images(self.root, part, unique=unique, jpeg=self.resize is not None)
+
     @contextmanager
     def open(self, table: pd.DataFrame, scratch: Path) -> Iterator[list[FileChunk]]:
         """Cut a table with the column `path` into chunks to read."""
         paths = table["path"].tolist()
         starts = range(0, len(paths), CHUNK)
-        yield [FileChunk(os.fspath(self.root), paths[start : start + CHUNK]) for start in starts]
+        yield [FileChunk(os.fspath(self.root), paths[start : start + CHUNK], self.resize) for start in starts]
 
 
 def list_folder(root: Path, folder: str) -> list[str]:
@@ -75,13 +83,14 @@ def list_folder(root: Path, folder: str) -> list[str]:
         return []
 
 
-def find_images(root: Path, part: str, *, unique: bool = True) -> dict[str, str]:
+def find_images(root: Path, part: str, *, unique: bool = True, jpeg: bool = False) -> dict[str, str]:
     """Map id to path below `root` for all images below `root/part`; folders are listed, no file is opened.
 
     Args:
         root: the data folder.
         part: a folder in it.
         unique: whether files in different folders must have different names; else an id is a path without suffix.
+        jpeg: whether JPEG files count.
 
     Raises:
         UserError: there is no such folder, no image in it, or two files have one id.
@@ -89,6 +98,7 @@ def find_images(root: Path, part: str, *, unique: bool = True) -> dict[str, str]
     if not (root / part).is_dir():
         raise UserError(f"{root / part}: no such folder; {HOW_TO_GET}.")
     found: dict[str, str] = {}
+    suffixes = (*SUFFIXES, *JPEGS) if jpeg else SUFFIXES
     jpegs = 0
     numbered_folders = ["" if part == "." else part + "/"]  # below root, each with a slash at its end
     while numbered_folders:
@@ -97,7 +107,7 @@ def find_images(root: Path, part: str, *, unique: bool = True) -> dict[str, str]
             if entry.name.startswith("."):  # what macOS leaves beside files, and our own cache folder
                 continue
             stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() in SUFFIXES:
+            if suffix.lower() in suffixes:
                 path = folder + entry.name
                 stem = stem if unique else folder + stem
                 other = found.setdefault(stem, path)
@@ -106,16 +116,16 @@ def find_images(root: Path, part: str, *, unique: bool = True) -> dict[str, str]
             elif entry.is_dir():
                 numbered_folders.append(folder + entry.name + "/")
             else:
-                jpegs += suffix.lower() in (".jpg", ".jpeg")
+                jpegs += suffix.lower() in JPEGS
     if not found:
-        hint = f"{jpegs:,} .jpg: convert to PNG, 96 x 96 pixels" if jpegs else HOW_TO_GET
+        hint = f"{jpegs:,} .jpg: `data.resize` crop or scale reads JPEG" if jpegs else HOW_TO_GET
         raise UserError(f"{root / part}: no .tif or .png file in it or below; {hint}.")
     return found
 
 
 def _preferred(root: Path, first: str, second: str) -> str:
     def rank(path: str) -> int:
-        return SUFFIXES.index(os.path.splitext(path)[1].lower())
+        return (*SUFFIXES, *JPEGS).index(os.path.splitext(path)[1].lower())
 
     if rank(first) == rank(second):
         raise UserError(f"{root / first} and {root / second} have the same id; remove or rename one of them.")

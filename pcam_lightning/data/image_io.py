@@ -4,14 +4,17 @@ import hashlib
 import os
 import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 SHAPE = (96, 96, 3)  # height, width, RGB
 BYTES = 96 * 96 * 3  # of one patch
+MPP = 0.972  # um per pixel of PCam's patches: level 2 of slides with 0.243
 _ORDERS = {b"II*\0": "<", b"MM\0*": ">"}  # how a TIFF starts, and its byte order
-_OTHERS = {b"\xff\xd8\xff": "a JPEG image", b"GIF8": "a GIF image", b"BM": "a BMP image", b"RIFF": "a WebP image"}
+_JPEG = b"\xff\xd8\xff"
+_OTHERS = {_JPEG: "a JPEG image", b"GIF8": "a GIF image", b"BM": "a BMP image", b"RIFF": "a WebP image"}
 _KINDS = {1: "unsigned", 2: "signed", 3: "float"}  # a TIFF's sample formats
 _CODES = {3: "H", 4: "L"}  # TIFF's SHORT and LONG
 # TIFF 6.0, section 8: the tags of plain RGB, and what they may say; a tag with None is needed too.
@@ -30,11 +33,12 @@ _FOREIGN = {322, 323, 324, 325, 338, 700}  # tiles, a fourth sample, XMP, which 
 _OPTIONAL = {266: (1,), 274: (1,), 284: (1,), 339: (1, 1, 1)}  # fill order, orientation, planes, unsigned samples
 
 
-def read_patch(path: str | os.PathLike[str]) -> bytes:
+def read_patch(path: str | os.PathLike[str], resize: Callable[[Image.Image], Image.Image] | None = None) -> bytes:
     """Read one patch.
 
     Args:
         path: a TIFF or PNG file of 96 x 96 pixels: RGB, or gray, palette or opaque RGBA, which convert without loss.
+        resize: makes a patch of an RGB image of another size; JPEG is read too then.
 
     Returns:
         The RGB bytes, row by row, 27,648 of them.
@@ -45,32 +49,37 @@ def read_patch(path: str | os.PathLike[str]) -> bytes:
     """
     with open(path, "rb") as file:
         start = file.read(2 * BYTES)  # all of a plain file, and no more of a large one than is needed to tell
-    if (plain := plain_tiff(start)) is not None:
+    if resize is None and (plain := plain_tiff(start)) is not None:
         return plain
     try:
-        opened = Image.open(path, formats=("TIFF", "PNG"))
+        opened = Image.open(path, formats=("TIFF", "PNG", *(("JPEG",) if resize else ())))
     except UnidentifiedImageError:
         raise ValueError(_describe(Path(path), start)) from None
     with opened as image:
-        if image.size != (96, 96):
+        if resize is None and image.size != (96, 96):
             raise ValueError(f"{image.width} x {image.height} pixels, not 96 x 96")
         if image.tile and ";16" in str(image.tile[0]):  # Pillow would cut them to 8 bits without a word
             raise ValueError("16 bits a channel: no lossless way to 8")
-        if image.mode == "RGB" and "transparency" not in image.info:
-            return image.tobytes()
-        if image.mode in ("L", "P", "RGBA", "LA", "RGB"):
-            rgba = image.convert("RGBA")
-            if rgba.getchannel("A").getextrema() == (255, 255):
-                return rgba.convert("RGB").tobytes()
-            raise ValueError("transparent pixels: no lossless way to RGB")
-        raise ValueError(f"pixels of mode {image.mode}: no lossless way to RGB")
+        rgb = _to_rgb(image)
+        return (rgb if resize is None else resize(rgb)).tobytes()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("L", "P", "RGBA", "LA", "RGB"):
+        rgba = image.convert("RGBA")
+        if rgba.getchannel("A").getextrema() == (255, 255):
+            return rgba.convert("RGB")
+        raise ValueError("transparent pixels: no lossless way to RGB")
+    raise ValueError(f"pixels of mode {image.mode}: no lossless way to RGB")
 
 
 def _describe(path: Path, content: bytes) -> str:
     """Describe a file that Pillow cannot read as a TIFF or PNG, by its first bytes."""
     for magic, name in _OTHERS.items():
         if content.startswith(magic):
-            return f"{name} under another name: convert it to PNG"
+            return f"{name}{'' if magic == _JPEG else ' under another name: convert it to PNG'}"
     if not content:
         return "an empty file"
     if content[:4] in _ORDERS:

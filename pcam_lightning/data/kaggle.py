@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from pcam_lightning.data.csv_tables import check_none_missing, read_csv, read_labels, without_suffix
-from pcam_lightning.data.image_files import ImageFolder, find_images
+from pcam_lightning.data.image_files import ImageFolder
 from pcam_lightning.data.slide_map import UNKNOWN_SLIDE, find_slides, read_slides
 from pcam_lightning.utils.errors import UserError, rank_zero_warn
 
@@ -50,7 +50,7 @@ class KaggleFolder(ImageFolder):
             UserError: something is missing or malformed; the message names the file and the row.
         """
         csv, folder = self.root / "train_labels.csv", self.root / "train"
-        files = find_images(self.root, "train")
+        files = self.find_images("train")
         table = _join_files(read_labels(csv), files, csv, folder)
         if unlabeled := len(files) - len(table):
             rank_zero_warn(f"{folder}: {unlabeled:,} image files have no label in train_labels.csv; not used.")
@@ -61,16 +61,17 @@ class KaggleFolder(ImageFolder):
 
     def read_test(self, *, answers: bool = False) -> pd.DataFrame:
         """Read the patches to predict, see `read_test_part`."""
-        return read_test_part(self.root, "test", answers=answers)
+        return read_test_part(self.root, "test", self.find_images("test"), answers=answers)
 
 
-def read_test_part(root: Path, part: str, *, answers: bool) -> pd.DataFrame:
+def read_test_part(root: Path, part: str, files: dict[str, str], *, answers: bool) -> pd.DataFrame:
     """Read the patches to predict.
 
     Args:
         root: the data folder. Its `sample_submission.csv` gives ids and order where it is there; else the ids are
             sorted.
-        part: folder with the images anywhere below it, "." for `root` itself.
+        part: folder of the images, "." for `root` itself.
+        files: path by id of the images.
         answers: read labels from `answers.csv` too.
 
     Returns:
@@ -80,7 +81,6 @@ def read_test_part(root: Path, part: str, *, answers: bool) -> pd.DataFrame:
     Raises:
         UserError: something is missing or malformed; the message names the file and the row.
     """
-    files = find_images(root, part)
     sample = root / "sample_submission.csv"
     if sample.is_file():
         # Kaggle wants its own ids back, with a suffix or without.
@@ -125,5 +125,5 @@ def _join_files(rows: pd.DataFrame, files: dict[str, str], csv: Path, folder: Pa
     if path.isna().any():
         path = path.where(path.notna(), without_suffix(rows["id"]).map(files))
     table = rows.assign(path=path)
-    check_none_missing(table.loc[table["path"].isna(), "id"], csv, f"have no .tif or .png file in {folder}")
+    check_none_missing(table.loc[table["path"].isna(), "id"], csv, f"have no image file in {folder}")
     return table.reset_index(drop=True)

@@ -57,7 +57,13 @@ def pack(table: pd.DataFrame, source: PatchSource, folder: Path, part: str) -> N
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    check_ids(index, source.root, part, error=False)
+    if not is_resized(source):
+        check_ids(index, source.root, part, error=False)
+
+
+def is_resized(source: PatchSource) -> bool:
+    """Return whether pixels are not those of the files, so that ids cannot be the SHA-1 of them."""
+    return getattr(source, "resize", None) is not None
 
 
 def _check_space(cache: Path, patches: int, stale: list[Path]) -> None:
@@ -126,9 +132,11 @@ def _describe(refused: list[tuple[str, str]], tried: int, count: int, root: Path
     named = "; ".join(f"{name} ({reason})" for name, reason in refused[:3])
     more = f"; and {len(refused) - 3:,} more" if len(refused) > 3 else ""
     stopped = f" The first {tried:,} are all refused, so that the rest was not read." if tried < count else ""
+    resizable = any(reason.endswith(("not 96 x 96", "JPEG image")) for _, reason in refused)
+    hint = ", use `data.resize` for JPEG and other sizes," if resizable else ""
     return (
         f"{root}: {len(refused):,} of {tried:,} image files cannot be used: {named}{more}.{stopped} Download or unzip "
-        "them again, cut patches of your own to size, or take them out of the CSV."
+        f"them again{hint or ','} or take them out of the CSV."
     )
 
 

@@ -36,4 +36,4 @@ class PatchFolder(ImageFolder):
 
     def read_test(self, *, answers: bool = False) -> pd.DataFrame:
         """Read the patches to predict, see `read_test_part`."""
-        return read_test_part(self.root, ".", answers=answers)
+        return read_test_part(self.root, ".", self.find_images("."), answers=answers)

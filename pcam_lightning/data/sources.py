@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -11,10 +11,11 @@ import pandas as pd
 
 from pcam_lightning.data.class_folders import ClassFolders
 from pcam_lightning.data.csv_tables import HOW_TO_GET
-from pcam_lightning.data.image_files import BadFiles
+from pcam_lightning.data.image_files import BadFiles, ImageFolder
 from pcam_lightning.data.kaggle import KaggleFolder
 from pcam_lightning.data.patch_folder import PatchFolder
 from pcam_lightning.data.pcam_h5 import PCamH5
+from pcam_lightning.data.resize import Resize
 from pcam_lightning.data.table_file import TableFile
 from pcam_lightning.data.wilds import Wilds
 from pcam_lightning.utils.errors import UserError
@@ -104,16 +105,33 @@ class PatchSource(Protocol):
 SOURCES: tuple[type[PatchSource], ...] = (TableFile, PCamH5, Wilds, ClassFolders, KaggleFolder, PatchFolder)
 
 
-def open_source(root: Path, *needed: str) -> PatchSource:
+def open_source(
+    root: Path, *needed: str, resize: Resize | None = None, columns: Mapping[str, str] | None = None
+) -> PatchSource:
     """Find the layout of a data folder; the error for a folder without one names the folder that was probably meant.
 
     Args:
         root: the folder.
         needed: which of train and test are going to be read.
+        resize: how patches are made of images of another size; None where they are of 96 x 96 pixels.
+        columns: of a CSV of patches: what its columns are called, by what they hold.
 
     Raises:
-        UserError: it is missing, a file, a folder above or within a data folder, or names a part in another way.
+        UserError: it is missing, a file, a folder above or within a data folder, or names a part in another way; or
+            `resize` or `columns` do not go with its layout.
     """
+    if columns and not TableFile.detect(root):
+        raise UserError(f"`data.columns`: goes with a CSV of patches, and `data.root` {root} is none.")
+    source: PatchSource = TableFile(root, columns) if columns else _open_layout(root, *needed)
+    if resize is not None:
+        if not isinstance(source, ImageFolder):
+            raise UserError(f"{root}: its patches are not image files; leave `data.resize` and `data.mpp` out.")
+        source.resize = resize
+        source.cache_name = os.path.join(source.cache_name, resize.name)  # packed images beside those of other sizes
+    return source
+
+
+def _open_layout(root: Path, *needed: str) -> PatchSource:
     if root.is_file() and not TableFile.detect(root):
         unzip = "unzip it and name" if root.suffix.lower() == ".zip" else "name"
         raise UserError(f"{root}: is a file, not a folder; {unzip} the data folder with `data.root`.")
@@ -143,6 +161,11 @@ def layout_of(root: Path) -> type[PatchSource]:
     return next(layout for layout in SOURCES if layout.detect(root))
 
 
+def source_of(root: Path, columns: Mapping[str, str] | None = None) -> PatchSource:
+    """Return the source of a data folder which may be missing; `columns` as in `open_source`."""
+    return TableFile(root, columns) if columns and TableFile.detect(root) else layout_of(root)(root)
+
+
 def read_train(root: Path, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
     """Read the labeled patches of a data folder, see `PatchSource.read_train`."""
     return open_source(root, "train").read_train(slides, unknown_slides)
@@ -153,13 +176,13 @@ def read_test(root: Path, *, answers: bool = False) -> pd.DataFrame:
     return open_source(root, "test").read_test(answers=answers)
 
 
-def parts(root: Path) -> list[str]:
-    """Return which of train and test a data folder has.
+def parts(root: Path, columns: Mapping[str, str] | None = None) -> list[str]:
+    """Return which of train and test a data folder has; `columns` as in `open_source`.
 
     Raises:
         UserError: it is no data folder, or has neither.
     """
-    return open_source(root, "train", "test").parts()
+    return open_source(root, "train", "test", columns=columns).parts()
 
 
 def _find_inner(root: Path) -> Path | None:

@@ -1,5 +1,6 @@
 """One CSV with a row for each patch: path, label and, where known, slide, patient, center and split."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -32,13 +33,15 @@ class TableFile(ImageFolder):
 
     Args:
         root: the CSV.
+        names: what its columns are called, by what they hold, such as label: tumor_present; usual names are found.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, names: Mapping[str, str] | None = None) -> None:
         super().__init__(root.parent)
         self.file = root
+        self.names = dict(names or {})
         self.cache_name = root.stem  # several CSVs of one folder have packed images of their own
-        columns = _columns(root)
+        columns = _columns(root, self.names)
         self._knows_slides = "slide" in columns
         parts = set(self._rows["split"]) if "split" in columns else set()
         self._parts = [part for part in ("train", "test") if not parts or part in parts][: None if parts else 1]
@@ -47,7 +50,7 @@ class TableFile(ImageFolder):
     @cached_property
     def _rows(self) -> pd.DataFrame:
         """All rows of the CSV, read once."""
-        return _read(self.file)
+        return _read(self.file, self.names)
 
     @classmethod
     def detect(cls, root: Path) -> bool:
@@ -108,40 +111,49 @@ class TableFile(ImageFolder):
         return table.drop(columns="split", errors="ignore").sort_values("id", ignore_index=True)
 
 
-def _columns(path: Path) -> dict[str, str]:
-    """Return what the columns of a CSV are called, by what they hold.
+def _columns(path: Path, given: Mapping[str, str]) -> dict[str, str]:
+    """Return what the columns of a CSV are called, by what they hold; those that are given count before usual names.
 
     Raises:
-        UserError: it is no CSV, has no path or no label, or two columns for one thing.
+        UserError: it is no CSV, has no path or no label, two columns for one thing, or not one that is given.
     """
+    if unknown := next((what for what in given if what not in _NAMES), None):
+        raise UserError(f"`data.columns` {unknown}: should be one of {', '.join(_NAMES)}.")
     try:
         header = [str(name) for name in pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a CSV file ({error}).") from None
+    if missing := next((name for name in given.values() if name not in header), None):
+        raise UserError(f"{path}: no column {missing}, as `data.columns` says; it has {shorten(','.join(header))}.")
     found: dict[str, str] = {}
     for what, names in _NAMES.items():
-        columns = [column for column in header if column.strip().lower() in names]
+        if what in given:
+            found[what] = given[what]
+            continue
+        columns = [name for name in header if name.strip().lower() in names and name not in given.values()]
         if len(columns) > 1 and what in columns:
             columns = [what]
         if len(columns) > 1:
-            raise UserError(f"{path}: columns {' and '.join(columns)} may both be the {what}; rename one to {what}.")
+            both = " and ".join(columns)
+            raise UserError(f"{path}: columns {both} may both be the {what}; `data.columns.{what}` chooses one.")
         if columns:
             found[what] = columns[0]
     for what in ("path", "label"):
         if what not in found:
             raise UserError(
-                f"{path}: no column {what} (or {', '.join(_NAMES[what][1:])}); it has {shorten(','.join(header))}."
+                f"{path}: no column {what} (or {', '.join(_NAMES[what][1:])}); it has {shorten(','.join(header))}; "
+                f"`data.columns.{what}` names another."
             )
     return found
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
     """Read a CSV; each row stands under its line number.
 
     Raises:
         UserError: it is malformed; the message names the row.
     """
-    columns = _columns(path)
+    columns = _columns(path, names)
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -171,8 +183,8 @@ def _read(path: Path) -> pd.DataFrame:
         if level in table:
             _refuse(path, table[level], table[level] == "", "is empty; each patch needs one, or the column can go")
     if "id" not in table:
-        names = table["path"].str.rpartition("/")[2].str.rpartition(".")[0]
-        table["id"] = table["path"].str.rpartition(".")[0].str.replace("/", "_") if names.duplicated().any() else names
+        stems = table["path"].str.rpartition("/")[2].str.rpartition(".")[0]
+        table["id"] = table["path"].str.rpartition(".")[0].str.replace("/", "_") if stems.duplicated().any() else stems
     _refuse(
         path, table["id"], (table["id"] == "") | table["id"].str.contains(r"[/\\]"), "should be a name without folders"
     )

@@ -57,7 +57,7 @@ def crossval(config: Config, folds: int = 5) -> Path:
     root = config.options.data.root
     if is_demo_folder(root):
         draw_demo_data()
-    has_test = "test" in parts(root)
+    has_test = "test" in parts(root, config.options.data.columns)
     data, test = _open(config, folds, has_test=has_test)
     with ExitStack() as stack:
         identity = {"config": config.plain(), "folds": folds, **fingerprint(data)}

@@ -59,6 +59,9 @@ def read_overview(
     unknown_slides: Literal["error", "as_one_slide"] = "error",
     cache_dir: Path | None = None,
     seed: int = 42,
+    columns: dict[str, str] | None = None,
+    resize: Literal["crop", "scale"] | None = None,
+    mpp: float | None = None,
 ) -> DatasetOverview:
     """Read, pack and measure all patches of a data folder.
 
@@ -68,13 +71,25 @@ def read_overview(
         unknown_slides: see `PCamDataModule`.
         cache_dir: see `PCamDataModule`.
         seed: of the draws.
+        columns: see `PCamDataModule`.
+        resize: see `PCamDataModule`.
+        mpp: see `PCamDataModule`.
 
     Raises:
         UserError: see `table` and `store`.
     """
     stores, tables = {}, []
-    for part in parts(root):
-        data = PCamDataModule(root, val_fraction=0, slides=slides, unknown_slides=unknown_slides, cache_dir=cache_dir)
+    for part in parts(root, columns):
+        data = PCamDataModule(
+            root,
+            val_fraction=0,
+            slides=slides,
+            unknown_slides=unknown_slides,
+            cache_dir=cache_dir,
+            columns=columns,
+            resize=resize,
+            mpp=mpp,
+        )
         data.setup({"train": "fit", "test": "predict"}[part])
         table, store = (data.table, data.train_store) if part == "train" else (data.test_table, data.test_store)
         assert table is not None

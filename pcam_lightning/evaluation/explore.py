@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from pcam_lightning import __version__
+from pcam_lightning.data.datamodule import READ_OPTIONS
 from pcam_lightning.data.quality import KINDS, find_flagged
 from pcam_lightning.evaluation.dataset_overview import DatasetOverview, augment_patches, read_overview
 from pcam_lightning.evaluation.interpret import features, tsne
@@ -71,7 +72,14 @@ def explore(
         draw_demo_data()
     model, network = _load_network(options, ckpt_path)
     data = config.data_module()
-    overview = read_overview(data.root, data.slides, data.unknown_slides, data.cache_dir, data.split_seed)
+    overview = read_overview(
+        data.root,
+        data.slides,
+        data.unknown_slides,
+        data.cache_dir,
+        data.split_seed,
+        **{name: options["data"][name] for name in READ_OPTIONS},
+    )
     if model.preprocess.needs_fit and not model.preprocess.fitted:
         model.preprocess.fit(torch.from_numpy(overview.images(overview.draw(FIT_PATCHES))))
     flagged = find_flagged(overview.patches)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.datamodule import READ_OPTIONS, PCamDataModule
 from pcam_lightning.data.slide_map import UNKNOWN_SLIDE, read_slides
 from pcam_lightning.data.splits import SlideLeakage, find_slide_leakage
 from pcam_lightning.data.table_file import LEVELS
@@ -125,7 +125,8 @@ def _count_overlap(crossval: Path, rows: pd.DataFrame, data: PCamDataModule | No
 def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataModule | None:
     """Return the data with the images; None, with a message, where it is not there any more."""
     cache_dir = Path(options["cache_dir"]) if options["cache_dir"] else None
-    data = PCamDataModule(root or Path(options["root"]), split_file=split, cache_dir=cache_dir)
+    how: dict[str, Any] = {name: options.get(name) for name in READ_OPTIONS}
+    data = PCamDataModule(root or Path(options["root"]), split_file=split, cache_dir=cache_dir, **how)
     try:
         data.setup("fit")
     except UserError as error:

@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from pcam_lightning.data.datamodule import SPLIT_OPTIONS
-from pcam_lightning.data.sources import layout_of
+from pcam_lightning.data.sources import source_of
 from pcam_lightning.training.upgrade import read_config
 
 # Options of the trainer that a network depends on.
@@ -97,7 +97,7 @@ def _kind(data: dict[str, Any]) -> str:
         return f"as {data['split_file']}"
     if data.get("holdout"):
         return f"by {data['holdout']}, held out whole"
-    source = layout_of(Path(data["root"]))(Path(data["root"]))
+    source = source_of(Path(data["root"]), data.get("columns"))
     if source.own_split is not None:
         if not data.get("folds"):
             return source.own_split

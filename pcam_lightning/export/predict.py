@@ -1,6 +1,7 @@
 """predict_onnx: the patches of test/ by an exported network, without torch in the loop."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,13 @@ from pcam_lightning.utils.safe_load import safe_load
 
 
 def predict_onnx(
-    model: Path | str, root: Path | str = Path("data"), batch_size: int = 64, cache_dir: Path | str | None = None
+    model: Path | str,
+    root: Path | str = Path("data"),
+    batch_size: int = 64,
+    cache_dir: Path | str | None = None,
+    columns: dict[str, str] | None = None,
+    resize: Literal["crop", "scale"] | None = None,
+    mpp: float | None = None,
 ) -> pd.DataFrame:
     """Predict the patches of test/, or of a folder that holds patches alone, by an exported network.
 
@@ -24,6 +31,9 @@ def predict_onnx(
         root: data folder.
         batch_size: patches a batch.
         cache_dir: folder for the packed images; by default .pcam_cache in the data folder.
+        columns: names of a CSV's columns, see `PCamDataModule`.
+        resize: take images of another size, see `PCamDataModule`.
+        mpp: um per pixel of the images that are resized.
 
     Returns:
         Columns `id`, in the order of the submission, `logit` (float32) and `prob` (float64).
@@ -35,7 +45,7 @@ def predict_onnx(
     file = Path(model).expanduser()
     file = file / "model.onnx" if file.is_dir() else file
     network = OnnxNetwork(file)
-    data = PCamDataModule(root, cache_dir=cache_dir)
+    data = PCamDataModule(root, cache_dir=cache_dir, columns=columns, resize=resize, mpp=mpp)
     data.setup("predict")
     table, store = data.test_table, data.test_store
     _report_overlap(file.parent, table)

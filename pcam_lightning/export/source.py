@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.datamodule import READ_OPTIONS, PCamDataModule
 from pcam_lightning.data.sources import parts
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.models.classifier import PCamClassifier
@@ -101,16 +101,16 @@ def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> P
     source = sources[0]
     options = source.checkpoint["pcam"]["config"]["data"]
     folder = root or Path(options["root"])
-    if not folder.exists() or "train" not in parts(folder):
+    if not folder.exists() or "train" not in parts(folder, options.get("columns")):
         if not isinstance(source.run, BundledRun):
             rank_zero_warn(
                 f"{folder}: no labeled patches there, so that files are compared on drawn ones; `root` names the data."
             )
         return draw_patches(DRAWN)
-    if source.run.split.is_file():
-        data = PCamDataModule(folder, split_file=source.run.split, cache_dir=_cache(options, root))
-    else:  # of a checkpoint that was moved, or of another machine
-        data = PCamDataModule(folder, val_fraction=0.5, cache_dir=_cache(options, root))
+    # There is no split of a checkpoint that was moved, or of another machine.
+    split = {"split_file": source.run.split} if source.run.split.is_file() else {"val_fraction": 0.5}
+    how = {name: options.get(name) for name in READ_OPTIONS}
+    data = PCamDataModule(folder, cache_dir=_cache(options, root), **split, **how)
     data.setup("fit")
     rows = np.flatnonzero(data.val_mask)
     if not len(rows):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pcam_lightning.data.image_io import MPP
 from pcam_lightning.slides.reader import SlideReader
 
 PATCH = 96  # side of a patch, in pixels of MPP
 CENTER = 32  # side of the center that a patch's label is about
-MPP = 0.972  # um per pixel of PCam's patches: level 2 of slides with 0.243
 BLOCK = 16  # squares along a side of a region that is read at once
 
 

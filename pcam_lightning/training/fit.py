@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from pcam_lightning.data.datamodule import SPLIT_OPTIONS, PCamDataModule
 from pcam_lightning.data.kaggle import KaggleFolder
 from pcam_lightning.data.slide_map import find_slides
-from pcam_lightning.data.sources import layout_of
+from pcam_lightning.data.sources import layout_of, source_of
 from pcam_lightning.data.splits import describe, find_slide_leakage, split_digest, write_split
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.models.classifier import FIT_PATCHES, PCamClassifier
@@ -217,7 +217,7 @@ class FitSession:
         data, split_file = self.data, self.options.data.split_file
         sides = (describe(data.table, ~data.val_mask), describe(data.table, data.val_mask))
         official = "val" in data.table and data.folds is None and split_file is None and data.holdout is None
-        parts = f", {layout_of(data.root)(data.root).own_split}" if official else ""
+        parts = f", {source_of(data.root, data.columns).own_split}" if official else ""
         rank_zero_info(f"data: {data.root}: {sides[0]} to train on, {sides[1]} to validate{parts}.")
         leakage = find_slide_leakage(data.table, data.val_mask, by_file=split_file is not None)
         if not data.val_mask.any() or self.demo or not leakage.message:

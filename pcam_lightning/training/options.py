@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.slide_map import SLIDES_FILES, find_slides
-from pcam_lightning.data.sources import layout_of
+from pcam_lightning.data.sources import source_of
 from pcam_lightning.data.table_file import TableFile
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.checkpoint import run_config
@@ -197,7 +197,7 @@ class Config:
         data = self.options.data
         if data.slides is not None or data.split_file is not None or data.holdout is not None:
             return
-        source = layout_of(data.root)(data.root)
+        source = source_of(data.root, data.columns)
         if source.own_split:
             return
         if isinstance(source, TableFile) and source.knows_slides():

@@ -241,6 +241,25 @@ def test_a_csv_names_patches_and_their_groups(tmp_path: Path) -> None:
         data.setup("predict")
 
 
+def test_options_name_the_columns(tmp_path: Path) -> None:
+    file = table(tmp_path / "data", slide=[f"s{index // 4}" for index in range(20)], label=["0", "1"] * 10)
+    frame = pd.read_csv(file, dtype=str).rename(columns={"path": "tile", "label": "malignant", "slide": "block"})
+    frame.assign(label="of something else").to_csv(file, index=False)
+    columns = {"path": "tile", "label": "malignant", "slide": "block"}
+    data = PCamDataModule(file, columns=columns, holdout="slide")
+    data.setup("fit")
+    assert data.table["label"].sum() == 10
+    assert data.table["slide"].nunique() == 5
+    options = [f"--data.columns.{what}={name}" for what, name in columns.items()]
+    assert main(["pack", "--data.root", str(file), *options]) == 0
+    with pytest.raises(UserError, match=r"no column malign, as `data.columns` says; it has tile,"):
+        PCamDataModule(file, columns={**columns, "label": "malign"}).setup("fit")
+    with pytest.raises(UserError, match=r"`data.columns` colour: should be one of path, label"):
+        PCamDataModule(file, columns={"colour": "tile"}).setup("fit")
+    with pytest.raises(UserError, match=r"`data.columns`: goes with a CSV of patches, and `data.root` .* is none"):
+        PCamDataModule(file.parent, columns=columns).setup("fit")
+
+
 def test_a_column_of_splits_is_the_split(tmp_path: Path) -> None:
     split = ["Train"] * 10 + ["valid"] * 6 + ["test"] * 4
     label = [str(index % 2) for index in range(20)]

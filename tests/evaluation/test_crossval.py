@@ -189,6 +189,6 @@ def test_a_test_part_that_is_gone_leaves_its_submission(
     shutil.copytree(undisturbed.parents[2], tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     before = {path: path.read_bytes() for path in FOLDER.glob("*.csv")}
-    monkeypatch.setattr(module, "parts", lambda root: ["train"])
+    monkeypatch.setattr(module, "parts", lambda root, columns: ["train"])
     assert main(_args(drawn)) == 0
     assert {path: path.read_bytes() for path in FOLDER.glob("*.csv")} == before

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pcam_lightning.slides.patch_grid import MPP, PatchGrid, Region
+from pcam_lightning.data.image_io import MPP
+from pcam_lightning.slides.patch_grid import PatchGrid, Region
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.regions import SlideRegions, cut_patches
 from pcam_lightning.slides.tissue import is_tissue, tissue_mask
