@@ -480,7 +480,7 @@ MUTATIONS = [
     Mutation(
         "mixup mixes labels too",
         "transforms/augmentations.py",
-        "torch.lerp(_others(label), label, share)",
+        "torch.lerp(neighbors(label), label, share)",
         "label",
         ("transforms/test_augment.py",),
     ),

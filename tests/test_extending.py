@@ -21,7 +21,8 @@ from pcam_lightning.metrics.calibration import brier_score
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.optim import OPTIMIZERS, SCHEDULES, Schedule
 from pcam_lightning.transforms.augment import Augmentation
-from pcam_lightning.transforms.augmentations import AUGMENTATIONS, Step
+from pcam_lightning.transforms.augmentations import AUGMENTATIONS
+from pcam_lightning.transforms.step import Step
 
 
 class ArrayChunk:

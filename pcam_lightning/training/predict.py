@@ -18,6 +18,7 @@ from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.splits import split_digest
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.training.adapt_batchnorm import AdaptBatchNorm
 from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
 from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder
 from pcam_lightning.training.fit import take_split
@@ -73,8 +74,13 @@ class _Session:
 
     @property
     def made_by(self) -> dict[str, Any]:
-        """What logits depend on: the step of training, and the views that they are the mean of."""
-        return {"step": self.checkpoint["global_step"], "tta": self.model.hparams["tta"]}
+        """What logits depend on: the step of training, the views that they are the mean of, and adapted statistics."""
+        adapted = any(isinstance(one, AdaptBatchNorm) for one in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return {
+            "step": self.checkpoint["global_step"],
+            "tta": self.model.hparams["tta"],
+            **({"batchnorm": "adapted"} if adapted else {}),
+        }
 
     def report_overlap(self, table: pd.DataFrame) -> None:
         """Count the patches of a part, with columns `id` and `pixel_sha1`, that trained one of the networks."""
@@ -177,7 +183,7 @@ def _score(
     if session.trainer.is_global_zero:
         write_predictions_csv(predictions, table, logit)
         known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        record = {"checkpoint": str(path), "step": checkpoint["global_step"], "root": str(session.data.root)}
+        record = {"checkpoint": str(path), **session.made_by, "root": str(session.data.root)}
         content = {**record, "training_overlap": session.overlap, **known}
         atomic_write(file, json.dumps(content, indent=2) + "\n")
         rank_zero_info(f"{file}: {', '.join(f'{name} {value:.4f}' for name, value in metrics.items())}")

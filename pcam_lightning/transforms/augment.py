@@ -8,23 +8,34 @@ from typing import Any
 
 import torch
 
-from pcam_lightning.transforms.augmentations import (
-    AUGMENTATIONS,
-    Affine,
+from pcam_lightning.transforms.augmentations import AUGMENTATIONS, Affine, CutMix, MixUp, RandomErasing
+from pcam_lightning.transforms.color_augmentations import (
     Blur,
     ColorJitter,
-    CutMix,
-    MixUp,
+    FourierMix,
     Noise,
-    Patches,
-    RandomErasing,
+    RandStainNA,
     StainJitter,
+    StainMix,
 )
+from pcam_lightning.transforms.step import Patches
 from pcam_lightning.utils.errors import UserError, check_number
 
 
 @dataclass
-class Augmentation(MixUp, Noise, Blur, ColorJitter, StainJitter, CutMix, RandomErasing, Affine):
+class Augmentation(
+    MixUp,
+    Noise,
+    Blur,
+    ColorJitter,
+    StainJitter,
+    CutMix,
+    RandomErasing,
+    FourierMix,
+    RandStainNA,
+    StainMix,
+    Affine,
+):
     """What happens to training patches, each with a draw of its own; without options they are flipped."""
 
     @classmethod

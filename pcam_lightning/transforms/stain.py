@@ -66,16 +66,41 @@ class StainNormalizer(nn.Module):
 
     def _macenko(self, image: torch.Tensor) -> torch.Tensor:
         _, strength, unmix, found = find_stains(image)
-        matrix = (self.first * (self.second / strength)[:, None]) @ unmix  # (B, 3, 3), of optical densities
-        log = _log(image)
-        normal = map_pixels(log.contiguous(), matrix, torch.zeros_like(matrix[:, 0])).exp_().mul_(_LIGHT)
+        normal = set_stains(image, unmix, strength, self.first, self.second)
         return torch.where((found & shows_stain(image))[:, None, None, None], normal, image)
 
     def _reinhard(self, image: torch.Tensor) -> torch.Tensor:
-        lab = to_lab(image)
-        mean, std = lab.mean(dim=(2, 3), keepdim=True), lab.flatten(2).std(dim=2)[..., None, None]
-        normal = from_lab((lab - mean) / std * self.second[..., None] + self.first[..., None])
-        return torch.where(shows_stain(image)[:, None, None, None], normal, image)
+        return set_lab_statistics(image, self.first, self.second)
+
+
+def set_stains(
+    image: torch.Tensor, unmix: torch.Tensor, strength: torch.Tensor, stains: torch.Tensor, strengths: torch.Tensor
+) -> torch.Tensor:
+    """Replace the two stains of each patch, float (B, 3, H, W) in [0, 1], by others; those of glass mean nothing.
+
+    Args:
+        image: the patches.
+        unmix: of `find_stains`, (B, 2, 3).
+        strength: of `find_stains`, (B, 2).
+        stains: the new ones, (B, 3, 2), or (3, 2) for all.
+        strengths: theirs, (B, 2), or (2,) for all.
+    """
+    matrix = (stains * (strengths / strength)[:, None]) @ unmix  # (B, 3, 3), of optical densities
+    return map_pixels(_log(image).contiguous(), matrix, torch.zeros_like(matrix[:, 0])).exp_().mul_(_LIGHT)
+
+
+def set_lab_statistics(image: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Bring patches to other means and deviations of CIE L*a*b*; those without stains stay as they are.
+
+    Args:
+        image: float in [0, 1], (B, 3, H, W).
+        mean: the new ones, (B, 3, 1), or (3, 1) for all.
+        std: the new ones, (B, 3, 1), or (3, 1) for all.
+    """
+    lab = to_lab(image)
+    own_mean, own_std = lab.mean(dim=(2, 3), keepdim=True), lab.flatten(2).std(dim=2)[..., None, None]
+    normal = from_lab((lab - own_mean) / own_std * std[..., None] + mean[..., None])
+    return torch.where(shows_stain(image)[:, None, None, None], normal, image)
 
 
 def _median(values: torch.Tensor) -> torch.Tensor:
