@@ -69,12 +69,14 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         page = ImageLogger(RunTensorBoardLogger(Run(Path(folder))), data)
         step()
-        page._log_validation(draw_logits(data, own, 0))  # the first of each loads and warms what it needs
+        page._log_validation(
+            draw_logits(data, own, 0).to_frame("logit")
+        )  # the first of each loads and warms what it needs
         for number in range(args.rounds):
             for name, count in (("own", own), ("Kaggle's", KAGGLE)):
                 logit = draw_logits(data, count, number)
                 begun = time.perf_counter()
-                page._log_validation(logit)
+                page._log_validation(logit.to_frame("logit"))
                 found[name].append(time.perf_counter() - begun)
             wait_for_device()
             begun = time.perf_counter()

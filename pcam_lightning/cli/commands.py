@@ -51,6 +51,7 @@ def _evaluate(
     root: Path | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
+    abstain: float | None = None,
 ) -> None:
     """Score a run, a cross-validation or a file of predictions: report.html and report.json.
 
@@ -61,7 +62,9 @@ def _evaluate(
         slides: CSV with id,wsi, where the slides are not known already.
         root: data folder, where it has moved since the run.
         bootstrap_samples: for the intervals.
-        seed: of the bootstrap and of the parts that threshold and temperature are cross-fitted on.
+        seed: of the bootstrap and of the parts that thresholds and temperature are cross-fitted on.
+        abstain: share of each class that may be called the other one, such as 0.05; patches between the two thresholds
+            that follow are called neither. By default all are called.
     """
     from pcam_lightning.evaluation.evaluate import evaluate
 
@@ -74,7 +77,7 @@ def _evaluate(
         predicts = ["predict", "--ckpt_path", str(checkpoint), *(f"--data.root={one}" for one in moved)]
         next_steps["shows where in its top errors the network finds tumor"] = f"{PROG} {shlex.join(explain)}"
         next_steps["writes a submission for test/"] = f"{PROG} {shlex.join(predicts)}"
-    result = evaluate(target, labels, slides, root, bootstrap_samples, seed, next_steps=next_steps)
+    result = evaluate(target, labels, slides, root, bootstrap_samples, seed, abstain, next_steps=next_steps)
     report = result.report
     value = report["auroc"]
     bounds = "no interval" if value["low"] is None else f"95 % {value['low']:.4f} to {value['high']:.4f}"
@@ -82,6 +85,9 @@ def _evaluate(
         f"AUROC {value['value']:.4f} ({bounds}, over {report['clusters']:,} {report['clustered_by']}), "
         f"n = {report['patches']:,}."
     )
+    if (found := report["abstention"]) is not None:
+        calls = f"{found['wrong']:.1%} of these calls are wrong" if found["wrong"] is not None else "none"
+        rank_zero_info(f"abstains on {1 - found['kept']:.1%} of the patches and calls {found['kept']:.1%}: {calls}.")
     for message in (report["synthetic"], *report["warnings"], report["leak"]):
         if message:
             rank_zero_info(message)

@@ -77,6 +77,7 @@ def _predict(cli: PCamCLI) -> None:
         ensemble=options.ensemble,
         chosen=cli.chosen,
         calibrate=options.calibrate,
+        abstain=options.abstain,
     )
     if len(predictions):  # in the first of several processes
         write_submission(path, predictions, overwrite=options.overwrite)
@@ -189,6 +190,10 @@ RUN_COMMANDS: Mapping[str, RunCommand] = {
         {
             "overwrite": {"action": "store_true", "help": "Replace a submission that exists already."},
             "calibrate": {"action": "store_true", "help": "Divide logits by the temperature that evaluate found."},
+            "abstain": {
+                "action": "store_true",
+                "help": "Call patches normal, tumor or neither by the thresholds that evaluate --abstain found.",
+            },
             "ensemble": {
                 "type": Path,
                 "nargs": "+",

@@ -13,6 +13,12 @@ from scipy.special import expit
 from pcam_lightning import __version__
 from pcam_lightning.data.splits import split_groups
 from pcam_lightning.data.table_file import LEVELS
+from pcam_lightning.evaluation.abstain import (
+    areas_under_risk_coverage,
+    check_abstain,
+    find_decisions,
+    report_abstention,
+)
 from pcam_lightning.evaluation.group_scores import by_group
 from pcam_lightning.evaluation.labeled_predictions import (
     FEW,
@@ -69,6 +75,7 @@ def evaluate(
     root: Path | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
+    abstain: float | None = None,
     *,
     next_steps: Mapping[str, str] = MappingProxyType({}),
 ) -> Evaluation:
@@ -81,7 +88,9 @@ def evaluate(
         slides: CSV with id,wsi, where the slides are not known already.
         root: data folder, where it has moved since the run.
         bootstrap_samples: for the intervals.
-        seed: of the bootstrap and of the parts that threshold and temperature are cross-fitted on.
+        seed: of the bootstrap and of the parts that thresholds and temperature are cross-fitted on.
+        abstain: share of each class that may be called the other one; patches between the two thresholds that follow
+            are called neither. By default all are called.
         next_steps: commands that the page names, by what they do.
 
     Returns:
@@ -92,9 +101,10 @@ def evaluate(
     """
     target = Path(target)
     check_bootstrap(bootstrap_samples, seed)
+    check_abstain(abstain)
     predictions = read_labeled_predictions(target, labels, slides, root)
     rows = predictions.rows
-    report, calibrated, chosen = _score(rows, bootstrap_samples, seed)
+    report, calibrated, chosen = _score(rows, bootstrap_samples, seed, abstain)
     report |= {"target": str(target), "version": __version__, "seed": seed, "made_by": predictions.made_by}
     report["chosen_by_these"] = predictions.chosen_by_these
     report["training_overlap"] = predictions.overlap
@@ -104,6 +114,8 @@ def evaluate(
             f"{predictions.overlap:,} of these {len(rows):,} patches trained the network: all numbers are optimistic.",
         )
         report["temperature"] = None  # what it was fitted on says nothing about patches that are new
+        if report["abstention"] is not None:
+            report["abstention"] |= {"low": None, "high": None}
     leak = find_evaluation_leakage(predictions)
     report["leak"] = f"This score {leak.verb}: {leak.message}." if leak.message else ""
     synthetic = predictions.split is not None and is_synthetic(root or predictions.split["root"])
@@ -124,7 +136,9 @@ def _folds(rows: pd.DataFrame) -> dict[str, float]:
     return {"count": len(each), "mean": float(np.mean(each)), "sd": float(np.std(each, ddof=1))}
 
 
-def _score(rows: pd.DataFrame, bootstrap_samples: int, seed: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+def _score(
+    rows: pd.DataFrame, bootstrap_samples: int, seed: int, abstain: float | None
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """Return the report's numbers, the cross-calibrated logits, and the decisions at the cross-fitted threshold."""
     label, logit = rows["label"].to_numpy(dtype=np.int64), rows["logit"].to_numpy()
     cluster, clustered_by = clusters(rows)
@@ -163,6 +177,9 @@ def _score(rows: pd.DataFrame, bootstrap_samples: int, seed: int) -> tuple[dict[
         },
         "calibration": {"as_it_is": _calibration(label, logit), "calibrated": _calibration(label, calibrated)},
     }
+    rows, thresholds = find_decisions(rows, part, abstain)
+    report["abstention"] = report_abstention(rows, thresholds, abstain)
+    report["area_under_risk_coverage"] = areas_under_risk_coverage(rows)
     rows = rows.assign(wrong=chosen != (label == 1))
     report |= {f"{level}s": by_group(rows, level, bootstrap_samples, seed) for level in LEVELS if level in rows}
     return report, calibrated, chosen

@@ -1,11 +1,13 @@
 """Scores of each hospital, patient and slide."""
 
+import math
 from typing import Any
 
 import pandas as pd
 
 from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.evaluation.labeled_predictions import clusters
+from pcam_lightning.metrics.abstention import score_decisions
 from pcam_lightning.metrics.bootstrap import bootstrap_scores, percentile_interval
 from pcam_lightning.metrics.calibration import negative_log_likelihood
 from pcam_lightning.metrics.classification import auroc
@@ -15,7 +17,7 @@ def by_group(rows: pd.DataFrame, level: str, samples: int, seed: int) -> list[di
     """Score each group of a level, the one with the most errors first.
 
     Args:
-        rows: with id, label, logit, the column of the level, those of lower ones, and `wrong`.
+        rows: with id, label, logit, the column of the level, those of lower ones, `wrong` and perhaps `decision`.
         level: center, patient or slide. A center's AUROC has an interval, by a bootstrap over what is below it.
         samples: of the bootstrap.
         seed: of the bootstrap.
@@ -37,6 +39,14 @@ def by_group(rows: pd.DataFrame, level: str, samples: int, seed: int) -> list[di
                 "wrong": float(group["wrong"].mean()),
                 "nll": negative_log_likelihood(label, logit),
                 **interval,
+                **({} if "decision" not in group else _decisions(group)),
             }
         )
     return sorted(scores, key=lambda row: (-row["wrong"], -row["nll"]))
+
+
+def _decisions(group: pd.DataFrame) -> dict[str, float | None]:
+    """Return what the decisions of a group come to; None for a share of no patches."""
+    found = score_decisions(group["label"].to_numpy(), group["decision"].to_numpy())._asdict()
+    found["wrong_of_called"] = found.pop("wrong")  # `wrong` is at the chosen threshold
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}

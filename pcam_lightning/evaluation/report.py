@@ -8,6 +8,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader
 
 from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.evaluation.abstain import confidences
 from pcam_lightning.evaluation.report_metrics import REPORT_METRICS
 from pcam_lightning.metrics.classification import RATES, confusion_counts
 from pcam_lightning.plotting import patch_grids, plots
@@ -43,6 +44,7 @@ def render(
         "histogram": plots.score_histogram(label, logit),
         "confusion_half": plots.confusion(confusion_counts(label, logit >= 0), "Called at 0.5"),
         "confusion": plots.confusion(operation, "Called at the chosen threshold"),
+        "risk_coverage": plots.risk_coverage(label, logit, confidences(rows)),
     }
     return render_template(
         "report.html",

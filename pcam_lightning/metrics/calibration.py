@@ -1,6 +1,7 @@
 """Calibration of probabilities, temperature scaling, and cross-fitting."""
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from sklearn.metrics import brier_score_loss
 from torchmetrics.functional.classification import binary_calibration_error
 
 Array = np.ndarray
-
+Fitted = TypeVar("Fitted")
 
 TEMPERATURES = 0.05, 20.0  # that one is sought between
 
@@ -70,8 +71,8 @@ def fit_platt(label: Array, logit: Array) -> tuple[float, float]:
 
 
 def cross_fit(
-    label: Array, logit: Array, part: Array, fit: Callable[[Array, Array], float]
-) -> Iterator[tuple[Array, float]]:
+    label: Array, logit: Array, part: Array, fit: Callable[[Array, Array], Fitted]
+) -> Iterator[tuple[Array, Fitted]]:
     """Fit something on all parts but one, for each part in turn.
 
     Yields:

@@ -55,10 +55,14 @@ class PatchNetwork(L.LightningModule):
             image: of the patches, on the module's device.
             folded: let the copy predict that the last call of `fold` made of the network as it was then.
         """
+        return mean_logit(self.view_logits(image, folded=folded))
+
+    def view_logits(self, image: torch.Tensor, *, folded: bool = False) -> list[torch.Tensor]:
+        """Map the same patches to the logits (B,) of each view that `predict_logits` returns the mean of."""
         image = self.preprocess(image)
         views = d4_views(image) if self.hparams["tta"] == "d4" else [image]
         net = self.predictor if folded else self.net
-        return mean_logit([self._run(net, view) for view in views])
+        return [self._run(net, view) for view in views]
 
     def fold(self) -> None:
         """Make a copy of the network for predictions, with BatchNorm folded, where that is possible."""

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.special import expit
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from pcam_lightning.metrics import abstention as curves
 from pcam_lightning.metrics.calibration import reliability_curve
 from pcam_lightning.metrics.classification import ConfusionCounts, confusion_counts
 from pcam_lightning.plotting.style import (
@@ -104,6 +105,18 @@ def confusion(point: ConfusionCounts, title: str, axes: Axes | None = None) -> F
         color = "white" if share[row, column] > 0.5 else "black"
         text = f"{count:,.0f}\n{share[row, column]:.1%}"
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=11)
+    return figure
+
+
+@styled
+def risk_coverage(label: Array, logit: Array, confidences: Mapping[str, Array]) -> Figure:
+    """Draw the share of wrong calls at 0.5 against the share of patches kept, the most confident ones first."""
+    figure, axes = new_axes(f"Risk and coverage, n = {len(label):,}", "share of patches kept", "share of these wrong")
+    for (name, confidence), color in zip(confidences.items(), COLORS, strict=False):
+        axes.plot(*_thin(*curves.risk_coverage(label, logit, confidence)), color=color, label=name)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper left")
     return figure
 
 

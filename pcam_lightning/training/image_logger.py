@@ -38,7 +38,8 @@ class ImageLogger(PredictionCollector):
         """Note the step."""
         self._step = trainer.global_step
 
-    def _log_validation(self, logit: "pd.Series[float]") -> None:
+    def _log_validation(self, predicted: pd.DataFrame) -> None:
+        logit = predicted["logit"]
         store = self._data.train_store
         assert store is not None
         label = self._labels.loc[logit.index].to_numpy()

@@ -17,6 +17,7 @@ from lightning.pytorch import seed_everything
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.splits import split_digest
 from pcam_lightning.data.training_patches import TrainingPatches
+from pcam_lightning.metrics.abstention import ABSTAINS, DECISIONS, Thresholds, decide
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.adapt_batchnorm import AdaptBatchNorm
 from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
@@ -97,12 +98,12 @@ class _Session:
             if not trained.caution:
                 rank_zero_info(f"{self.path}: does not record all patches that trained it; these may be among them.")
 
-    def collect(self, stage: str) -> "pd.Series[float]":
-        """Run a stage; return the logits by id, empty in all processes but the first."""
+    def collect(self, stage: str) -> pd.DataFrame:
+        """Run a stage; return `logit` and what else its steps yield by id, empty in all processes but the first."""
         more = {"return_predictions": False} if stage == "predict" else {}
         with TemporaryDirectory() as folder, compile_errors():
             # By a file where a process that the trainer starts is the first one.
-            file, found = Path(folder) / "logits.npz", [pd.Series(dtype=np.float32)]
+            file, found = Path(folder) / "logits.npz", [pd.DataFrame({"logit": np.empty(0, dtype=np.float32)})]
             keep = partial(_keep, os.getpid(), file, found)
             self.trainer.callbacks.append(PredictionCollector(keep))  # type: ignore[attr-defined]
             getattr(self.trainer, stage)(
@@ -110,16 +111,17 @@ class _Session:
             )
             if file.is_file():
                 with np.load(file) as saved:
-                    found.append(pd.Series(saved["logit"], index=saved["id"]))
+                    found.append(pd.DataFrame(dict(saved)).set_index("id"))
         return found[-1]
 
 
-def _keep(process: int, file: Path, found: "list[pd.Series[float]]", logit: "pd.Series[float]") -> None:
-    """Keep logits by id where the process that started the stage finds them."""
+def _keep(process: int, file: Path, found: list[pd.DataFrame], predicted: pd.DataFrame) -> None:
+    """Keep what is predicted where the process that started the stage finds it."""
     if os.getpid() == process:
-        found.append(logit)
+        found.append(predicted)
     else:
-        np.savez(file, logit=logit.to_numpy(), id=logit.index.to_numpy(dtype=str))
+        columns: dict[str, Any] = {str(name): predicted[name].to_numpy() for name in predicted}
+        np.savez(file, **columns, id=predicted.index.to_numpy(dtype=str))
 
 
 def validate(ckpt_path: Path | str, config: Config | None = None) -> Scores:
@@ -176,12 +178,12 @@ def _score(
     session = _Session(path, config or Config.of_checkpoint(checkpoint), checkpoint)
     table = prepare(session)
     session.report_overlap(table)
-    logit = session.collect(stage)
+    predicted = session.collect(stage)
     metrics = {name: float(value) for name, value in sorted(session.trainer.callback_metrics.items())}
     file = session.run.folder / f"{stage}.json"
     predictions = session.run.predictions(part)
     if session.trainer.is_global_zero:
-        write_predictions_csv(predictions, table, logit)
+        write_predictions_csv(predictions, table, predicted["logit"])
         known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         record = {"checkpoint": str(path), **session.made_by, "root": str(session.data.root)}
         content = {**record, "training_overlap": session.overlap, **known}
@@ -197,6 +199,7 @@ def predict(
     ensemble: Sequence[Path | str] = (),
     chosen: frozenset[str] = frozenset(),
     calibrate: bool = False,
+    abstain: bool = False,
 ) -> pd.DataFrame:
     """Predict the patches of test/, or of a folder that holds patches alone.
 
@@ -207,33 +210,46 @@ def predict(
         chosen: names of the options that count for all networks of an ensemble although their runs differ in them,
             such as `data.root` and `model.tta`.
         calibrate: divide logits by the temperature that `evaluate` found for this checkpoint.
+        abstain: call each patch normal, tumor or neither by the thresholds that `evaluate` found for this checkpoint.
 
     Returns:
-        Columns `id`, in the order of the submission, `logit` (float32) and `prob` (float64); empty in all processes but
-        the first.
+        Columns `id`, in the order of the submission, `logit` (float32) and `prob` (float64); with several views or
+        networks `spread`, the sd of their logits; with `abstain` `decision`: normal, tumor or abstain. Empty in all
+        processes but the first.
 
     Raises:
-        UserError: a checkpoint or the data cannot be used, or there is no temperature.
+        UserError: a checkpoint or the data cannot be used, or there is no temperature, or are no thresholds.
     """
     path, others = Path(ckpt_path), [Path(one) for one in ensemble]
-    _check_ensemble(path, others, calibrate=calibrate)
+    _check_ensemble(path, others, calibrate=calibrate, abstain=abstain)
     checkpoint = read_checkpoint(path)
     session = _Session(path, config or Config.of_checkpoint(checkpoint), checkpoint)
     session.data.setup("predict")
     temperature = read_temperature(session.run, session.made_by) if calibrate else 1.0
+    thresholds = read_thresholds(session.run, session.made_by) if abstain else None
     session.model.ensemble = [_load_member(session, other, chosen) for other in others]
     table = session.data.test_table
     session.report_overlap(table)
     rank_zero_info(f"data: {session.data.root}; checkpoint: {', '.join(map(str, (path, *others)))}")
-    logit = session.collect("predict")
+    predicted = session.collect("predict")
     if not session.trainer.is_global_zero:
         return pd.DataFrame({"id": [], "logit": [], "prob": []})
-    return join_predictions(table["id"], logit, temperature)
+    predictions = join_predictions(table["id"], predicted["logit"], temperature)
+    for name in predicted.columns.drop("logit"):
+        predictions[name] = predicted.loc[predictions["id"], name].to_numpy()
+    if thresholds is not None:
+        logit = predicted.loc[predictions["id"], "logit"].to_numpy()
+        predictions["decision"] = pd.Series(decide(logit, thresholds)).map(DECISIONS)
+        kept = (predictions["decision"] != DECISIONS[ABSTAINS]).mean()
+        rank_zero_info(f"abstains on {1 - kept:.1%} of {len(predictions):,} patches.")
+    return predictions
 
 
-def _check_ensemble(path: Path, others: list[Path], *, calibrate: bool) -> None:
+def _check_ensemble(path: Path, others: list[Path], *, calibrate: bool, abstain: bool) -> None:
     if others and calibrate:
         raise UserError("`calibrate`: a temperature is of one run, and `ensemble` makes it several.")
+    if others and abstain:
+        raise UserError("`abstain`: thresholds are of one run, and `ensemble` makes it several.")
     paths = [one.resolve() for one in (path, *others)]
     if twice := next((one for one in paths if paths.count(one) > 1), None):
         raise UserError(f"`ensemble`: {twice} is there twice.")
@@ -254,17 +270,36 @@ def _load_member(session: _Session, path: Path, chosen: frozenset[str]) -> PCamC
 
 def read_temperature(run: Run, made_by: dict[str, Any]) -> float:
     """Return the temperature that `evaluate` found for a run's checkpoint of a step and kind of views."""
-    path = run.folder / "report.json"
     hint = "evaluate finds that of a run's best.ckpt"
+    return float(_read_report(run, made_by, "temperature", f"{hint}, where there is one", hint))
+
+
+def read_thresholds(run: Run, made_by: dict[str, Any]) -> Thresholds:
+    """Return the thresholds that `evaluate` found for a run's checkpoint of a step and kind of views."""
+    hint = "evaluate with `abstain` 0.05 finds those of a run's best.ckpt"
+    found = _read_report(run, made_by, "abstention", hint, hint)
+    infinite = {"low": -math.inf, "high": math.inf}  # JSON has none
+    return Thresholds(*(infinite[name] if found[name] is None else float(found[name]) for name in ("low", "high")))
+
+
+def _read_report(run: Run, made_by: dict[str, Any], name: str, missing: str, hint: str) -> Any:
+    """Return an entry of a run's report.json.
+
+    Raises:
+        UserError: there is none, or it is of another checkpoint or other views.
+    """
+    path = run.folder / "report.json"
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        temperature, recorded = float(report["temperature"]), {**report["made_by"]}
+        found, recorded = report[name], {**report["made_by"]}
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: no temperature there; {hint}, where there is one.") from None
-    for name in made_by:
-        if recorded.get(name) != made_by[name]:
+        found, recorded = None, {}
+    if found is None:
+        raise UserError(f"{path}: no {name} there; {missing}.")
+    for what in made_by:
+        if recorded.get(what) != made_by[what]:
             raise UserError(
-                f"{path}: its temperature is of {name} {recorded.get(name)}, and this is {name} {made_by[name]}; "
+                f"{path}: its {name} is of {what} {recorded.get(what)}, and this is {what} {made_by[what]}; "
                 f"{hint}, with the options of its run."
             )
-    return temperature
+    return found

@@ -22,33 +22,32 @@ class PredictionCollector(L.Callback):
     """Collects what validate, test or predict yields, and hands it on at the end, in the first process alone.
 
     Args:
-        write: takes the logits, float32, by id.
+        write: takes a row a patch, by id: `logit`, float32, and what else the steps yield.
     """
 
-    def __init__(self, write: Callable[["pd.Series[float]"], None]) -> None:
+    def __init__(self, write: Callable[[pd.DataFrame], None]) -> None:
         self._write = write
         self._batches: list[dict[str, torch.Tensor]] = []
 
     def _keep(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *batch: Any) -> None:
-        """Keep rows and logits: twelve bytes a patch."""
+        """Keep rows and logits: some twelve bytes a patch."""
         if not trainer.sanity_checking:
             self._batches.append(outputs)
 
     def _hand_on(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        row = torch.cat([batch["row"] for batch in self._batches]).cpu().numpy()
-        logit = torch.cat([batch["logit"] for batch in self._batches]).cpu().numpy()
+        names = self._batches[0].keys()
+        own = {name: torch.cat([batch[name] for batch in self._batches]).cpu().numpy() for name in names}
         self._batches.clear()
-        parts: list[Any] = [(row, logit)]
+        parts: list[Any] = [own]
         if trainer.world_size > 1:
             parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, (row, logit))
+            torch.distributed.all_gather_object(parts, own)
         if trainer.is_global_zero:
             data: PCamDataModule = trainer.datamodule  # type: ignore[attr-defined]
-            row = np.concatenate([part[0] for part in parts])
-            logit = np.concatenate([part[1] for part in parts])
-            self._write(pd.Series(logit, index=data.ids[row]))
+            table = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in names})
+            self._write(table.set_index(data.ids[table.pop("row")]))
 
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _keep  # type: ignore[assignment]
     on_validation_end = on_test_end = on_predict_end = _hand_on
@@ -76,7 +75,7 @@ def read_predictions_csv(file: Path, labels: Path | None = None) -> pd.DataFrame
         labels: CSV with id,label, where `file` holds none.
 
     Returns:
-        Columns `id`, `label`, `logit` and, where they are in the file, those of `LEVELS` (of every patch) and `fold`.
+        Columns `id`, `label`, `logit` and, where they are in the file, those of `LEVELS` (of every patch) and others.
 
     Raises:
         UserError: a file is missing or malformed, has no labels, or labels of one class only.
@@ -148,11 +147,11 @@ def join_predictions(ids: "pd.Series[str]", logit: "pd.Series[float]", temperatu
 
 
 def write_submission(path: Path, predictions: pd.DataFrame, *, overwrite: bool) -> None:
-    """Write submission.csv (id,label), which Kaggle takes, and predictions.csv (id,logit) beside it.
+    """Write submission.csv (id,label), which Kaggle takes, and predictions.csv (id,logit and more) beside it.
 
     Args:
         path: of the submission; its folder is there.
-        predictions: what `predict` returns: `id`, `logit` and `prob`.
+        predictions: what `predict` returns: `id`, `logit`, `prob` and perhaps more columns.
         overwrite: whether a submission that is there and differs may be replaced.
 
     Raises:
@@ -171,7 +170,7 @@ def write_submission(path: Path, predictions: pd.DataFrame, *, overwrite: bool) 
             f"{path}: exists already, with other predictions; `overwrite` replaces it, `output` DIR writes elsewhere."
         )
     # The submission comes last: where it is, the other one is.
-    logits = predictions[["id"]].assign(logit=predictions["logit"].to_numpy(dtype=np.float32))
+    logits = predictions.drop(columns="prob").astype({"logit": np.float32})
     atomic_write(path.with_name("predictions.csv"), logits.to_csv(index=False, lineterminator="\n"))
     if same:
         rank_zero_info(f"{path}: the same {len(label):,} predictions are there already.")

@@ -48,7 +48,7 @@ def test_a_file_of_predictions_with_slides(tmp_path: Path, capsys: pytest.Captur
     page = (tmp_path / "mine_report.html").read_text()
     assert "too narrow" not in page
     assert "<b>slide" not in page  # what comes from files is escaped
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is fetched
     assert "95 %" in capsys.readouterr().err
 
@@ -250,3 +250,66 @@ def test_hospitals_and_patients_are_told_apart(tmp_path: Path) -> None:
     text = found.page.read_text()
     assert "By center, the worst first" in text
     assert text.index("By center") < text.index("By patient") < text.index("By slide")
+
+
+def test_patches_between_two_thresholds_are_called_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = _predictions(tmp_path / "mine.csv")
+    assert main(["evaluate", str(tmp_path / "mine.csv"), FEW, "--abstain", "0.05"]) == 0
+    report = json.loads((tmp_path / "mine_report.json").read_text())
+    found = report["abstention"]
+    assert found["low"] < 0 < found["high"]
+    assert found["normal_called_tumor"] == pytest.approx(0.05, abs=0.02)
+    assert found["tumor_called_normal"] == pytest.approx(0.05, abs=0.02)
+    assert 0.3 < found["kept"] < 0.95
+    assert f"abstains on {1 - found['kept']:.1%} of the patches" in capsys.readouterr().err
+    wrong = ((rows["logit"] > 0) != (rows["label"] == 1)).mean()
+    assert found["wrong"] < wrong
+    assert 0 < report["area_under_risk_coverage"]["distance from 0.5"] < wrong
+    kept = sum(row["kept"] * row["patches"] for row in report["slides"]) / 800
+    assert kept == pytest.approx(found["kept"])
+    page = (tmp_path / "mine_report.html").read_text()
+    assert "Risk and coverage, n = 800" in page
+    assert "tumor called normal" in page
+
+
+def test_decisions_of_a_file_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = _predictions(tmp_path / "mine.csv")
+    rows["decision"] = np.where(rows["logit"] > 1, "tumor", np.where(rows["logit"] < -1, "normal", "abstain"))
+    rows["spread"] = np.random.default_rng(0).random(800)
+    rows.to_csv(tmp_path / "mine.csv", index=False)
+    assert main(["evaluate", str(tmp_path / "mine.csv"), FEW]) == 0
+    report = json.loads((tmp_path / "mine_report.json").read_text())
+    assert report["abstention"]["kept"] == pytest.approx((rows["logit"].abs() > 1).mean())
+    assert report["abstention"]["error"] is None
+    areas = report["area_under_risk_coverage"]
+    assert areas["agreement of views or networks"] > areas["distance from 0.5"]
+    assert main(["evaluate", str(tmp_path / "mine.csv"), FEW, "--abstain", "0.1"]) == 2
+    rows.assign(decision="perhaps").to_csv(tmp_path / "other.csv", index=False)
+    assert main(["evaluate", str(tmp_path / "other.csv"), FEW]) == 2
+    assert main(["evaluate", str(tmp_path / "mine.csv"), FEW, "--abstain", "0.6"]) == 2
+    printed = capsys.readouterr().err
+    assert "--abstain: the file has a column decision already" in printed
+    assert "decision 'perhaps' should be normal, tumor, abstain" in printed
+    assert "error: --abstain 0.6: the share of each class that may be called wrongly" in printed
+
+
+def test_a_runs_thresholds_decide_its_predictions(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predict = ["predict", "--ckpt_path", str(run_copy / "checkpoints/best.ckpt"), "--trainer.accelerator=cpu"]
+    assert main([*predict, "--abstain"]) == 2
+    assert main(["evaluate", str(run_copy), FEW]) == 0
+    assert main([*predict, "--abstain"]) == 2
+    assert capsys.readouterr().err.count("no abstention there; evaluate with --abstain 0.05 finds those") == 2
+    assert main(["evaluate", str(run_copy), FEW, "--abstain", "0.2"]) == 0
+    found = json.loads((run_copy / "report.json").read_text())["abstention"]
+    capsys.readouterr()
+    assert main([*predict, "--abstain"]) == 0
+    rows = pd.read_csv(run_copy / "predictions.csv")
+    low, high = (bound if value is None else value for value, bound in ((found["low"], -1e9), (found["high"], 1e9)))
+    expected = np.where(rows["logit"] > high, "tumor", np.where(rows["logit"] < low, "normal", "abstain"))
+    assert rows["decision"].tolist() == expected.tolist()
+    assert f"abstains on {(expected == 'abstain').mean():.1%} of 40 patches" in capsys.readouterr().err
+    assert pd.read_csv(run_copy / "submission.csv").columns.tolist() == ["id", "label"]
+    assert main([*predict, "--abstain", "--model.tta=d4"]) == 2
+    assert "its abstention is of tta none, and this is tta d4" in capsys.readouterr().err
+    assert main([*predict, "--model.tta=d4", "--output=d4"]) == 0
+    assert (pd.read_csv("d4/predictions.csv")["spread"] > 0).any()
