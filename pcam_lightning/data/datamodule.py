@@ -321,10 +321,11 @@ class PCamDataModule(L.LightningDataModule):
         val = self.labeled_part("its data loader").val
         return self._loader(val) if len(val) else []
 
-    def labeled_dataloader(self) -> DataLoader[Batch]:
-        """Return all labeled patches without their labels, in the order of the packed images."""
+    def labeled_dataloader(self, rows: np.ndarray | None = None) -> DataLoader[Batch]:
+        """Return labeled patches without their labels, by their rows of `train_store`; by default all."""
         part = self.labeled_part("its data loader")
-        return self._loader(Patches(part.store, np.arange(len(part.store.ids)), None, part.val.first_row))
+        rows = np.arange(len(part.store.ids)) if rows is None else rows
+        return self._loader(Patches(part.store, rows, None, part.val.first_row))
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the patches of test/ with their answers, in the order of the submission."""

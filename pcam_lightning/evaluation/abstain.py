@@ -74,6 +74,23 @@ def report_abstention(rows: pd.DataFrame, thresholds: dict[str, float], error: f
     return {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
 
 
+def report_unlike(rows: pd.DataFrame) -> dict[str, Any] | None:
+    """Return how many patches are unlike the training patches, and how often theirs and other calls at 0.5 are wrong.
+
+    None where it is not known; a share of no patches is None.
+    """
+    if "unlike" not in rows:
+        return None
+    unlike = rows["unlike"].to_numpy(dtype=bool)
+    wrong = (rows["logit"].to_numpy() > 0) != (rows["label"].to_numpy() == 1)
+    return {
+        "patches": int(unlike.sum()),
+        "share": float(unlike.mean()),
+        "wrong": float(wrong[unlike].mean()) if unlike.any() else None,
+        "wrong_of_others": float(wrong[~unlike].mean()) if not unlike.all() else None,
+    }
+
+
 def confidences(rows: pd.DataFrame) -> dict[str, np.ndarray]:
     """Return by what patches can be put in order, the most certain first: higher is more certain, shape (N,) each."""
     known = {name: -rows[column].to_numpy() for column, name in _CONFIDENCES.items() if column in rows}

@@ -18,10 +18,12 @@ from pcam_lightning.evaluation.abstain import (
     check_abstain,
     find_decisions,
     report_abstention,
+    report_unlike,
 )
 from pcam_lightning.evaluation.group_scores import by_group
 from pcam_lightning.evaluation.labeled_predictions import (
     FEW,
+    LabeledPredictions,
     check_bootstrap,
     clusters,
     find_evaluation_leakage,
@@ -47,10 +49,12 @@ from pcam_lightning.metrics.classification import (
     specificity_at_sensitivity,
     youden_threshold,
 )
+from pcam_lightning.training.checkpoint import read_checkpoint
 from pcam_lightning.training.demo_run import NOT_REAL, is_synthetic
+from pcam_lightning.training.feature_distance import FILE, measure_feature_distance
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError
-from pcam_lightning.utils.run_dir import BundledRun, run_at
+from pcam_lightning.utils.run_dir import BundledRun, Run, run_at
 
 PARTS = 5  # of slides or patches, for what is fitted on all but one of them
 _RATES = (0.90, 0.95, 0.99)
@@ -104,6 +108,9 @@ def evaluate(
     check_abstain(abstain)
     predictions = read_labeled_predictions(target, labels, slides, root)
     rows = predictions.rows
+    run = run_at(target)
+    if abstain is not None and not isinstance(run, BundledRun):
+        _keep_features(run, predictions)
     report, calibrated, chosen = _score(rows, bootstrap_samples, seed, abstain)
     report |= {"target": str(target), "version": __version__, "seed": seed, "made_by": predictions.made_by}
     report["chosen_by_these"] = predictions.chosen_by_these
@@ -120,7 +127,7 @@ def evaluate(
     report["leak"] = f"This score {leak.verb}: {leak.message}." if leak.message else ""
     synthetic = predictions.split is not None and is_synthetic(root or predictions.split["root"])
     report["synthetic"] = f"Synthetic tissue. {NOT_REAL}" if synthetic else ""
-    if target.is_dir() and not isinstance(run_at(target), BundledRun):
+    if target.is_dir() and not isinstance(run, BundledRun):
         report["splits"] = related_runs(target)
         if (target / "oof.csv").is_file():
             report["folds"] = _folds(rows)
@@ -129,6 +136,14 @@ def evaluate(
     atomic_write(folder / f"{name}.json", json.dumps(report, indent=2) + "\n")
     atomic_write(folder / f"{name}.html", page)
     return Evaluation(report, folder / f"{name}.html")
+
+
+def _keep_features(run: Run, predictions: LabeledPredictions) -> None:
+    """Write the features of some training patches of a run, from which `predict` tells what is unlike them."""
+    if predictions.data is not None and predictions.made_by is not None:
+        checkpoint = read_checkpoint(run.checkpoint)
+        distance = measure_feature_distance(run.checkpoint, checkpoint, predictions.data, predictions.made_by)
+        distance.write(run.folder / FILE)
 
 
 def _folds(rows: pd.DataFrame) -> dict[str, float]:
@@ -179,6 +194,7 @@ def _score(
     }
     rows, thresholds = find_decisions(rows, part, abstain)
     report["abstention"] = report_abstention(rows, thresholds, abstain)
+    report["unlike"] = report_unlike(rows)
     report["area_under_risk_coverage"] = areas_under_risk_coverage(rows)
     rows = rows.assign(wrong=chosen != (label == 1))
     report |= {f"{level}s": by_group(rows, level, bootstrap_samples, seed) for level in LEVELS if level in rows}

@@ -14,7 +14,7 @@ from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.synthetic.kaggle_folder import draw_slide
 from pcam_lightning.synthetic.tissue import draw_patch
 from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
-from pcam_lightning.training.predict import read_temperature
+from pcam_lightning.training.run_report import read_temperature
 from pcam_lightning.utils.errors import UserError, rank_zero_warn
 from pcam_lightning.utils.run_dir import BundledRun, Run, run_at, run_of
 

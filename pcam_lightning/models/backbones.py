@@ -195,6 +195,21 @@ def _stages_of_timm(network: Any) -> dict[str, int]:
     return dict(listed[every - 1 :: every])
 
 
+def early_stages(network: nn.Module, name: str) -> list[str]:
+    """Return the names of a network's stages within it, the first ones first; at least one.
+
+    Args:
+        network: what `build_backbone` returns.
+        name: of it.
+    """
+    stages = list(_stages_of_timm(network) if name.startswith(TIMM) else BACKBONES[name].stages)
+    if not stages:  # whatever has layers one after another
+        inner = max(network.children(), key=lambda layer: len(list(layer.children())))
+        prefix = next(str(child) for child, layer in network.named_children() if layer is inner)
+        stages = [f"{prefix}.{child}" for child, _ in inner.named_children()] or [prefix]
+    return stages
+
+
 def freeze(network: nn.Module, frozen: bool) -> None:
     """Freeze all but the head, or unfreeze all.
 

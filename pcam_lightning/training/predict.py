@@ -17,14 +17,17 @@ from lightning.pytorch import seed_everything
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.splits import split_digest
 from pcam_lightning.data.training_patches import TrainingPatches
-from pcam_lightning.metrics.abstention import ABSTAINS, DECISIONS, Thresholds, decide
+from pcam_lightning.metrics.abstention import ABSTAINS, DECISIONS, decide
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.adapt_batchnorm import AdaptBatchNorm
 from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
 from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder
+from pcam_lightning.training.feature_distance import FILE as FEATURES_FILE
+from pcam_lightning.training.feature_distance import AddDistance, FeatureDistance
 from pcam_lightning.training.fit import take_split
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predictions import PredictionCollector, join_predictions, write_predictions_csv
+from pcam_lightning.training.run_report import read_temperature, read_thresholds
 from pcam_lightning.training.trainer import build_trainer, compile_errors
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
@@ -214,8 +217,8 @@ def predict(
 
     Returns:
         Columns `id`, in the order of the submission, `logit` (float32) and `prob` (float64); with several views or
-        networks `spread`, the sd of their logits; with `abstain` `decision`: normal, tumor or abstain. Empty in all
-        processes but the first.
+        networks `spread`, the sd of their logits; with `abstain` `distance` from the training patches, whether a patch
+        is `unlike` them, and `decision`: normal, tumor or abstain. Empty in all processes but the first.
 
     Raises:
         UserError: a checkpoint or the data cannot be used, or there is no temperature, or are no thresholds.
@@ -226,7 +229,7 @@ def predict(
     session = _Session(path, config or Config.of_checkpoint(checkpoint), checkpoint)
     session.data.setup("predict")
     temperature = read_temperature(session.run, session.made_by) if calibrate else 1.0
-    thresholds = read_thresholds(session.run, session.made_by) if abstain else None
+    abstention = _Abstention(session) if abstain else None
     session.model.ensemble = [_load_member(session, other, chosen) for other in others]
     table = session.data.test_table
     session.report_overlap(table)
@@ -237,12 +240,31 @@ def predict(
     predictions = join_predictions(table["id"], predicted["logit"], temperature)
     for name in predicted.columns.drop("logit"):
         predictions[name] = predicted.loc[predictions["id"], name].to_numpy()
-    if thresholds is not None:
-        logit = predicted.loc[predictions["id"], "logit"].to_numpy()
-        predictions["decision"] = pd.Series(decide(logit, thresholds)).map(DECISIONS)
-        kept = (predictions["decision"] != DECISIONS[ABSTAINS]).mean()
-        rank_zero_info(f"abstains on {1 - kept:.1%} of {len(predictions):,} patches.")
-    return predictions
+    return predictions if abstention is None else abstention.apply(predictions, predicted["logit"])
+
+
+class _Abstention:
+    """Decides patches of a session's run by its thresholds, and tells which are unlike the training patches."""
+
+    def __init__(self, session: _Session) -> None:
+        self.thresholds = read_thresholds(session.run, session.made_by)
+        self.distance = FeatureDistance.read(session.run.folder / FEATURES_FILE)
+        if self.distance.made_by != session.made_by:
+            raise UserError(
+                f"{session.run.folder / FEATURES_FILE}: is of another checkpoint or other views; evaluate with "
+                "`abstain` 0.05 writes it anew."
+            )
+        session.trainer.callbacks.append(AddDistance(self.distance))  # type: ignore[attr-defined]
+
+    def apply(self, predictions: pd.DataFrame, logit: "pd.Series[float]") -> pd.DataFrame:
+        """Add `unlike` and `decision`; logits are those that no temperature has changed, by id."""
+        decision = decide(logit.loc[predictions["id"]].to_numpy(), self.thresholds)
+        unlike = predictions["distance"] > self.distance.threshold
+        rank_zero_info(
+            f"abstains on {(decision == ABSTAINS).mean():.1%} of {len(predictions):,} patches; {unlike.mean():.1%} are "
+            "unlike the training patches."
+        )
+        return predictions.assign(unlike=unlike, decision=[DECISIONS[one] for one in decision.tolist()])
 
 
 def _check_ensemble(path: Path, others: list[Path], *, calibrate: bool, abstain: bool) -> None:
@@ -266,40 +288,3 @@ def _load_member(session: _Session, path: Path, chosen: frozenset[str]) -> PCamC
             )
     tta = session.model.hparams["tta"] if "model.tta" in chosen else None  # else as the run of each had it
     return load_classifier(path, checkpoint, tta)
-
-
-def read_temperature(run: Run, made_by: dict[str, Any]) -> float:
-    """Return the temperature that `evaluate` found for a run's checkpoint of a step and kind of views."""
-    hint = "evaluate finds that of a run's best.ckpt"
-    return float(_read_report(run, made_by, "temperature", f"{hint}, where there is one", hint))
-
-
-def read_thresholds(run: Run, made_by: dict[str, Any]) -> Thresholds:
-    """Return the thresholds that `evaluate` found for a run's checkpoint of a step and kind of views."""
-    hint = "evaluate with `abstain` 0.05 finds those of a run's best.ckpt"
-    found = _read_report(run, made_by, "abstention", hint, hint)
-    infinite = {"low": -math.inf, "high": math.inf}  # JSON has none
-    return Thresholds(*(infinite[name] if found[name] is None else float(found[name]) for name in ("low", "high")))
-
-
-def _read_report(run: Run, made_by: dict[str, Any], name: str, missing: str, hint: str) -> Any:
-    """Return an entry of a run's report.json.
-
-    Raises:
-        UserError: there is none, or it is of another checkpoint or other views.
-    """
-    path = run.folder / "report.json"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        found, recorded = report[name], {**report["made_by"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        found, recorded = None, {}
-    if found is None:
-        raise UserError(f"{path}: no {name} there; {missing}.")
-    for what in made_by:
-        if recorded.get(what) != made_by[what]:
-            raise UserError(
-                f"{path}: its {name} is of {what} {recorded.get(what)}, and this is {what} {made_by[what]}; "
-                f"{hint}, with the options of its run."
-            )
-    return found

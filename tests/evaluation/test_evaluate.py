@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from pcam_lightning import evaluate
 from pcam_lightning.cli.main import main
+from pcam_lightning.training.feature_distance import FeatureDistance
 
 FEW = "--bootstrap_samples=200"
 
@@ -311,5 +312,11 @@ def test_a_runs_thresholds_decide_its_predictions(run_copy: Path, capsys: pytest
     assert pd.read_csv(run_copy / "submission.csv").columns.tolist() == ["id", "label"]
     assert main([*predict, "--abstain", "--model.tta=d4"]) == 2
     assert "its abstention is of tta none, and this is tta d4" in capsys.readouterr().err
+    assert (rows["distance"] >= 0).all()
+    features = FeatureDistance.read(run_copy / "training_features.safetensors")
+    assert rows["unlike"].tolist() == (rows["distance"] > features.threshold).tolist()
+    (run_copy / "training_features.safetensors").write_bytes(b"no")
+    assert main([*predict, "--abstain"]) == 2
+    assert "training_features.safetensors: missing or damaged; evaluate with --abstain 0.05" in capsys.readouterr().err
     assert main([*predict, "--model.tta=d4", "--output=d4"]) == 0
     assert (pd.read_csv("d4/predictions.csv")["spread"] > 0).any()

@@ -1,0 +1,95 @@
+"""Patches that are unlike the training patches are told by their features."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from scipy.spatial.distance import mahalanobis
+
+from pcam_lightning.cli.main import main
+from pcam_lightning.models.backbones import build_backbone
+from pcam_lightning.models.stage_statistics import StageStatistics
+from pcam_lightning.training.feature_distance import FeatureDistance, _fit
+
+CPU = "--trainer.accelerator=cpu"
+
+
+def test_distances_are_those_of_mahalanobis() -> None:
+    rng = np.random.default_rng(0)
+    train = rng.normal(size=(5000, 4)) @ rng.normal(size=(4, 4)) + 3
+    others = rng.normal(size=(6, 4))
+    inverse = np.linalg.inv(np.cov(train.T))
+    expected = [mahalanobis(one, train.mean(axis=0), inverse) / 2 for one in others]
+    distance = FeatureDistance(*_fit(torch.from_numpy(train).float()), 1.0, {})
+    assert distance(torch.from_numpy(others).float()).numpy() == pytest.approx(expected, rel=0.05)
+    constant = torch.cat([torch.randn(30, 3), torch.ones(30, 1)], dim=1)  # a channel that is always 0
+    assert FeatureDistance(*_fit(constant), 1.0, {})(constant).isfinite().all()
+
+
+def test_written_and_read_again(tmp_path: Path) -> None:
+    written = FeatureDistance(torch.randn(8), torch.randn(8, 8), 1.25, {"step": 3, "tta": "d4"})
+    written.write(tmp_path / "file.safetensors")
+    again = FeatureDistance.read(tmp_path / "file.safetensors")
+    assert torch.equal(again.mean, written.mean)
+    assert torch.equal(again.whiten, written.whiten)
+    assert (again.threshold, again.made_by) == (1.25, {"step": 3, "tta": "d4"})
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["resnet18", "convnext_tiny", "efficientnet_lite0_s16", "p4m_resnet16", "timm/vit_tiny_patch16_224",
+     "timm/swin_tiny_patch4_window7_224", "timm/resnet18d", "timm/vgg11"],
+)  # fmt: skip
+def test_every_network_has_early_stages(backbone: str) -> None:
+    network = build_backbone(backbone, 96).eval()
+    statistics = StageStatistics(network, backbone)
+    image = torch.randn(3, 3, 96, 96)
+    with torch.no_grad():
+        network(image)
+        features = statistics.take()
+        network(image.flip(0))
+        network(image)
+    assert features.shape[0] == 3
+    assert features.isfinite().all()
+    assert torch.allclose(statistics.take(), (features + features.flip(0)) / 2, atol=1e-4)
+    statistics.close()
+    assert not any(layer._forward_hooks for layer in network.modules())
+
+
+def test_noise_is_unlike_tissue(run_copy: Path, drawn: Path, tmp_path: Path) -> None:
+    assert main(["evaluate", str(run_copy), "--bootstrap_samples=100", "--abstain=0.2"]) == 0
+    folder = tmp_path / "patches"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(10):
+        Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(folder / f"noise{index}.png")
+    for index, path in enumerate(sorted((drawn / "test").rglob("*.tif"))[:10]):
+        Image.open(path).save(folder / f"tissue{index}.png")
+    predict = ["predict", "--ckpt_path", str(run_copy / "checkpoints/best.ckpt"), CPU, "--abstain", "--overwrite"]
+    assert main([*predict, "--data.root", str(folder)]) == 0
+    rows = pd.read_csv(run_copy / "predictions.csv")
+    noise = rows["id"].str.startswith("noise")
+    assert rows["unlike"][noise].all()
+    assert rows["unlike"][~noise].mean() < 0.5
+    assert rows["distance"][noise].min() > rows["distance"][~noise].median()
+    labels = tmp_path / "labels.csv"
+    pd.DataFrame({"id": rows["id"], "label": np.arange(len(rows)) % 2}).to_csv(labels, index=False)
+    assert (
+        main(["evaluate", str(run_copy / "predictions.csv"), "--labels", str(labels), "--bootstrap_samples=100"]) == 0
+    )
+    page = (run_copy / "predictions_report.html").read_text()
+    assert f"{int(rows['unlike'].sum())} patches" in page
+    assert "nearness to training patches" in page
+
+
+def test_distances_do_not_depend_on_the_batch(run_copy: Path) -> None:
+    assert main(["evaluate", str(run_copy), "--bootstrap_samples=100", "--abstain=0.2"]) == 0
+    found = []
+    for size in (7, 40):
+        options = [f"--data.batch_size={size}", f"--output={size}", "--abstain", CPU]
+        assert main(["predict", "--ckpt_path", str(run_copy / "checkpoints/best.ckpt"), *options]) == 0
+        found.append(pd.read_csv(f"{size}/predictions.csv")["distance"])
+    assert list(found[0]) == pytest.approx(list(found[1]), abs=2e-3)
