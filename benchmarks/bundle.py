@@ -4,8 +4,9 @@
 
 NAME is pcam or pcam-small; DIR is in Kaggle's layout, with an answers.csv (id,label) for its test/ part, which is of
 other slides than train/; COMMAND is what made the checkpoint, on a random split of DIR. Writes
-pcam_lightning/weights/NAME.safetensors, scores it on the validation part and, for the card alone, on test/, with one
-view and with eight, and writes NAME.md.
+pcam_lightning/weights/NAME.safetensors and NAME_features.safetensors, which tells what is unlike the training patches
+(alone with --features, where CHECKPOINT may be NAME), scores it on the validation part and, for the card alone, on
+test/, with one view and with eight, and writes NAME.md.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pcam_lightning.data.splits import split_digest
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.evaluation.report_metrics import score_with_intervals
 from pcam_lightning.training.checkpoint import load_pretrained, read_checkpoint
+from pcam_lightning.training.feature_distance import features_file, measure_feature_distance
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predict import test, validate
 from pcam_lightning.training.predictions import read_predictions_csv
@@ -70,6 +72,15 @@ def score(name: str, root: Path, seed: int) -> dict[str, str]:
     return cells
 
 
+def write_features(file: Path, data: PCamDataModule) -> None:
+    """Measure the features of training patches, beside the weights."""
+    checkpoint = read_checkpoint(file)
+    made_by = {"step": checkpoint["global_step"], "tta": "none"}
+    distance = measure_feature_distance(file, checkpoint, data, made_by)
+    distance.write(features_file(file))
+    print(f"{features_file(file)}: {len(distance.mean)} features, threshold {distance.threshold:.3f}")
+
+
 def main() -> None:
     """Write the weights, score them, write the card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,12 +88,17 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--command", required=True, help="that made the checkpoint")
+    parser.add_argument("--features", action="store_true", help="write NAME_features.safetensors alone")
     args = parser.parse_args()
     checkpoint = read_checkpoint(args.checkpoint)
     options = checkpoint["pcam"]["config"]
-    seed = options["data"]["split_seed"]
+    seed = options["data"].get("split_seed", 42)
     data = PCamDataModule(args.root, split_seed=seed)
     data.setup("fit")
+    file = WEIGHTS / f"{args.name}.safetensors"
+    if args.features:
+        write_features(file, data)
+        return
     checkpoint["pcam"] = {
         "version": __version__,
         "format": checkpoint["pcam"]["format"],
@@ -98,8 +114,8 @@ def main() -> None:
     # Hashes of JPEG copies find nobody's patches, and would be a sixth of pcam-small.
     checkpoint["trained"] = TrainingPatches(known=False, origins=(ORIGIN,)).record()
     checkpoint["positive_fraction"] = float(data.table["label"][~data.val_mask].mean())
-    file = WEIGHTS / f"{args.name}.safetensors"
     write_weights(file, checkpoint)
+    write_features(file, data)
     network = load_pretrained(args.name).net
     text = CARD.format(
         name=args.name,

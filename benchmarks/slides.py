@@ -47,7 +47,7 @@ from torch.nn import functional
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.slides.patch_grid import CENTER, PATCH, PatchGrid, Region
 from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.slides.predictor import LogitFile, SlidePredictor
+from pcam_lightning.slides.predictor import LogitFile, Logits, SlidePredictor
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.regions import SlideDataModule, SlideRegions, cut_patches
 from pcam_lightning.slides.tissue import tissue_mask
@@ -149,7 +149,7 @@ class Seconds(L.Callback):
 def by_regions(path: Path, grid: PatchGrid, squares: np.ndarray, network: torch.nn.Module, work: Path) -> float:
     """Predict as `heatmap` does; return seconds."""
     clock, logit = Seconds(), np.full(squares.shape, np.nan, dtype=np.float32)
-    keeper = LogitFile(work / "logits.npz", "", logit, int(squares.sum()))
+    keeper = LogitFile(work / "logits.npz", "", Logits(logit, logit), int(squares.sum()))
     data = SlideDataModule(SlideRegions(path, grid, list(grid.regions(squares)), squares), num_workers=2)
     build_trainer(clock, keeper).predict(SlidePredictor(network, grid.stride, 256), data, return_predictions=False)  # type: ignore[arg-type]
     return clock.seconds

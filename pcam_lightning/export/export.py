@@ -26,6 +26,8 @@ from pcam_lightning.export.quantize import quantize
 from pcam_lightning.export.source import Patches, Source, draw_patches, find_patches, read_sources, without_paths
 from pcam_lightning.export.timm_files import find_timm_network, write_config, write_timm_weights
 from pcam_lightning.export.torchscript_file import write_torchscript
+from pcam_lightning.training.feature_distance import FILE as FEATURES_FILE
+from pcam_lightning.training.feature_distance import find_feature_distance
 from pcam_lightning.utils.atomic_io import atomic_folder
 from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info
 from pcam_lightning.utils.weights_file import write_weights
@@ -132,6 +134,9 @@ def _write(
     _write_vectors(folder / "test_vectors.npz", expected_of)
     if patches.training is not None:
         _write_properties(folder / "training_patches.json", patches.training)
+    distance = find_feature_distance(sources[0].path) if len(sources) == 1 else None
+    if distance is not None:
+        distance.write(folder / FEATURES_FILE)
     write_card(folder / "README.md", sources, temperature, patches.origin, differences)
     return differences
 

@@ -11,9 +11,12 @@ from scipy.special import expit
 from pcam_lightning.evaluation.interpret import cam_layer, center_heat_fraction, grad_cam
 from pcam_lightning.export.onnx_file import OnnxNetwork
 from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.models.stage_statistics import StageStatistics
 from pcam_lightning.serve.training_ranges import TrainingRanges
 from pcam_lightning.serve.upload import check_quality
 from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.feature_distance import FILE as FEATURES_FILE
+from pcam_lightning.training.feature_distance import FeatureDistance
 from pcam_lightning.utils.errors import UserError
 
 
@@ -38,11 +41,13 @@ class PatchPredictor:
 
     Args:
         folder: with model.onnx, and, for Grad-CAM, pcam_lightning.safetensors, or pcam_lightning_1.safetensors and so
-            on of an ensemble, and training_patches.json for warnings; and examples in test_vectors.npz.
+            on of an ensemble; training_patches.json and training_features.safetensors for warnings; and examples in
+            test_vectors.npz.
 
     Attributes:
         metadata: what model.onnx says of itself, by name.
         ranges: of training patches; None where they were not recorded.
+        distance: from training patches; None where it was not measured.
         examples: drawn patches, uint8 (N, 96, 96, 3).
 
     Raises:
@@ -58,6 +63,8 @@ class PatchPredictor:
         self._networks = [_with_layer(path) for path in sorted(folder.glob("pcam_lightning*.safetensors"))]
         path = folder / "training_patches.json"
         self.ranges = TrainingRanges.read(path) if path.is_file() else None
+        path = folder / FEATURES_FILE
+        self.distance = FeatureDistance.read(path) if path.is_file() and len(self._networks) == 1 else None
         self.examples = _read_examples(folder / "test_vectors.npz")
 
     @property
@@ -75,7 +82,27 @@ class PatchPredictor:
         logit = float(self._network.logits(image[None])[0])
         if not math.isfinite(logit):
             raise ValueError("the logit is NaN or infinite")
-        return Prediction(float(expit(logit)), logit, self.ranges.warning(properties) if self.ranges else None)
+        warnings = [self.ranges.warning(properties) if self.ranges else None, self._unlike(image)]
+        return Prediction(float(expit(logit)), logit, " ".join(filter(None, warnings)) or None)
+
+    def _unlike(self, image: np.ndarray) -> str | None:
+        """Return a sentence where a patch is unlike the training patches by its features."""
+        if self.distance is None:
+            return None
+        network, _ = self._networks[0]
+        statistics = StageStatistics(network.net, network.hparams["backbone"])
+        try:
+            with torch.no_grad():
+                network.predict_logits(torch.from_numpy(image[None].copy()))
+            distance = float(self.distance(statistics.take())[0])
+        finally:
+            statistics.close()
+        if distance <= self.distance.threshold:
+            return None
+        return (
+            f"Its texture and color are unlike those of the training patches: distance {distance:.2f}, and "
+            f"{self.distance.threshold:.2f} for 99 % of patches held out."
+        )
 
     def heat(self, image: np.ndarray) -> tuple[np.ndarray, float | None]:
         """Return the heat of Grad-CAM in a patch, uint8 (96, 96, 3), the mean over the networks.

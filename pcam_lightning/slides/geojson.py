@@ -40,9 +40,13 @@ def _features(heat_map: HeatMap, threshold: float) -> Iterator[dict[str, Any]]:
             "geometry": json.loads(shapely.to_geojson(outline)),
             "properties": {"objectType": "annotation", "classification": {"name": "Tumor", "color": [200, 0, 0]}},
         }
-    for box, value in zip(boxes, prob[row, column], strict=True):
+    distance = np.full(len(row), np.nan) if heat_map.distance is None else heat_map.distance[row, column]
+    for box, value, far in zip(boxes, prob[row, column], distance, strict=True):
+        measurements = {"prob_tumor": round(float(value), 6)}
+        if not np.isnan(far):
+            measurements["distance"] = round(float(far), 4)  # from the training patches
         yield {
             "type": "Feature",
             "geometry": json.loads(shapely.to_geojson(box)),
-            "properties": {"objectType": "tile", "measurements": {"prob_tumor": round(float(value), 6)}},
+            "properties": {"objectType": "tile", "measurements": measurements},
         }

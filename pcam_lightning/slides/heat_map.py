@@ -19,18 +19,27 @@ class HeatMap:
         logit: float32, (rows, columns) of the grid, NaN where nothing was predicted.
         scale: of the logits, 1 unless they are calibrated.
         shift: added to the scaled logits, as `correction.prior_shift` computes it.
+        distance: from the training patches, as `logit`; None where it is not known.
+        most: distance above which a square is unlike them.
     """
 
     grid: PatchGrid
     logit: np.ndarray
     scale: float = 1.0
     shift: float = 0.0
+    distance: np.ndarray | None = None
+    most: float = np.inf
 
     @property
     def prob(self) -> np.ndarray:
         """Probabilities of tumor, float64, NaN where nothing was predicted."""
         probabilities: np.ndarray = expit(self.scale * self.logit.astype(np.float64) + self.shift)
         return probabilities
+
+    @property
+    def unlike(self) -> np.ndarray | None:
+        """Which squares are unlike the training patches, bool, (rows, columns); None where it is not known."""
+        return None if self.distance is None else self.distance > self.most
 
     @property
     def score(self) -> float:
@@ -42,11 +51,17 @@ class HeatMap:
         return float(total.max() / 9)
 
     def patches(self) -> pd.DataFrame:
-        """Return a row for each patch, as WSInfer does: minx,miny,width,height in pixels of level 0, and prob_tumor."""
+        """Return a row for each patch, as WSInfer does: minx,miny,width,height in pixels of level 0, and prob_tumor.
+
+        Where distances are known, `distance` from the training patches and whether it is `unlike` them, 0 or 1.
+        """
         row, column = np.nonzero(~np.isnan(self.logit))
         x, y = self.grid.corners(row, column)
         side, prob = self.grid.patch, self.prob[row, column]
-        return pd.DataFrame({"minx": x, "miny": y, "width": side, "height": side, "prob_tumor": prob})
+        table = pd.DataFrame({"minx": x, "miny": y, "width": side, "height": side, "prob_tumor": prob})
+        if self.distance is None or self.unlike is None:
+            return table
+        return table.assign(distance=self.distance[row, column], unlike=self.unlike[row, column].astype(int))
 
     def lesions(self, threshold: float) -> pd.DataFrame:
         """Return a row for each group of adjacent squares at or above a threshold, the most confident first.

@@ -47,7 +47,7 @@ class HeatMapFolder:
             summary = json.loads(file.read_text())
             options = summary["options"]
             grid = PatchGrid(summary["width"], summary["height"], summary["mpp"], options["stride"])
-            logit, _ = read_logits(folder / "logits.npz", summary["key"], (grid.rows, grid.columns))
+            logit = read_logits(folder / "logits.npz", summary["key"], (grid.rows, grid.columns)).logit
             detections = pd.read_csv(folder / "lesions.csv")[["confidence", "x", "y"]]
             correction = {name: float(summary["correction"][name]) for name in ("scale", "shift")}
             slide, score, network = Path(summary["slide"]), float(summary["score"]), dict(summary["network"])
@@ -55,7 +55,9 @@ class HeatMapFolder:
             raise UserError(f"{file}: damaged ({error}); remove it and run heatmap again.") from None
         if np.isnan(logit).all():
             raise UserError(f"{folder / 'logits.npz'}: not of {file}; remove both and run heatmap again.")
-        return cls(slide, score, HeatMap(grid, logit, **correction), network, options, detections)
+        return cls(
+            slide, score, HeatMap(grid, logit, correction["scale"], correction["shift"]), network, options, detections
+        )
 
 
 def read_folders(heatmaps: Path) -> list[HeatMapFolder]:

@@ -24,6 +24,7 @@ from bokeh.models import (
     Range1d,
     ScaleBar,
     Slider,
+    Toggle,
 )
 from bokeh.palettes import Turbo256
 from bokeh.plotting import figure
@@ -178,4 +179,14 @@ def _layout(slide: SlideReader, heat_map: HeatMap, threshold: float) -> tuple[An
         title=f"show from (threshold: {threshold:g})", start=0, end=0.99, step=0.01, value=0, name="threshold"
     )
     least.js_on_change("value", CustomJS(args={"mapper": mapper}, code=hide))
-    return column(row(opacity, least), plot, sizing_mode="stretch_both"), plot.id
+    controls: list[Any] = [opacity, least]
+    if heat_map.unlike is not None:
+        marks = plot.image(
+            image=[np.where(heat_map.unlike, 1.0, np.nan)[::-1].astype(np.float32)],
+            x=0, y=0, dw=grid.columns * side, dh=grid.rows * side, anchor="top_left", global_alpha=0.7,
+            color_mapper=LinearColorMapper(palette=["#808080"], nan_color="rgba(0, 0, 0, 0)"), visible=False,
+        )  # fmt: skip
+        toggle = Toggle(label="mark squares unlike the training patches", active=False)
+        toggle.js_link("active", marks, "visible")
+        controls.append(toggle)
+    return column(row(*controls), plot, sizing_mode="stretch_both"), plot.id

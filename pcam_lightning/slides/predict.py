@@ -21,11 +21,12 @@ from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.page import write_page
 from pcam_lightning.slides.patch_grid import PatchGrid
 from pcam_lightning.slides.pictures import mask_png, overlay_png, write_tiff
-from pcam_lightning.slides.predictor import LogitFile, SlidePredictor, read_logits, write_logits
+from pcam_lightning.slides.predictor import LogitFile, Logits, SlidePredictor, read_logits, write_logits
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.regions import SlideDataModule, SlideRegions
 from pcam_lightning.slides.tissue import tissue_mask
 from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.feature_distance import FeatureDistance, find_feature_distance
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_info, rank_zero_warn
 
@@ -76,17 +77,18 @@ def predict_slide(
     folder = (Path("heatmaps") / path.stem if output is None else Path(output)).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     weights = weights_sha256(network)
-    key = _fingerprint(path, weights, network.hparams["tta"], grid, choices)
+    distance = find_feature_distance(ckpt_path)
+    key = _fingerprint(path, weights, network.hparams["tta"], grid, choices, distance)
     correction = logit_correction(choices, ckpt_path, network.positive_fraction, weights)
     same = {"key": key, "options": asdict(choices) | _as_text(choices.calibration), "correction": correction}
-    if finished := _finished(folder, grid, same):
+    if finished := _finished(folder, grid, same, distance):
         rank_zero_info(f"{path}: predicted already, see {folder}.")
         return finished
     if is_rank_zero():
         (folder / "slide.json").unlink(missing_ok=True)  # written again once all files belong together
     squares = _find_tissue(reader, grid, choices, folder)
-    logit = _predict(path, grid, squares, network, folder / "logits.npz", key, choices)
-    heat_map = HeatMap(grid, logit, **correction)
+    found = _predict(path, grid, squares, network, folder / "logits.npz", key, choices, distance)
+    heat_map = _heat_map(grid, found, correction, distance)
     lesions = heat_map.lesions(choices.threshold)
     summary = {
         "slide": str(path),
@@ -118,18 +120,29 @@ def predict_slide(
     return result
 
 
-def _finished(folder: Path, grid: PatchGrid, same: Mapping[str, Any]) -> SlideResult | None:
+def _heat_map(
+    grid: PatchGrid, found: Logits, correction: Mapping[str, float], distance: FeatureDistance | None
+) -> HeatMap:
+    scale, shift = correction["scale"], correction["shift"]
+    if distance is None:
+        return HeatMap(grid, found.logit, scale, shift)
+    return HeatMap(grid, found.logit, scale, shift, found.distance, distance.threshold)
+
+
+def _finished(
+    folder: Path, grid: PatchGrid, same: Mapping[str, Any], distance: FeatureDistance | None
+) -> SlideResult | None:
     """Return what an earlier call has written, where nothing has changed and nothing is missing."""
     try:
         summary = json.loads((folder / "slide.json").read_text())
         lesions = pd.read_csv(folder / "lesions.csv")
     except (OSError, ValueError):
         return None
-    logit, _ = read_logits(folder / "logits.npz", same["key"], (grid.rows, grid.columns))
-    whole = all((folder / name).is_file() for name in FILES) and not np.isnan(logit).all()
+    found = read_logits(folder / "logits.npz", same["key"], (grid.rows, grid.columns))
+    whole = all((folder / name).is_file() for name in FILES) and not np.isnan(found.logit).all()
     if not whole or any(summary.get(name) != value for name, value in same.items()):
         return None
-    return SlideResult(folder, HeatMap(grid, logit, **same["correction"]), lesions, summary)
+    return SlideResult(folder, _heat_map(grid, found, same["correction"], distance), lesions, summary)
 
 
 def _as_text(calibration: Path | None) -> dict[str, str | None]:
@@ -154,10 +167,18 @@ def _find_tissue(reader: SlideReader, grid: PatchGrid, options: SlideOptions, fo
     return squares
 
 
-def _fingerprint(path: Path, weights: str, tta: str, grid: PatchGrid, options: SlideOptions) -> str:
+def _fingerprint(
+    path: Path,
+    weights: str,
+    tta: str,
+    grid: PatchGrid,
+    options: SlideOptions,
+    distance: FeatureDistance | None,
+) -> str:
     """Return the SHA-256 of what a logit depends on; which squares are predicted does not count."""
     stat = path.stat()
     plain = [__version__, stat.st_size, stat.st_mtime_ns, repr(grid), weights, tta, options.precision]
+    plain += [] if distance is None else [distance.mean.tolist(), distance.threshold]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
@@ -169,27 +190,30 @@ def _predict(
     file: Path,
     key: str,
     options: SlideOptions,
-) -> np.ndarray:
-    """Return the logits of squares, float32 (rows, columns): those that are in a file, and the others predicted."""
-    logit, _ = read_logits(file, key, squares.shape)
-    missing = np.isnan(logit) & squares
+    distance: FeatureDistance | None,
+) -> Logits:
+    """Return logits and distances of squares: those that are in a file, and the others predicted."""
+    found = read_logits(file, key, squares.shape)
+    unknown = np.isnan(found.logit) if distance is None else np.isnan(found.logit) | np.isnan(found.distance)
+    missing = unknown & squares
     if missing.any():
-        callback = LogitFile(file, key, logit, int(missing.sum()))
+        callback = LogitFile(file, key, found, int(missing.sum()))
         trainer = options.build_trainer(callback)
         regions = SlideRegions(path, grid, list(grid.regions(missing)), missing)
-        predictor = SlidePredictor(network, options.stride, options.batch_size)
+        predictor = SlidePredictor(network, options.stride, options.batch_size, distance)
         trainer.predict(predictor, SlideDataModule(regions, options.num_workers), return_predictions=False)
         trainer.strategy.barrier()
-        logit, error = read_logits(file, key, squares.shape)
+        found = read_logits(file, key, squares.shape)
         trainer.strategy.barrier()  # before the parts are removed
-        if count := int((np.isnan(logit) & squares).sum()):
-            raise UserError(error or f"{path}: {count:,} logits are not finite numbers; try `precision` 32-true.")
-    logit = np.where(squares, logit, np.float32(np.nan))
+        if count := int((np.isnan(found.logit) & squares).sum()):
+            raise UserError(found.error or f"{path}: {count:,} logits are not finite numbers; try `precision` 32-true.")
+    logit, far = (np.where(squares, values, np.float32(np.nan)) for values in (found.logit, found.distance))
+    found = Logits(logit, far)
     if is_rank_zero():
-        write_logits(file, logit, key)
+        write_logits(file, found.logit, key, distance=found.distance)
         for part in file.parent.glob(f"{file.stem}_*.npz"):
             part.unlink()
-    return logit
+    return found
 
 
 def _findings(heat_map: HeatMap, threshold: float) -> dict[str, Any]:
@@ -200,6 +224,8 @@ def _findings(heat_map: HeatMap, threshold: float) -> dict[str, Any]:
         "squares": int((~np.isnan(prob)).sum()),
         "tissue_mm2": float((~np.isnan(prob)).sum() * square_mm2),
         "tumor_mm2": float((prob >= threshold).sum() * square_mm2),
+        # Where it is known: mm2 that are unlike the training patches.
+        "unlike_mm2": None if heat_map.unlike is None else float(heat_map.unlike.sum() * square_mm2),
     }
 
 

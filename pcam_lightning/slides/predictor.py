@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import lightning as L
@@ -11,7 +11,9 @@ import torch
 from tqdm import tqdm
 
 from pcam_lightning.models.patch_network import PatchNetwork
+from pcam_lightning.models.stage_statistics import StageStatistics
 from pcam_lightning.slides.regions import RegionBatch, cut_patches
+from pcam_lightning.training.feature_distance import FeatureDistance
 from pcam_lightning.utils.atomic_io import atomic_open
 
 _EVERY = 30.0  # seconds of predictions that a killed process may lose
@@ -24,27 +26,36 @@ class SlidePredictor(L.LightningModule):
         network: what predicts them.
         stride: distance of neighboring patches, in pixels.
         batch_size: patches that go through the network at once.
+        distance: from the training patches, of features of the network's early stages; None where it is not known.
     """
 
-    def __init__(self, network: PatchNetwork, stride: int, batch_size: int) -> None:
+    def __init__(
+        self, network: PatchNetwork, stride: int, batch_size: int, distance: FeatureDistance | None = None
+    ) -> None:
         super().__init__()
-        self.network, self.stride, self.batch_size = network, stride, batch_size
+        self.network, self.stride, self.batch_size, self.distance = network, stride, batch_size, distance
+        self._statistics: StageStatistics | None = None
 
     def on_predict_start(self) -> None:
-        """Fold BatchNorm."""
+        """Fold BatchNorm, and look at the early stages where distances are asked for."""
         self.network.fold()
+        if self.distance is not None:
+            self._statistics = StageStatistics(self.network.predictor, self.network.hparams["backbone"])
 
     def predict_step(self, batch: RegionBatch, batch_idx: int) -> RegionBatch:
-        """Return `square`, int64 (N,), and `logit`, float32 (N,); or `error`, a text."""
+        """Return `square`, int64 (N,), `logit` and, where it is known, `distance`, float32 (N,); or `error`, a text."""
         if "error" in batch:
             return batch
         places = zip(batch["row"].split(self.batch_size), batch["column"].split(self.batch_size), strict=True)
-        logits = [
-            self.network.predict_logits(cut_patches(batch["image"], row, column, self.stride), folded=True)
-            for row, column in places
-        ]
+        logits, distances = [], []
+        for row, column in places:
+            patches = cut_patches(batch["image"], row, column, self.stride)
+            logits.append(self.network.predict_logits(patches, folded=True))
+            if self._statistics is not None and self.distance is not None:
+                distances.append(self.distance(self._statistics.take()))
         logit = torch.cat(logits).float()
-        return {"square": batch["square"], "logit": torch.where(logit.isfinite(), logit, torch.nan)}
+        predicted = {"square": batch["square"], "logit": torch.where(logit.isfinite(), logit, torch.nan)}
+        return {**predicted, "distance": torch.cat(distances)} if distances else predicted
 
 
 class LogitFile(L.Callback):
@@ -53,13 +64,13 @@ class LogitFile(L.Callback):
     Args:
         path: .npz of `write_logits`; the number of the process is added to its name.
         key: what the logits depend on.
-        logit: those that are known already, float32 (rows, columns), NaN elsewhere.
+        known: logits and distances that are known already.
         total: patches to predict in all processes.
     """
 
-    def __init__(self, path: Path, key: str, logit: np.ndarray, total: int) -> None:
+    def __init__(self, path: Path, key: str, known: "Logits", total: int) -> None:
         self.path, self.key, self.total = path, key, total
-        self.logit = logit.copy()
+        self.logit, self.distance = known.logit.copy(), known.distance.copy()
         self.error = ""
         self._written = time.monotonic()
         self._bar: Any = None
@@ -77,7 +88,10 @@ class LogitFile(L.Callback):
         if "error" in outputs:
             self.error = self.error or outputs["error"]
             return
-        self.logit.reshape(-1)[outputs["square"].cpu().numpy()] = outputs["logit"].cpu().numpy()
+        square = outputs["square"].cpu().numpy()
+        for name, values in (("logit", self.logit), ("distance", self.distance)):
+            if name in outputs:
+                values.reshape(-1)[square] = outputs[name].cpu().numpy()
         self._bar.update(len(outputs["square"]))
         if time.monotonic() - self._written > _EVERY:
             self._write(trainer)
@@ -95,29 +109,43 @@ class LogitFile(L.Callback):
 
     def _write(self, trainer: L.Trainer) -> None:
         part = self.path.with_name(f"{self.path.stem}_{trainer.global_rank}.npz")
-        write_logits(part, self.logit, self.key, self.error)
+        write_logits(part, self.logit, self.key, self.error, self.distance)
         self._written = time.monotonic()
 
 
-def write_logits(path: Path, logit: np.ndarray, key: str, error: str = "") -> None:
-    """Write logits, float32 (rows, columns), NaN where there are none, what they depend on, and an error, if any."""
-    with atomic_open(path) as file:
-        np.savez_compressed(file, logit=logit, key=np.array(key), error=np.array(error))
+class Logits(NamedTuple):
+    """What is known of the squares of a slide.
 
-
-def read_logits(path: Path, key: str, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
-    """Read the logits that `write_logits` and `LogitFile` have written with the same key.
-
-    Returns:
-        Logits, float32 (rows, columns), NaN where there are none, and the error of a process.
+    Attributes:
+        logit: float32 (rows, columns), NaN where there is none.
+        distance: from the training patches, the same.
+        error: of a process, if any.
     """
-    logit, error = np.full(shape, np.nan, dtype=np.float32), ""
+
+    logit: np.ndarray
+    distance: np.ndarray
+    error: str = ""
+
+
+def write_logits(path: Path, logit: np.ndarray, key: str, error: str = "", distance: np.ndarray | None = None) -> None:
+    """Write logits, float32 (rows, columns), NaN where there are none, what they depend on, an error, and distances."""
+    distance = np.full_like(logit, np.nan) if distance is None else distance
+    with atomic_open(path) as file:
+        np.savez_compressed(file, logit=logit, distance=distance, key=np.array(key), error=np.array(error))
+
+
+def read_logits(path: Path, key: str, shape: tuple[int, ...]) -> Logits:
+    """Read what `write_logits` and `LogitFile` have written with the same key."""
+    nothing = np.full(shape, np.nan, dtype=np.float32)
+    found = Logits(nothing, nothing)
     for part in (path, *sorted(path.parent.glob(f"{path.stem}_*.npz"))):
         try:
             with np.load(part) as arrays:
                 if str(arrays["key"]) == key and arrays["logit"].shape == shape:
-                    logit = np.where(np.isnan(logit), arrays["logit"], logit)
-                    error = error or str(arrays["error"])
+                    new = np.isnan(found.logit)
+                    logit = np.where(new, arrays["logit"], found.logit)
+                    distance = np.where(new, arrays["distance"], found.distance)
+                    found = Logits(logit, distance, found.error or str(arrays["error"]))
         except (OSError, EOFError, ValueError, KeyError, BadZipFile):  # none there, damaged, or of another version
             continue
-    return logit, error
+    return found

@@ -15,11 +15,13 @@ from sklearn.covariance import LedoitWolf
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.stage_statistics import StageStatistics
-from pcam_lightning.training.checkpoint import load_classifier
+from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.trainer import build_trainer
 from pcam_lightning.utils.atomic_io import atomic_write
-from pcam_lightning.utils.errors import UserError
+from pcam_lightning.utils.bundled import bundled_file
+from pcam_lightning.utils.errors import UserError, rank_zero_info
+from pcam_lightning.utils.run_dir import run_of
 
 FILE = "training_features.safetensors"  # in a run's folder
 _RECORD = "pcam_lightning.feature_distance"  # of the file's metadata
@@ -45,8 +47,9 @@ class FeatureDistance:
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Return the distances (B,) of features (B, F), in standard deviations per feature: 1 is common."""
-        white = (features - self.mean.to(features.device)) @ self.whiten.to(features.device)
-        return white.square().mean(dim=1).sqrt()
+        with torch.autocast(features.device.type, enabled=False):
+            white = (features.float() - self.mean.to(features.device)) @ self.whiten.to(features.device)
+            return white.square().mean(dim=1).sqrt()
 
     def write(self, path: Path) -> None:
         """Write all of it to a file."""
@@ -92,6 +95,30 @@ def measure_feature_distance(
     distance = FeatureDistance(*_fit(train), 0.0, made_by)
     threshold = float(np.quantile(distance(val).numpy(), _LIKE))
     return FeatureDistance(distance.mean, distance.whiten, threshold, made_by)
+
+
+def features_file(ckpt_path: Path | str) -> Path:
+    """Return the file of a checkpoint: in the folder of its run, or of a network of the package beside its weights."""
+    bundled = bundled_file(ckpt_path)
+    return (
+        run_of(Path(ckpt_path)).folder / FILE
+        if bundled is None
+        else bundled.with_name(f"{bundled.stem}_features.safetensors")
+    )
+
+
+def find_feature_distance(ckpt_path: Path | str) -> FeatureDistance | None:
+    """Return the distance that goes with a checkpoint; None where none has been measured, or for another epoch."""
+    path = features_file(Path(ckpt_path).expanduser())
+    if not path.is_file():
+        return None
+    distance = FeatureDistance.read(path)
+    if distance.made_by["step"] != read_checkpoint(Path(ckpt_path).expanduser())["global_step"]:
+        rank_zero_info(
+            f"{path}: is of another checkpoint of the run; distances from the training patches are left out."
+        )
+        return None
+    return distance
 
 
 def _draw(mask: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ from pcam_lightning.serve.pictures import heat_overlay
 from pcam_lightning.serve.security import HEADERS, is_loopback
 from pcam_lightning.serve.serve import serve
 from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.feature_distance import FeatureDistance
 from pcam_lightning.utils.errors import UserError
 
 PATCHES = draw(10)
@@ -115,8 +116,24 @@ def test_twenty_at_once(port: int) -> None:
         assert list(pool.map(upload, contents)) == expected
 
 
+def test_a_patch_with_unlike_features_has_a_warning(folder: Path) -> None:
+    distance = FeatureDistance.read(folder / "training_features.safetensors")
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    with running(folder) as port:
+        assert "not compared" not in send(port, "GET", "/").body.decode()
+        warning = send(port, "POST", "/predict", encode(noise)).json["warning"]
+    found = re.fullmatch(
+        r"Its texture and color are unlike those of the training patches: distance (\S+), and (\S+) for 99 % of "
+        r"patches held out\.",
+        warning,
+    )
+    assert found, warning
+    assert float(found[1]) > float(found[2]) == round(distance.threshold, 2)
+
+
 def test_a_patch_unlike_the_training_patches_has_a_warning(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "training_features.safetensors").unlink()
     measured = patch_properties(PATCHES)
     ranges = {name: [measured[name].min(), measured[name].max()] for name in measured}
     ranges["brightness"] = [200, 250]
@@ -128,7 +145,7 @@ def test_a_patch_unlike_the_training_patches_has_a_warning(folder: Path, tmp_pat
             warning = send(port, "POST", "/predict", encode(patch)).json["warning"]
             text = f"Unlike 99.8 % of the training patches: brightness {brightness:.3g} (theirs: 200 to 250)."
             assert warning == (None if 195 <= brightness <= 255 else text)
-    path.write_text('{"ranges": [1]}')
+    path.write_text('{"ranges": [1]}')  # damaged
     with pytest.raises(UserError, match=r"training_patches\.json: cannot be read"):
         build_app(tmp_path / "copy")
 

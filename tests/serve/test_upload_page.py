@@ -98,7 +98,7 @@ def test_a_person_uses_the_page(page: tuple[Any, Path], tmp_path: Path) -> None:
         assert float(value.strip("<> ")) == pytest.approx(prob[number], abs=2e-3)
     assert "64 x 64 pixels; a patch has 96 x 96" in cards[STRANGE].text
     assert "blank: glass without tissue" in cards["glass.bmp"].text
-    assert find(driver, "#status")[0].text == "6 patches, 2 refused"
+    assert find(driver, "#status")[0].text == "6 patches, 2 refused, 4 with warnings"
 
     card = cards["patch_1.png"]
     toggle, heat = card.find_element("css selector", ".toggle"), card.find_element("css selector", ".heat")
@@ -144,7 +144,7 @@ def test_files_are_dropped_folders_chosen_and_all_of_it_cleared(page: tuple[Any,
     (folder / "labels.csv").write_text("id,label\n")
     find(driver, "#folder")[0].send_keys(str(tmp_path / "case"))
     wait_for_cards(driver, 5)
-    assert find(driver, "#status")[0].text == "5 patches, 1 other file skipped"
+    assert find(driver, "#status")[0].text == "5 patches, 5 with warnings, 1 other file skipped"
     assert "case/inner/0.png" in find(driver, "#cards")[0].text
     find(driver, "#rows a")[-1].click()
     assert driver.execute_script("return document.querySelector('.card:target') !== null")

@@ -58,12 +58,16 @@ def test_the_files_agree_with_each_other(slide: Path, result: predict.SlideResul
     folder, heat_map = result.folder, result.heat_map
     assert {path.name for path in folder.iterdir()} == FILES
     patches = pd.read_csv(folder / "patches.csv")
-    assert list(patches) == ["minx", "miny", "width", "height", "prob_tumor"]
+    assert list(patches) == ["minx", "miny", "width", "height", "prob_tumor", "distance", "unlike"]
     assert len(patches) == 25
+    assert heat_map.distance is not None
+    assert patches["distance"].to_numpy() == pytest.approx(heat_map.distance[_tissue()])
+    assert patches["unlike"].tolist() == (patches["distance"] > heat_map.most).astype(int).tolist()
     assert patches.iloc[0][["minx", "miny", "width", "height"]].tolist() == [2 * 128, 128, 384, 384]
     assert patches["prob_tumor"].to_numpy() == pytest.approx(heat_map.prob[_tissue()])
     summary = json.loads((folder / "slide.json").read_text())
     assert summary == result.summary
+    assert summary["unlike_mm2"] == pytest.approx(patches["unlike"].sum() * heat_map.grid.square_mm2)
     assert summary["tissue_mm2"] == pytest.approx(25 * (32 * 0.972e-3) ** 2, rel=1e-3)
     assert summary["network"]["ckpt_path"] == "pcam-small"
     assert "threshold chosen on patches" in summary["caution"]
@@ -91,7 +95,12 @@ def test_qupath_objects_are_tiles_and_outlines(result: predict.SlideResult) -> N
 
 
 def heat_map(logit: np.ndarray, **correction: float) -> HeatMap:
-    return HeatMap(PatchGrid(logit.shape[1] * 128, logit.shape[0] * 128, 0.243), logit.astype(np.float32), **correction)
+    return HeatMap(
+        PatchGrid(logit.shape[1] * 128, logit.shape[0] * 128, 0.243),
+        logit.astype(np.float32),
+        correction.get("scale", 1.0),
+        correction.get("shift", 0.0),
+    )
 
 
 def test_lesions_are_groups_of_adjacent_squares() -> None:
@@ -210,6 +219,9 @@ def test_an_interrupted_slide_is_resumed(
     again = predict_slide(slide, "pcam-small", folder, **CPU)
     assert 0 < sum(counts) < 25
     assert again.heat_map.logit == pytest.approx(result.heat_map.logit, abs=1e-4, nan_ok=True)
+    assert again.heat_map.distance == pytest.approx(result.heat_map.distance, abs=1e-4, nan_ok=True)
+    assert again.heat_map.distance is not None
+    assert not np.isnan(again.heat_map.distance[_tissue()]).any()
     assert {path.name for path in folder.iterdir()} == FILES
 
 

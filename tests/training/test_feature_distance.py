@@ -25,6 +25,8 @@ def test_distances_are_those_of_mahalanobis() -> None:
     expected = [mahalanobis(one, train.mean(axis=0), inverse) / 2 for one in others]
     distance = FeatureDistance(*_fit(torch.from_numpy(train).float()), 1.0, {})
     assert distance(torch.from_numpy(others).float()).numpy() == pytest.approx(expected, rel=0.05)
+    with torch.autocast("cpu", torch.bfloat16):  # where the network predicts in half precision
+        assert distance(torch.from_numpy(others).float()).numpy() == pytest.approx(expected, rel=0.05)
     constant = torch.cat([torch.randn(30, 3), torch.ones(30, 1)], dim=1)  # a channel that is always 0
     assert FeatureDistance(*_fit(constant), 1.0, {})(constant).isfinite().all()
 
