@@ -48,22 +48,26 @@ class Wilds(ImageFolder):
         """
         if slides is not None:
             raise UserError(f"{self.root}: metadata.csv names the slides; leave `data.slides` out.")
-        table = self._read()
-        left_out = (table["split"] == _HELD_OUT) & ~table["center"].isin((str(_VAL_CENTER), str(_TEST_CENTER)))
-        if left_out.any():
-            rank_zero_info(f"{self.root}: {int(left_out.sum()):,} patches of in-distribution validation are left out.")
-        table = table[~left_out & (table["center"] != str(_TEST_CENTER))]
-        table = table.assign(val=(table["center"] == str(_VAL_CENTER)).to_numpy())
-        return self._with_files(table.drop(columns="split"))
+        table = self.read_all()
+        if left_out := int((table["part"] == "id_val").sum()):
+            rank_zero_info(f"{self.root}: {left_out:,} patches of in-distribution validation are left out.")
+        table = table[table["part"].isin(["train", "val"])].sort_values("id", ignore_index=True)
+        table = table.assign(val=(table["part"] == "val").to_numpy())
+        return self._with_files(table.drop(columns="part"))
 
     def read_test(self, *, answers: bool = False) -> pd.DataFrame:
         """Read the patches of center 2, sorted by id."""
-        table = self._read()
-        table = self._with_files(table[table["center"] == str(_TEST_CENTER)].drop(columns="split"))
+        table = self.read_all()
+        table = table[table["part"] == "test"].drop(columns="part")
+        table = self._with_files(table.sort_values("id", ignore_index=True))
         return table if answers else table.drop(columns="label")
 
-    def _read(self) -> pd.DataFrame:
-        """Read metadata.csv: id, label, path, slide, patient, center and split, sorted by id.
+    def read_all(self) -> pd.DataFrame:
+        """Read metadata.csv, whether the files are there or not.
+
+        Returns:
+            One row a patch in the order of the file: id, label, path, slide, patient, node, center, and part, which is
+            train, id_val, val or test as WILDS calls them.
 
         Raises:
             UserError: it is malformed; the message names the row.
@@ -91,7 +95,10 @@ class Wilds(ImageFolder):
             raise UserError(
                 f"{path}, row {int(np.flatnonzero(patch_id.duplicated())[0]) + 2}: a patch that is listed twice."
             )
-        table = pd.DataFrame(
+        center = frame["center"].astype(int)
+        part = np.where(frame["split"].astype(int) == _HELD_OUT, "id_val", "train")
+        part = np.select([center == _VAL_CENTER, center == _TEST_CENTER], ["val", "test"], part)
+        return pd.DataFrame(
             {
                 "id": patch_id,
                 "label": frame["tumor"].astype("int8"),
@@ -100,10 +107,9 @@ class Wilds(ImageFolder):
                 "patient": patient,
                 "node": patient + "_" + frame["node"],
                 "center": frame["center"],
-                "split": frame["split"].astype(int),
+                "part": part,
             }
         )
-        return table.sort_values("id", ignore_index=True)
 
     def _with_files(self, table: pd.DataFrame) -> pd.DataFrame:
         """Check that all files are there.

@@ -1,0 +1,90 @@
+"""Ten seeds on Camelyon17-WILDS: accuracies as its leaderboard counts them, and the CSVs that it takes.
+
+    python benchmarks/wilds.py DIR WORK [--seeds 10] [--configs configs/base.yaml configs/wilds.yaml] [--set JSON]
+
+DIR has metadata.csv and patches/. In WORK, `ablate` trains a run for each seed, from 0 on, or the rest of it, and
+chooses the epoch by hospital 1. The parts id_val, val and test are then predicted by best.ckpt, test once, and
+WORK/predictions gets camelyon17_split:PART_seed:S_epoch:best_pred.csv, a label 0 or 1 a line in the order of
+metadata.csv, which examples/evaluate.py of the WILDS package reads. Prints accuracies, mean (sd). --set has options as
+JSON, such as '{"trainer": {"max_epochs": 1}}'.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from pcam_lightning.data.batches import BatchSampler, Patches
+from pcam_lightning.data.packed_store import open_store
+from pcam_lightning.data.wilds import Wilds
+from pcam_lightning.evaluation.ablate import ablate
+from pcam_lightning.training.checkpoint import read_checkpoint
+from pcam_lightning.training.options import Config
+from pcam_lightning.training.trainer import build_trainer
+from pcam_lightning.utils.atomic_io import atomic_write
+
+PARTS = ("id_val", "val", "test")
+BATCH = 256
+
+
+def predict(checkpoint: Path, patches: Patches) -> np.ndarray:
+    """Return the logits of patches by a checkpoint, float32 (N,), in their order."""
+    config = Config.of_checkpoint(read_checkpoint(checkpoint))
+    _, model, options = config.build()
+    sampler = BatchSampler(len(patches), BATCH, None)
+    loader = DataLoader(patches, sampler=sampler, batch_size=None)
+    trainer = build_trainer(options, [], fits=False, devices=1)
+    found: Any = trainer.predict(model, loader, ckpt_path=checkpoint, weights_only=True)
+    logit: np.ndarray = torch.cat([batch["logit"] for batch in found]).numpy()
+    return logit
+
+
+def main() -> None:
+    """Train, predict, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--seeds", type=int, default=10)
+    configs = Path(__file__).parents[1] / "configs"
+    parser.add_argument("--configs", type=Path, nargs="+", default=[configs / "base.yaml", configs / "wilds.yaml"])
+    parser.add_argument("--set", type=json.loads, default={})
+    args = parser.parse_args()
+    root, paths = args.root.resolve(), [path.resolve() for path in args.configs]
+    args.work.mkdir(parents=True, exist_ok=True)
+    os.chdir(args.work)
+    config = Config.load(*paths, data={"root": str(root)}, seed_everything=0).replace(**args.set)
+    Path("rows.yaml").write_text("{}\n")
+    folder = ablate(config, Path("rows.yaml"), args.seeds)
+    source = Wilds(root)
+    table = source.read_all()
+    Path("predictions").mkdir(exist_ok=True)
+    rows = []
+    for part in PARTS:
+        own = table[table["part"] == part].reset_index(drop=True)
+        store = open_store(own, source, part)
+        patches = Patches(store, store.rows(own["id"]), None, 0)
+        for seed in range(args.seeds):
+            logit = predict(folder / "rows" / "base" / f"seed_{seed}" / "checkpoints" / "best.ckpt", patches)
+            called = (logit > 0).astype(int)
+            text = "".join(f"{label}\n" for label in called)
+            atomic_write(Path("predictions") / f"camelyon17_split:{part}_seed:{seed}_epoch:best_pred.csv", text)
+            rows.append({"part": part, "seed": seed, "accuracy": float((called == own["label"]).mean()), "n": len(own)})
+    found = pd.DataFrame(rows)
+    found.to_csv("accuracies.csv", index=False)
+    print(
+        f"\n{len(paths)} configs, {args.seeds} seeds, {measure.machine()}\n\n| part | n | accuracy |\n|---|---:|---:|"
+    )
+    for name, each in found.groupby("part", sort=False):
+        spread = f" ({each['accuracy'].std():.4f})" if args.seeds > 1 else ""
+        print(f"| {name} | {each['n'].iloc[0]:,} | {each['accuracy'].mean():.4f}{spread} |")
+
+
+if __name__ == "__main__":
+    main()
