@@ -11,6 +11,8 @@ from pcam_lightning.metrics.bootstrap import Interval, bootstrap_scores, delong_
 from pcam_lightning.metrics.classification import auroc
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 
+SHOWN = 10  # groups of a level
+
 
 def compare(
     first: Path, second: Path, slides: Path | None = None, bootstrap_samples: int = 1000, seed: int = 0
@@ -57,6 +59,42 @@ def compare(
         _tell(f"difference, bootstrap over {count:,} {name}", percentile_interval(difference.value, drawn), above)
         if count < FEW:
             rank_zero_info(f"{count} {name} are few: an interval from fewer than {FEW} is too narrow.")
+    known = {level: (one if level in one else other)[level] for level in LEVELS if level in one or level in other}
+    rows = pd.DataFrame({"label": label, "logit": a, "other": b, **known}, index=one.index).reset_index()
+    for level in known:
+        if len(set(rows[level])) > 1:
+            _tell_groups(rows, level, bootstrap_samples, seed)
+
+
+def _tell_groups(rows: pd.DataFrame, level: str, samples: int, seed: int) -> None:
+    """Tell the difference in each group of a level, the lowest first.
+
+    Args:
+        rows: with id, label, logit, `other` (the second one's logit), and the columns of the levels.
+        level: center, patient or slide. A center's difference has an interval, by a bootstrap over what is below it.
+        samples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    found = []
+    for name, group in rows.groupby(level):
+        label, a, b = (group[column].to_numpy() for column in ("label", "logit", "other"))
+        if label.min() == label.max():
+            continue
+        scores, bounds = (auroc(label, a), auroc(label, b)), ""
+        cluster, clustered_by = clusters(group.drop(columns=level))
+        if level == LEVELS[0] and len(np.unique(cluster)) > 1:
+            drawn = (bootstrap_scores(label, logit, cluster, samples, seed)[0] for logit in (a, b))
+            interval = percentile_interval(scores[0] - scores[1], np.subtract(*drawn))
+            if interval.low is not None:
+                bounds = f" (95 % {interval.low:+.4f} to {interval.high:+.4f}, over {clustered_by})"
+        found.append(
+            (scores[0] - scores[1], f"{name}: {scores[0]:.4f} - {scores[1]:.4f} = {scores[0] - scores[1]:+.4f}{bounds}")
+        )
+    found.sort()
+    more = f"; the {SHOWN} lowest of {len(found):,}" if len(found) > SHOWN else ""
+    rank_zero_info(f"difference by {level}, the lowest first{more}:")
+    for _, text in found[:SHOWN]:
+        rank_zero_info(f"  {text}")
 
 
 def _pair(first: Path, second: Path, one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -142,6 +142,28 @@ def test_compare_tells_the_difference_twice(tmp_path: Path, capsys: pytest.Captu
     assert "bootstrap over 20 slides" in message
 
 
+def test_compare_tells_each_hospital_and_slide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (0, 1):
+        rows = _predictions(tmp_path / f"{number}.csv", slides=False, seed=number)
+        index = np.arange(800)
+        rows = rows.assign(center=[f"h{n}" for n in index // 200], slide=[f"s{n:02d}" for n in index // 40])
+        if number:
+            rows.loc[rows["center"] == "h2", "logit"] *= -1
+        rows.to_csv(tmp_path / f"{number}.csv", index=False)
+    assert main(["compare", str(tmp_path / "1.csv"), str(tmp_path / "0.csv"), FEW]) == 0
+    message = capsys.readouterr().err
+    centers = re.findall(
+        r"^  (h\d): (\S+) - (\S+) = (\S+) \(95 % (\S+) to (\S+), over slides\)$", message, re.MULTILINE
+    )
+    assert len(centers) == 4
+    assert centers[0][0] == "h2"
+    for _, first, second, difference, low, high in centers:
+        assert float(difference) == pytest.approx(float(first) - float(second), abs=2e-4)
+        assert float(low) <= float(difference) <= float(high)
+    assert "difference by slide, the lowest first; the 10 lowest of 20:" in message
+    assert len(re.findall(r"^  s\d\d: \S+ - \S+ = \S+$", message, re.MULTILINE)) == 10
+
+
 def test_compare_needs_the_same_patches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _predictions(tmp_path / "one.csv")
     _predictions(tmp_path / "other.csv").iloc[1:].to_csv(tmp_path / "other.csv", index=False)
