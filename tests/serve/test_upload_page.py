@@ -152,5 +152,5 @@ def test_files_are_dropped_folders_chosen_and_all_of_it_cleared(page: tuple[Any,
     find(driver, "#clear")[0].click()
     find(driver, "#examples")[0].click()
     wait_for_cards(driver, 10)
-    assert find(driver, "#status")[0].text == "10 patches"
+    assert find(driver, "#status")[0].text == "10 patches, 10 with warnings"
     assert errors(driver) == []
