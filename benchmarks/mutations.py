@@ -127,7 +127,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a split file that separates duplicates is reported",
-        "data/datamodule.py",
+        "data/parts.py",
         "if copies := int(",
         "if copies := 0 * int(",
         ("data/test_training_patches.py::test_exact_copies_on_both_sides_of_a_split_file",),
@@ -661,8 +661,8 @@ MUTATIONS = [
     Mutation(
         "intervals of a report are over slides",
         "evaluation/labeled_predictions.py",
-        'rows["slide"].to_numpy(), "slides"',
-        'rows["id"].to_numpy(), "slides"',
+        'return rows[level].to_numpy(), f"{level}s"',
+        'return rows["id"].to_numpy(), f"{level}s"',
         ("evaluation/test_evaluate.py::test_a_file_of_predictions_with_slides",),
     ),
 ]

@@ -12,11 +12,18 @@ from torch.utils.data import DataLoader
 
 from pcam_lightning.data.batches import Batch, BatchSampler, JoinedPatches, Patches
 from pcam_lightning.data.packed_store import PackedStore, open_store
-from pcam_lightning.data.parts import ExtraPart, LabeledPart, TestPart, draw_split, open_extra
+from pcam_lightning.data.parts import (
+    ExtraPart,
+    LabeledPart,
+    SplitOptions,
+    TestPart,
+    check_classes,
+    choose_split,
+    open_extra,
+)
 from pcam_lightning.data.resize import make_resize
 from pcam_lightning.data.sources import open_source
-from pcam_lightning.data.splits import read_split
-from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info, rank_zero_warn
+from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info
 
 if TYPE_CHECKING:
     PathOrText = Path | str
@@ -153,39 +160,26 @@ class PCamDataModule(L.LightningDataModule):
         source = open_source(self.root, "train", resize=self._resize, columns=self.columns)
         table = source.read_train(self.slides, self.unknown_slides)
         self._report_resize(table, source.root)
-        if len(present := set(table["label"])) < 2:
-            raise UserError(
-                f"{self.root}: every training label is {present.pop()}; training needs patches of both classes, 0 for "
-                "normal and 1 for tumor."
-            )
+        check_classes(table, self.root)
         store = open_store(table, source, "train", self.cache_dir, self.verify)
         rows = store.rows(table["id"])
         table["pixel_sha1"] = store.pixel_sha1[rows]
-        always_train = np.zeros(len(table), dtype=bool)
-        if self.split_file is not None:
-            mask, self.split_kind = read_split(self.split_file, table), f"as in {self.split_file.name}"
-        elif source.own_split and self.folds is None and self.holdout is None:
-            mask = table["val"].to_numpy() if self.val_fraction else np.zeros(len(table), dtype=bool)
-            self.split_kind = source.own_split
-        else:
-            by_slide = self.slides is not None or (source.own_split is not None and "slide" in table)
-            level = self.holdout or ("slide" if by_slide else None)
-            self.split_kind = (
-                "patches at random, stratified by label" if level is None else f"by {level}, held out whole"
-            )
-            mask, always_train = draw_split(
-                table, store, rows, self.val_fraction, self.split_seed, self.folds, self.fold, level
-            )
-        if copies := int(table.loc[mask, "pixel_sha1"].isin(set(table.loc[~mask, "pixel_sha1"])).sum()):
-            rank_zero_warn(
-                f"val/auroc will be optimistic: {copies:,} of {int(mask.sum()):,} validation patches have an exact "
-                "copy in the training part."
-            )
+        options = SplitOptions(
+            self.val_fraction,
+            self.split_seed,
+            self.split_file,
+            self.holdout,
+            self.folds,
+            self.fold,
+            self.slides is not None,
+        )
+        split = choose_split(table, store, rows, options, source.own_split)
+        mask, self.split_kind = split.val_mask, split.kind
         labels = table["label"].to_numpy(dtype=np.float32)
         first = self._add_ids(store)
         train = Patches(store, rows[~mask], labels[~mask], first)
         val = Patches(store, rows[mask], labels[mask], first)
-        self._labeled = LabeledPart(table, mask, always_train, store, train, val)
+        self._labeled = LabeledPart(table, mask, split.always_train, store, train, val)
 
     def _setup_extra(self, root: Path) -> None:
         part = self.labeled_part("extra_train")

@@ -11,7 +11,7 @@ from pcam_lightning.data.packed_store import PackedStore, open_store
 from pcam_lightning.data.quality import is_blank
 from pcam_lightning.data.slide_map import UNKNOWN_SLIDE
 from pcam_lightning.data.sources import open_source
-from pcam_lightning.data.splits import describe, in_several_groups, join_groups, validation_mask
+from pcam_lightning.data.splits import describe, in_several_groups, join_groups, read_split, validation_mask
 from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 
@@ -137,15 +137,81 @@ def _ends(name: str) -> set[str]:
     return {"_".join(words[first:]) for first in range(len(words))}
 
 
-def draw_split(
-    table: pd.DataFrame,
-    store: PackedStore,
-    rows: np.ndarray,
-    val_fraction: float,
-    seed: int,
-    folds: int | None,
-    fold: int,
-    level: str | None,
+class SplitOptions(NamedTuple):
+    """The options of PCamDataModule that say which patches validate, and whether it is given a map of slides."""
+
+    val_fraction: float
+    seed: int
+    file: Path | None
+    holdout: str | None
+    folds: int | None
+    fold: int
+    by_slide: bool
+
+
+class Split(NamedTuple):
+    """Which patches of a table validate.
+
+    Attributes:
+        val_mask: these, bool, shape (N,).
+        always_train: those that no split holds out, the same.
+        kind: how they were chosen.
+    """
+
+    val_mask: np.ndarray
+    always_train: np.ndarray
+    kind: str
+
+
+def check_classes(table: pd.DataFrame, root: Path) -> None:
+    """Check that there are labeled patches of both classes.
+
+    Raises:
+        UserError: there are not.
+    """
+    if len(present := set(table["label"])) < 2:
+        raise UserError(
+            f"{root}: every training label is {present.pop()}; training needs patches of both classes, 0 for normal "
+            "and 1 for tumor."
+        )
+
+
+def choose_split(
+    table: pd.DataFrame, store: PackedStore, rows: np.ndarray, options: SplitOptions, own_split: str | None
+) -> Split:
+    """Take the split of a file, or that of the layout, or draw one; warn of copies on both sides.
+
+    Args:
+        table: one row a patch, with `id`, `label`, `pixel_sha1` and, with a split of the layout, `val`.
+        store: packed images of the table.
+        rows: row of the store for each row of the table, shape (N,).
+        options: what the user wants.
+        own_split: name of the split of the layout, which names the slides too; None without one.
+
+    Raises:
+        UserError: a class has no patch on one of the two sides, there are no such groups, or the file does not fit.
+    """
+    nothing = np.zeros(len(table), dtype=bool)
+    if options.file is not None:
+        split = Split(read_split(options.file, table), nothing, f"as in {options.file.name}")
+    elif own_split and options.folds is None and options.holdout is None:
+        split = Split(table["val"].to_numpy() if options.val_fraction else nothing, nothing, own_split)
+    else:
+        by_slide = options.by_slide or (own_split is not None and "slide" in table)
+        level = options.holdout or ("slide" if by_slide else None)
+        kind = "patches at random, stratified by label" if level is None else f"by {level}, held out whole"
+        split = Split(*_draw_split(table, store, rows, options, level), kind)
+    mask = split.val_mask
+    if copies := int(table.loc[mask, "pixel_sha1"].isin(set(table.loc[~mask, "pixel_sha1"])).sum()):
+        rank_zero_warn(
+            f"val/auroc will be optimistic: {copies:,} of {int(mask.sum()):,} validation patches have an exact copy in "
+            "the training part."
+        )
+    return split
+
+
+def _draw_split(
+    table: pd.DataFrame, store: PackedStore, rows: np.ndarray, options: SplitOptions, level: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a split that keeps exact duplicates together, and groups such as slides where asked.
 
@@ -153,10 +219,7 @@ def draw_split(
         table: one row a patch, with `id`, `label`, `pixel_sha1` and the column `level`.
         store: packed images of the table.
         rows: row of the store for each row of the table, shape (N,).
-        val_fraction: see `validation_mask`, as `seed`, `folds` and `fold`.
-        seed: of the draw.
-        folds: number of folds, or None.
-        fold: the one to hold out.
+        options: what the user wants.
         level: column whose groups are held out whole, such as slide; None for single patches.
 
     Returns:
@@ -176,14 +239,15 @@ def draw_split(
         if blank.any():
             blank[blank] = is_blank(store.images[rows[blank]])
         group = join_groups(names, np.where(blank, table["id"], group))
-        if folds is not None and folds > len(set(names)):
+        if options.folds is not None and options.folds > len(set(names)):
             raise UserError(
-                f"`data.folds` {folds}: there are {len(set(names))} groups of {level}; with as many folds each is one."
+                f"`data.folds` {options.folds}: there are {len(set(names))} groups of {level}; with as many folds each "
+                "is one."
             )
-        if folds is not None and folds == len(set(names)):
-            return _one_group(table, names, level, fold)
-    mask = validation_mask(table, group, val_fraction, seed, folds, fold)
-    if blank.any() and (0 < val_fraction < 1 or folds):
+        if options.folds == len(set(names)):
+            return _one_group(table, names, level, options.fold)
+    mask = validation_mask(table, group, options.val_fraction, options.seed, options.folds, options.fold)
+    if blank.any() and (0 < options.val_fraction < 1 or options.folds):
         mask &= ~blank
         rank_zero_info(
             f"{int(blank.sum()):,} blank patches have exact copies in several slides; none of them validates."
