@@ -74,9 +74,7 @@ def score(name: str, root: Path, seed: int) -> dict[str, str]:
 
 def write_features(file: Path, data: PCamDataModule) -> None:
     """Measure the features of training patches, beside the weights."""
-    checkpoint = read_checkpoint(file)
-    made_by = {"step": checkpoint["global_step"], "tta": "none"}
-    distance = measure_feature_distance(file, checkpoint, data, made_by)
+    distance = measure_feature_distance(file, read_checkpoint(file), data)
     distance.write(features_file(file))
     print(f"{features_file(file)}: {len(distance.mean)} features, threshold {distance.threshold:.3f}")
 

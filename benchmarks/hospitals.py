@@ -20,6 +20,7 @@ over hospitals and seeds.
 """
 
 import argparse
+import json
 import os
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -203,6 +204,14 @@ def print_methods(rows: pd.DataFrame) -> None:
         print(f"| {name} | {spread(val.get_group(name))} | {spread(scored[name])} | {delta} |")
 
 
+def check_settings(settings: dict[str, int]) -> None:
+    """Note the settings in the folder, or exit where it has results of others."""
+    file = Path("settings.json")
+    if file.is_file() and json.loads(file.read_text()) != settings:
+        raise SystemExit(f"{file.resolve()}: results of {file.read_text().strip()}; name another WORK.")
+    file.write_text(json.dumps(settings) + "\n")
+
+
 def main() -> None:
     """Draw, fit, test and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -215,6 +224,7 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     os.chdir(args.work)
+    check_settings({"patches": args.patches, "epochs": args.epochs})
     names = draw(args.patches)
     results = Results(Path("hospitals.csv"))
     for seed in range(42, 42 + args.seeds):

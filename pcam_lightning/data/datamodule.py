@@ -185,7 +185,7 @@ class PCamDataModule(L.LightningDataModule):
         part = self.labeled_part("extra_train")
         if root.resolve() == self.root.resolve():
             raise UserError(f"`data.extra_train` {root}: is `data.root` itself; leave it out.")
-        self._extra = open_extra(root, part, self.cache_dir, self.verify)
+        self._extra = open_extra(root, part, self.cache_dir, self.verify, self.columns)
         table, store = self._extra
         labels = table["label"].to_numpy(dtype=np.float32)
         patches = Patches(store, store.rows(table["id"]), labels, self._add_ids(store))

@@ -121,22 +121,24 @@ def _write_images(target: Path, table: pd.DataFrame, source: PatchSource, part: 
             if len(refused) == len(pixel_sha1) >= _HOPELESS and len({reason for _, reason in refused}) == 1:
                 break
     if refused:
-        raise UserError(_describe(refused, len(pixel_sha1), len(table), source.root))
+        raise UserError(_describe(refused, len(pixel_sha1), len(table), source))
     with target.open("rb+") as file:
         os.fsync(file.fileno())
     return pixel_sha1
 
 
-def _describe(refused: list[tuple[str, str]], tried: int, count: int, root: Path) -> str:
+def _describe(refused: list[tuple[str, str]], tried: int, count: int, source: PatchSource) -> str:
     """Return the message about image files that cannot be used, three of them by name."""
     named = "; ".join(f"{name} ({reason})" for name, reason in refused[:3])
     more = f"; and {len(refused) - 3:,} more" if len(refused) > 3 else ""
     stopped = f" The first {tried:,} are all refused, so that the rest was not read." if tried < count else ""
     resizable = any(reason.endswith(("not 96 x 96", "JPEG image")) for _, reason in refused)
     hint = ", use `data.resize` for JPEG and other sizes," if resizable else ""
+    if is_resized(source):
+        hint = ", set `data.resize` and `data.mpp` to null for patches of 96 x 96 pixels,"
     return (
-        f"{root}: {len(refused):,} of {tried:,} image files cannot be used: {named}{more}.{stopped} Download or unzip "
-        f"them again{hint or ','} or take them out of the CSV."
+        f"{source.root}: {len(refused):,} of {tried:,} image files cannot be used: {named}{more}.{stopped} Download or "
+        f"unzip them again{hint or ','} or take them out of the CSV."
     )
 
 

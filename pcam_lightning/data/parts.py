@@ -1,5 +1,6 @@
 """The labeled part and the test part of a data folder, packed and split."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from pcam_lightning.data.quality import is_blank
 from pcam_lightning.data.slide_map import UNKNOWN_SLIDE
 from pcam_lightning.data.sources import open_source
 from pcam_lightning.data.splits import describe, in_several_groups, join_groups, read_split, validation_mask
-from pcam_lightning.data.table_file import LEVELS
+from pcam_lightning.data.table_file import LEVELS, TableFile
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 
 NO_GROUPS = ("id", "label", "path", "val", "pixel_sha1")  # columns of a table that name no groups
@@ -66,7 +67,9 @@ def _one_group(table: pd.DataFrame, names: np.ndarray, level: str, fold: int) ->
     return (names == groups[fold]) & ~common, common
 
 
-def open_extra(root: Path, part: LabeledPart, cache_dir: Path | None, verify: bool) -> ExtraPart:
+def open_extra(
+    root: Path, part: LabeledPart, cache_dir: Path | None, verify: bool, columns: Mapping[str, str] | None
+) -> ExtraPart:
     """Open another data folder whose labeled patches train too; report how many.
 
     Args:
@@ -74,13 +77,14 @@ def open_extra(root: Path, part: LabeledPart, cache_dir: Path | None, verify: bo
         part: whose validation part they are kept apart from.
         cache_dir: see `open_store`, as `verify`.
         verify: whether all pixels are hashed.
+        columns: of a CSV of patches, see `open_source`.
 
     Raises:
         UserError: see `sources` and `packed_store`; or none of the patches can train.
     """
     if not root.exists():
         raise UserError(f"`data.extra_train` {root}: no such folder or CSV.")
-    source = open_source(root, "train")
+    source = open_source(root, "train", columns=columns if TableFile.detect(root) else None)
     table = source.read_train()
     store = open_store(table, source, "train", cache_dir, verify)
     table["pixel_sha1"] = store.pixel_sha1[store.rows(table["id"])]

@@ -121,7 +121,9 @@ def open_source(
             `resize` or `columns` do not go with its layout.
     """
     if columns and not TableFile.detect(root):
-        raise UserError(f"`data.columns`: goes with a CSV of patches, and `data.root` {root} is none.")
+        raise UserError(
+            f"`data.columns`: goes with a CSV of patches, and `data.root` {root} is none; null takes no columns."
+        )
     source: PatchSource = TableFile(root, columns) if columns else _open_layout(root, *needed)
     if resize is not None:
         if not isinstance(source, ImageFolder):

@@ -123,6 +123,8 @@ def _columns(path: Path, given: Mapping[str, str]) -> dict[str, str]:
         header = [str(name) for name in pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a CSV file ({error}).") from None
+    if twice := next((name for name in given.values() if list(given.values()).count(name) > 1), None):
+        raise UserError(f"`data.columns`: gives column {twice} for two things; copy it under another name.")
     if missing := next((name for name in given.values() if name not in header), None):
         raise UserError(f"{path}: no column {missing}, as `data.columns` says; it has {shorten(','.join(header))}.")
     found: dict[str, str] = {}
@@ -158,10 +160,11 @@ def _read(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a CSV file ({error}).") from None
-    frame = frame.drop(columns=[one for one in columns if one in frame and columns[one] != one])
-    table: pd.DataFrame = frame.rename(columns={column: what for what, column in columns.items()}).apply(
-        lambda one: one.str.strip()
+    others = [column for column in frame if column not in {*columns, *columns.values()}]
+    table: pd.DataFrame = pd.concat(
+        [frame[list(columns.values())].set_axis(list(columns), axis="columns"), frame[others]], axis=1
     )
+    table = table.apply(lambda one: one.str.strip())
     table.index += 2
     if table.empty:
         raise UserError(f"{path}: no rows below the header; no patches at all.")

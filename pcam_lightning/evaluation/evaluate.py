@@ -16,6 +16,7 @@ from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.evaluation.abstain import (
     areas_under_risk_coverage,
     check_abstain,
+    drop_unknown,
     find_decisions,
     report_abstention,
     report_unlike,
@@ -51,9 +52,9 @@ from pcam_lightning.metrics.classification import (
 )
 from pcam_lightning.training.checkpoint import read_checkpoint
 from pcam_lightning.training.demo_run import NOT_REAL, is_synthetic
-from pcam_lightning.training.feature_distance import FILE, measure_feature_distance
+from pcam_lightning.training.feature_distance import FeatureDistance, features_file, measure_feature_distance
 from pcam_lightning.utils.atomic_io import atomic_write
-from pcam_lightning.utils.errors import UserError
+from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.run_dir import BundledRun, Run, run_at
 
 PARTS = 5  # of slides or patches, for what is fitted on all but one of them
@@ -107,7 +108,7 @@ def evaluate(
     check_bootstrap(bootstrap_samples, seed)
     check_abstain(abstain)
     predictions = read_labeled_predictions(target, labels, slides, root)
-    rows = predictions.rows
+    rows = drop_unknown(predictions.rows, target)
     run = run_at(target)
     if abstain is not None and not isinstance(run, BundledRun):
         _keep_features(run, predictions)
@@ -121,8 +122,7 @@ def evaluate(
             f"{predictions.overlap:,} of these {len(rows):,} patches trained the network: all numbers are optimistic.",
         )
         report["temperature"] = None  # what it was fitted on says nothing about patches that are new
-        if report["abstention"] is not None:
-            report["abstention"] |= {"low": None, "high": None}
+        report["thresholds"] = None
     leak = find_evaluation_leakage(predictions)
     report["leak"] = f"This score {leak.verb}: {leak.message}." if leak.message else ""
     synthetic = predictions.split is not None and is_synthetic(root or predictions.split["root"])
@@ -139,11 +139,25 @@ def evaluate(
 
 
 def _keep_features(run: Run, predictions: LabeledPredictions) -> None:
-    """Write the features of some training patches of a run, from which `predict` tells what is unlike them."""
-    if predictions.data is not None and predictions.made_by is not None:
-        checkpoint = read_checkpoint(run.checkpoint)
-        distance = measure_feature_distance(run.checkpoint, checkpoint, predictions.data, predictions.made_by)
-        distance.write(run.folder / FILE)
+    """Measure features of some training patches, from which `predict` tells what is unlike them, unless it is done."""
+    if predictions.data is None or predictions.made_by is None:
+        return
+    file = features_file(run.checkpoint)
+    if _is_of_step(file, predictions.made_by["step"]):
+        return
+    file.unlink(missing_ok=True)
+    try:
+        measure_feature_distance(run.checkpoint, read_checkpoint(run.checkpoint), predictions.data).write(file)
+    except UserError as error:
+        rank_zero_info(f"what is unlike the training patches will not be told: {error}")
+
+
+def _is_of_step(file: Path, step: int) -> bool:
+    """Return whether a file of features is there, whole, and of a step of training."""
+    try:
+        return FeatureDistance.read(file).step == step
+    except UserError:
+        return False
 
 
 def _folds(rows: pd.DataFrame) -> dict[str, float]:
@@ -193,7 +207,8 @@ def _score(
         "calibration": {"as_it_is": _calibration(label, logit), "calibrated": _calibration(label, calibrated)},
     }
     rows, thresholds = find_decisions(rows, part, abstain)
-    report["abstention"] = report_abstention(rows, thresholds, abstain)
+    report["abstention"] = report_abstention(rows, abstain)
+    report["thresholds"] = thresholds
     report["unlike"] = report_unlike(rows)
     report["area_under_risk_coverage"] = areas_under_risk_coverage(rows)
     rows = rows.assign(wrong=chosen != (label == 1))

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pcam_lightning.models.backbones import early_stages
+from pcam_lightning.utils.errors import UserError
 
 _STAGES = 2  # the later ones of a trained network hardly tell noise from tissue
 
@@ -16,6 +17,9 @@ class StageStatistics:
     Args:
         network: in evaluation mode.
         backbone: its name, as `build_backbone` takes it.
+
+    Raises:
+        UserError: its stages cannot be looked at.
     """
 
     def __init__(self, network: nn.Module, backbone: str) -> None:
@@ -23,10 +27,20 @@ class StageStatistics:
         self._prefix_tokens = int(getattr(network, "num_prefix_tokens", 0))
         names = early_stages(network, backbone)[:_STAGES]
         self._found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-        self._handles = [network.get_submodule(name).register_forward_hook(self._keep(name)) for name in names]
+        self._backbone = backbone
+        try:
+            stages = [(name, network.get_submodule(name)) for name in names]
+        except AttributeError:
+            raise self._error() from None
+        self._handles = [stage.register_forward_hook(self._keep(name)) for name, stage in stages]
+
+    def _error(self) -> UserError:
+        return UserError(f"the early stages of {self._backbone} cannot be looked at.")
 
     def _keep(self, name: str) -> Any:
-        def hook(stage: nn.Module, given: Any, output: torch.Tensor) -> None:
+        def hook(stage: nn.Module, given: Any, output: Any) -> None:
+            if not isinstance(output, torch.Tensor):
+                return
             if output.ndim == 3:  # tokens, (B, N, C)
                 values = output[:, self._prefix_tokens :]
             else:  # a map, (B, C, H, W) or (B, H, W, C)
@@ -37,8 +51,14 @@ class StageStatistics:
         return hook
 
     def take(self) -> torch.Tensor:
-        """Return the features of what was predicted since the last call, float32 (B, F), of several views the mean."""
-        features = torch.cat([torch.stack(views).mean(dim=0) for views in self._found.values()], dim=1)
+        """Return the features of what was predicted since the last call, float32 (B, F), of several views the first.
+
+        Raises:
+            UserError: its stages cannot be looked at.
+        """
+        if not all(self._found.values()):
+            raise self._error()
+        features = torch.cat([views[0] for views in self._found.values()], dim=1)
         for views in self._found.values():
             views.clear()
         return features

@@ -78,7 +78,7 @@ def predict_slide(
     folder.mkdir(parents=True, exist_ok=True)
     weights = weights_sha256(network)
     distance = find_feature_distance(ckpt_path)
-    key = _fingerprint(path, weights, network.hparams["tta"], grid, choices, distance)
+    key = _fingerprint(path, weights, network.hparams["tta"], grid, choices)
     correction = logit_correction(choices, ckpt_path, network.positive_fraction, weights)
     same = {"key": key, "options": asdict(choices) | _as_text(choices.calibration), "correction": correction}
     if finished := _finished(folder, grid, same, distance):
@@ -140,6 +140,7 @@ def _finished(
         return None
     found = read_logits(folder / "logits.npz", same["key"], (grid.rows, grid.columns))
     whole = all((folder / name).is_file() for name in FILES) and not np.isnan(found.logit).all()
+    whole &= distance is None or bool(np.array_equal(np.isnan(found.distance), np.isnan(found.logit)))
     if not whole or any(summary.get(name) != value for name, value in same.items()):
         return None
     return SlideResult(folder, _heat_map(grid, found, same["correction"], distance), lesions, summary)
@@ -167,18 +168,10 @@ def _find_tissue(reader: SlideReader, grid: PatchGrid, options: SlideOptions, fo
     return squares
 
 
-def _fingerprint(
-    path: Path,
-    weights: str,
-    tta: str,
-    grid: PatchGrid,
-    options: SlideOptions,
-    distance: FeatureDistance | None,
-) -> str:
+def _fingerprint(path: Path, weights: str, tta: str, grid: PatchGrid, options: SlideOptions) -> str:
     """Return the SHA-256 of what a logit depends on; which squares are predicted does not count."""
     stat = path.stat()
     plain = [__version__, stat.st_size, stat.st_mtime_ns, repr(grid), weights, tta, options.precision]
-    plain += [] if distance is None else [distance.mean.tolist(), distance.threshold]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 

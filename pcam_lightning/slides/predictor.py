@@ -142,9 +142,9 @@ def read_logits(path: Path, key: str, shape: tuple[int, ...]) -> Logits:
         try:
             with np.load(part) as arrays:
                 if str(arrays["key"]) == key and arrays["logit"].shape == shape:
-                    new = np.isnan(found.logit)
-                    logit = np.where(new, arrays["logit"], found.logit)
-                    distance = np.where(new, arrays["distance"], found.distance)
+                    logit = np.where(np.isnan(found.logit), arrays["logit"], found.logit)
+                    known = arrays.get("distance", nothing)  # which an older version did not write
+                    distance = np.where(np.isnan(found.distance), known, found.distance)
                     found = Logits(logit, distance, found.error or str(arrays["error"]))
         except (OSError, EOFError, ValueError, KeyError, BadZipFile):  # none there, damaged, or of another version
             continue

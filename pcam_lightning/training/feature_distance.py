@@ -1,7 +1,7 @@
 """How far patches lie from the training patches, in the features of their network's early stages."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.bundled import bundled_file
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.run_dir import run_of
+from pcam_lightning.utils.system import supported_precision
 
 FILE = "training_features.safetensors"  # in a run's folder
 _RECORD = "pcam_lightning.feature_distance"  # of the file's metadata
@@ -37,13 +38,13 @@ class FeatureDistance:
         mean: of the training patches' features, float32 (F,).
         whiten: what brings their covariance to the identity, float32 (F, F).
         threshold: distance above which a patch is unlike them: 99 % of the validation patches are below it.
-        made_by: what features depend on: `step` of training, `tta`.
+        step: of training, of the network's checkpoint.
     """
 
     mean: torch.Tensor
     whiten: torch.Tensor
     threshold: float
-    made_by: dict[str, Any]
+    step: int
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Return the distances (B,) of features (B, F), in standard deviations per feature: 1 is common."""
@@ -53,7 +54,7 @@ class FeatureDistance:
 
     def write(self, path: Path) -> None:
         """Write all of it to a file."""
-        record = json.dumps({"threshold": self.threshold, "made_by": self.made_by})
+        record = json.dumps({"threshold": self.threshold, "step": self.step})
         tensors = {"mean": self.mean.contiguous(), "whiten": self.whiten.contiguous()}
         atomic_write(path, safetensors.torch.save(tensors, {_RECORD: record}))
 
@@ -68,33 +69,36 @@ class FeatureDistance:
             with safe_open(path, framework="pt") as file:
                 record = json.loads((file.metadata() or {})[_RECORD])
                 mean, whiten = file.get_tensor("mean"), file.get_tensor("whiten")
-                return cls(mean, whiten, float(record["threshold"]), {**record["made_by"]})
+                return cls(mean, whiten, float(record["threshold"]), int(record["step"]))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             raise UserError(f"{path}: missing or damaged; evaluate with `abstain` 0.05 writes it.") from None
 
 
-def measure_feature_distance(
-    ckpt_path: Path, checkpoint: dict[str, Any], data: PCamDataModule, made_by: dict[str, Any]
-) -> FeatureDistance:
+def measure_feature_distance(ckpt_path: Path, checkpoint: dict[str, Any], data: PCamDataModule) -> FeatureDistance:
     """Measure the features of some training patches, and find the threshold on validation patches.
 
     Args:
         ckpt_path: of the network.
         checkpoint: what `read_checkpoint` returns.
         data: set up for `validate`, with a validation part.
-        made_by: see `FeatureDistance`.
+
+    Raises:
+        UserError: the network has no stages that can be looked at.
     """
-    model = load_classifier(ckpt_path, checkpoint, made_by["tta"])
+    model = load_classifier(ckpt_path, checkpoint, "none")
+    StageStatistics(model.net, model.hparams["backbone"]).close()  # an error of it comes before all the work
     collector = _Collector()
-    trainer = build_trainer(Config.of_checkpoint(checkpoint).build()[2], [collector], fits=False, devices=1)
+    options = Config.of_checkpoint(checkpoint).build()[2]
+    options.precision = supported_precision(options.accelerator, options.precision)
+    trainer = build_trainer(options, [collector], fits=False, devices=1)
     parts = [_draw(mask) for mask in (~data.val_mask, data.val_mask)]
     rows = data.train_store.rows(data.table["id"])[np.concatenate(parts)]
     trainer.predict(model, dataloaders=data.labeled_dataloader(rows), return_predictions=False)
     found, count = torch.cat(collector.found), len(parts[0])
     train, val = found[:count], found[count:]
-    distance = FeatureDistance(*_fit(train), 0.0, made_by)
+    distance = FeatureDistance(*_fit(train), 0.0, checkpoint["global_step"])
     threshold = float(np.quantile(distance(val).numpy(), _LIKE))
-    return FeatureDistance(distance.mean, distance.whiten, threshold, made_by)
+    return replace(distance, threshold=threshold)
 
 
 def features_file(ckpt_path: Path | str) -> Path:
@@ -108,12 +112,16 @@ def features_file(ckpt_path: Path | str) -> Path:
 
 
 def find_feature_distance(ckpt_path: Path | str) -> FeatureDistance | None:
-    """Return the distance that goes with a checkpoint; None where none has been measured, or for another epoch."""
+    """Return the distance that goes with a checkpoint; None where none has been measured, or for another epoch.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = features_file(Path(ckpt_path).expanduser())
     if not path.is_file():
         return None
     distance = FeatureDistance.read(path)
-    if distance.made_by["step"] != read_checkpoint(Path(ckpt_path).expanduser())["global_step"]:
+    if distance.step != read_checkpoint(Path(ckpt_path).expanduser())["global_step"]:
         rank_zero_info(
             f"{path}: is of another checkpoint of the run; distances from the training patches are left out."
         )
@@ -145,10 +153,10 @@ class _Features(L.Callback):
         assert isinstance(pl_module, PCamClassifier)
         self._statistics = StageStatistics(pl_module.predictor, pl_module.hparams["backbone"])
 
-    def take(self) -> torch.Tensor:
-        """Return the features of the batch, float32 (B, F)."""
+    def take(self, count: int) -> torch.Tensor:
+        """Return the features of the batch, float32 (B, F), without the padding of a compiled network."""
         assert self._statistics is not None
-        return self._statistics.take()
+        return self._statistics.take()[:count]
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look no longer."""
@@ -165,7 +173,7 @@ class _Collector(_Features):
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *batch: Any) -> None:
         """Keep a batch."""
-        self.found.append(self.take().cpu())
+        self.found.append(self.take(len(outputs["row"])).cpu())
 
 
 class AddDistance(_Features):
@@ -181,4 +189,4 @@ class AddDistance(_Features):
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *batch: Any) -> None:
         """Add the distances of a batch."""
-        outputs["distance"] = self.distance(self.take())
+        outputs["distance"] = self.distance(self.take(len(outputs["row"])))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from lightning.pytorch import seed_everything
 
-from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.datamodule import READ_OPTIONS, PCamDataModule
 from pcam_lightning.data.splits import split_digest
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.metrics.abstention import ABSTAINS, DECISIONS, decide
@@ -22,8 +22,7 @@ from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.adapt_batchnorm import AdaptBatchNorm
 from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
 from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder
-from pcam_lightning.training.feature_distance import FILE as FEATURES_FILE
-from pcam_lightning.training.feature_distance import AddDistance, FeatureDistance
+from pcam_lightning.training.feature_distance import AddDistance, find_feature_distance
 from pcam_lightning.training.fit import take_split
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predictions import PredictionCollector, join_predictions, write_predictions_csv
@@ -248,23 +247,19 @@ class _Abstention:
 
     def __init__(self, session: _Session) -> None:
         self.thresholds = read_thresholds(session.run, session.made_by)
-        self.distance = FeatureDistance.read(session.run.folder / FEATURES_FILE)
-        if self.distance.made_by != session.made_by:
-            raise UserError(
-                f"{session.run.folder / FEATURES_FILE}: is of another checkpoint or other views; evaluate with "
-                "`abstain` 0.05 writes it anew."
-            )
-        session.trainer.callbacks.append(AddDistance(self.distance))  # type: ignore[attr-defined]
+        self.distance = find_feature_distance(session.path)
+        if self.distance is not None:
+            session.trainer.callbacks.append(AddDistance(self.distance))  # type: ignore[attr-defined]
 
     def apply(self, predictions: pd.DataFrame, logit: "pd.Series[float]") -> pd.DataFrame:
-        """Add `unlike` and `decision`; logits are those that no temperature has changed, by id."""
+        """Add `decision` and, where distances are known, `unlike`; logits are those that no temperature has changed."""
         decision = decide(logit.loc[predictions["id"]].to_numpy(), self.thresholds)
-        unlike = predictions["distance"] > self.distance.threshold
-        rank_zero_info(
-            f"abstains on {(decision == ABSTAINS).mean():.1%} of {len(predictions):,} patches; {unlike.mean():.1%} are "
-            "unlike the training patches."
-        )
-        return predictions.assign(unlike=unlike, decision=[DECISIONS[one] for one in decision.tolist()])
+        rank_zero_info(f"abstains on {(decision == ABSTAINS).mean():.1%} of {len(predictions):,} patches.")
+        if self.distance is not None:
+            unlike = predictions["distance"] > self.distance.threshold
+            rank_zero_info(f"{unlike.mean():.1%} of them are unlike the training patches.")
+            predictions = predictions.assign(unlike=unlike)
+        return predictions.assign(decision=[DECISIONS[one] for one in decision.tolist()])
 
 
 def _check_ensemble(path: Path, others: list[Path], *, calibrate: bool, abstain: bool) -> None:
@@ -280,8 +275,9 @@ def _check_ensemble(path: Path, others: list[Path], *, calibrate: bool, abstain:
 def _load_member(session: _Session, path: Path, chosen: frozenset[str]) -> PCamClassifier:
     """Load one more network; its run must have had the same data and precision, unless those are set explicitly."""
     checkpoint = read_checkpoint(path)
-    for group, name in (("data", "root"), ("trainer", "precision")):
-        own, other = (str(one["pcam"]["config"][group][name]) for one in (session.checkpoint, checkpoint))
+    same = [("data", "root"), ("trainer", "precision"), *(("data", name) for name in READ_OPTIONS)]
+    for group, name in same:
+        own, other = (str(one["pcam"]["config"][group].get(name)) for one in (session.checkpoint, checkpoint))
         if own != other and f"{group}.{name}" not in chosen:
             raise UserError(
                 f"{path}: its run had `{group}.{name}` {other}, and that of {session.path} {own}; set the option."

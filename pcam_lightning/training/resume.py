@@ -111,7 +111,7 @@ def check_recipe(recorded: dict[str, Any], options: dict[str, Any]) -> None:
         UserError: an option differs that the run's scores depend on.
     """
     now, before = _flat(options), _flat(recorded)
-    fixed = {"seed_everything", "data.batch_size", *(f"trainer.{name}" for name in _TRAINER)}
+    fixed = {"seed_everything", "data.batch_size", "data.resize", "data.mpp", *(f"trainer.{name}" for name in _TRAINER)}
     fixed |= {name for name in now if name.startswith("model.")} - {"model.compile"}
     for name in now:
         if name not in before or json.dumps(now[name]) == json.dumps(before[name]):

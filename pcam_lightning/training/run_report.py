@@ -18,7 +18,7 @@ def read_temperature(run: Run, made_by: dict[str, Any]) -> float:
 def read_thresholds(run: Run, made_by: dict[str, Any]) -> Thresholds:
     """Return the thresholds that `evaluate` found for a run's checkpoint of a step and kind of views."""
     hint = "evaluate with `abstain` 0.05 finds those of a run's best.ckpt"
-    found = _read_report(run, made_by, "abstention", hint, hint)
+    found = _read_report(run, made_by, "thresholds", hint, hint)
     infinite = {"low": -math.inf, "high": math.inf}  # JSON has none
     return Thresholds(*(infinite[name] if found[name] is None else float(found[name]) for name in ("low", "high")))
 
@@ -37,10 +37,11 @@ def _read_report(run: Run, made_by: dict[str, Any], name: str, missing: str, hin
         found, recorded = None, {}
     if found is None:
         raise UserError(f"{path}: no {name} there; {missing}.")
+    verb = "are" if name.endswith("s") else "is"
     for what in made_by:
         if recorded.get(what) != made_by[what]:
             raise UserError(
-                f"{path}: its {name} is of {what} {recorded.get(what)}, and this is {what} {made_by[what]}; "
+                f"{path}: its {name} {verb} of {what} {recorded.get(what)}, and this is {what} {made_by[what]}; "
                 f"{hint}, with the options of its run."
             )
     return found

@@ -22,7 +22,8 @@ def mix_stains(image: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     share = (share.to(image, non_blocking=True) * (found & neighbors(found)))[:, None]
     towards = torch.nn.functional.normalize(torch.lerp(stains, neighbors(stains), share[..., None]), dim=1)
     mixed = set_stains(image, unmix, strength, towards, torch.lerp(strength, neighbors(strength), share))
-    return torch.where((share > 0)[..., None, None], mixed, image)
+    # Where two stains are nearly one, amounts are huge: what is changed next should not see them.
+    return torch.where((share > 0)[..., None, None], mixed.nan_to_num_(1.0).clamp_(0, 1), image)
 
 
 def draw_lab_statistics(image: torch.Tensor, factor: float) -> tuple[torch.Tensor, torch.Tensor]:

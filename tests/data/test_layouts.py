@@ -254,6 +254,14 @@ def test_options_name_the_columns(tmp_path: Path) -> None:
     assert main(["pack", "--data.root", str(file), *options]) == 0
     with pytest.raises(UserError, match=r"no column malign, as `data.columns` says; it has tile,"):
         PCamDataModule(file, columns={**columns, "label": "malign"}).setup("fit")
+    with pytest.raises(UserError, match=r"`data.columns`: gives column block for two things"):
+        PCamDataModule(file, columns={**columns, "patient": "block"}).setup("fit")
+    swapped = frame.assign(label=frame["malignant"], center=frame["block"], site=[f"h{n % 2}" for n in range(20)])
+    swapped.to_csv(file, index=False)
+    data = PCamDataModule(file, columns={"path": "tile", "slide": "center", "center": "site"})
+    data.setup("fit")
+    assert data.table["slide"].nunique() == 5
+    assert data.table["center"].nunique() == 2
     with pytest.raises(UserError, match=r"`data.columns` colour: should be one of path, label"):
         PCamDataModule(file, columns={"colour": "tile"}).setup("fit")
     with pytest.raises(UserError, match=r"`data.columns`: goes with a CSV of patches, and `data.root` .* is none"):

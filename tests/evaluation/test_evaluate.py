@@ -280,7 +280,7 @@ def test_patches_between_two_thresholds_are_called_neither(tmp_path: Path, capsy
     assert main(["evaluate", str(tmp_path / "mine.csv"), FEW, "--abstain", "0.05"]) == 0
     report = json.loads((tmp_path / "mine_report.json").read_text())
     found = report["abstention"]
-    assert found["low"] < 0 < found["high"]
+    assert report["thresholds"]["low"] < 0 < report["thresholds"]["high"]
     assert found["normal_called_tumor"] == pytest.approx(0.05, abs=0.02)
     assert found["tumor_called_normal"] == pytest.approx(0.05, abs=0.02)
     assert 0.3 < found["kept"] < 0.95
@@ -308,11 +308,11 @@ def test_decisions_of_a_file_are_counted(tmp_path: Path, capsys: pytest.CaptureF
     assert areas["agreement of views or networks"] > areas["distance from 0.5"]
     assert main(["evaluate", str(tmp_path / "mine.csv"), FEW, "--abstain", "0.1"]) == 2
     rows.assign(decision="perhaps").to_csv(tmp_path / "other.csv", index=False)
-    assert main(["evaluate", str(tmp_path / "other.csv"), FEW]) == 2
+    assert main(["evaluate", str(tmp_path / "other.csv"), FEW]) == 0
     assert main(["evaluate", str(tmp_path / "mine.csv"), FEW, "--abstain", "0.6"]) == 2
     printed = capsys.readouterr().err
     assert "--abstain: the file has a column decision already" in printed
-    assert "decision 'perhaps' should be normal, tumor, abstain" in printed
+    assert "other.csv: column decision is not used, since 'perhaps' is not what predict writes there" in printed
     assert "error: --abstain 0.6: the share of each class that may be called wrongly" in printed
 
 
@@ -321,9 +321,9 @@ def test_a_runs_thresholds_decide_its_predictions(run_copy: Path, capsys: pytest
     assert main([*predict, "--abstain"]) == 2
     assert main(["evaluate", str(run_copy), FEW]) == 0
     assert main([*predict, "--abstain"]) == 2
-    assert capsys.readouterr().err.count("no abstention there; evaluate with --abstain 0.05 finds those") == 2
+    assert capsys.readouterr().err.count("no thresholds there; evaluate with --abstain 0.05 finds those") == 2
     assert main(["evaluate", str(run_copy), FEW, "--abstain", "0.2"]) == 0
-    found = json.loads((run_copy / "report.json").read_text())["abstention"]
+    found = json.loads((run_copy / "report.json").read_text())["thresholds"]
     capsys.readouterr()
     assert main([*predict, "--abstain"]) == 0
     rows = pd.read_csv(run_copy / "predictions.csv")
@@ -333,12 +333,27 @@ def test_a_runs_thresholds_decide_its_predictions(run_copy: Path, capsys: pytest
     assert f"abstains on {(expected == 'abstain').mean():.1%} of 40 patches" in capsys.readouterr().err
     assert pd.read_csv(run_copy / "submission.csv").columns.tolist() == ["id", "label"]
     assert main([*predict, "--abstain", "--model.tta=d4"]) == 2
-    assert "its abstention is of tta none, and this is tta d4" in capsys.readouterr().err
+    assert "its thresholds are of tta none, and this is tta d4" in capsys.readouterr().err
     assert (rows["distance"] >= 0).all()
     features = FeatureDistance.read(run_copy / "training_features.safetensors")
     assert rows["unlike"].tolist() == (rows["distance"] > features.threshold).tolist()
     (run_copy / "training_features.safetensors").write_bytes(b"no")
     assert main([*predict, "--abstain"]) == 2
     assert "training_features.safetensors: missing or damaged; evaluate with --abstain 0.05" in capsys.readouterr().err
+    assert main(["evaluate", str(run_copy), FEW, "--abstain", "0.2"]) == 0  # measures them again
+    assert main([*predict, "--abstain"]) == 0
     assert main([*predict, "--model.tta=d4", "--output=d4"]) == 0
     assert (pd.read_csv("d4/predictions.csv")["spread"] > 0).any()
+    report = json.loads((run_copy / "report.json").read_text())  # as of patches that trained the network
+    (run_copy / "report.json").write_text(json.dumps({**report, "thresholds": None}))
+    assert main([*predict, "--abstain"]) == 2
+
+
+@pytest.mark.parametrize(("name", "value"), [("distance", ""), ("spread", "inf"), ("unlike", ""), ("distance", "far")])
+def test_columns_of_another_kind_are_not_used(
+    name: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = _predictions(tmp_path / "mine.csv")
+    rows.assign(**{name: [value, *["0.5"] * 799]}).to_csv(tmp_path / "mine.csv", index=False)
+    assert main(["evaluate", str(tmp_path / "mine.csv"), FEW]) == 0
+    assert f"mine.csv: column {name} is not used, since" in capsys.readouterr().err

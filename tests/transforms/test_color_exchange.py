@@ -40,6 +40,15 @@ def test_amounts_of_stain_stay_where_they_are(tissue: torch.Tensor) -> None:
         assert np.corrcoef(one.flatten(), other.flatten())[0, 1] > 0.9
 
 
+def test_stains_that_are_nearly_one_leave_pixels_in_range() -> None:
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.rand(16, 3, 96, 96, generator=rng)
+    noise[::2, 1] = noise[::2, 0]  # ink: two channels alike
+    mixed = mix_stains(noise, torch.ones(16))
+    assert mixed.min() >= 0
+    assert mixed.max() <= 1
+
+
 def test_glass_gives_and_takes_no_stain(tissue: torch.Tensor) -> None:
     image = tissue.clone()
     image[3] = 0.95
