@@ -10,6 +10,7 @@ from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.predict import predict_slide
 from pcam_lightning.slides.reader import is_slide, same_series
 from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.feature_distance import find_feature_distance
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_warn
 
@@ -34,6 +35,7 @@ def heatmap(
         UserError: an option or the network cannot be used; or, after all others have been predicted, a slide.
     """
     load_pretrained(ckpt_path, SlideOptions(**options).tta)  # an error of it is none of the slides'
+    find_feature_distance(ckpt_path)
     found = list_slides(slides)
     output.mkdir(parents=True, exist_ok=True)
     failures = []
