@@ -1,4 +1,4 @@
-"""Which patches are told from the training patches by the features of a network's early stages?
+"""Which patches are marked as unlike the training patches by the features of a network's early stages?
 
     python benchmarks/unlike.py DIR [--ckpt_path pcam] [--patches 500]
 

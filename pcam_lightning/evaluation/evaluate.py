@@ -149,7 +149,7 @@ def _keep_features(run: Run, predictions: LabeledPredictions) -> None:
     try:
         measure_feature_distance(run.checkpoint, read_checkpoint(run.checkpoint), predictions.data).write(file)
     except UserError as error:
-        rank_zero_info(f"what is unlike the training patches will not be told: {error}")
+        rank_zero_info(f"patches unlike the training patches will not be marked: {error}")
 
 
 def _is_of_step(file: Path, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""Patches that are unlike the training patches are told by their features."""
+"""Patches that are unlike the training patches are marked by their features."""
 
 from pathlib import Path
 
