@@ -9,7 +9,7 @@ import lightning as L
 import pandas as pd
 import pytest
 import torch
-from conftest import CONFIGS, FAST
+from conftest import CONFIGS, FAST, NETWORK
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.data.datamodule import PCamDataModule
@@ -29,7 +29,7 @@ def _config(drawn: Path, **trainer: object) -> Config:
     return Config.load(
         CONFIGS / "base.yaml",
         data={"root": str(drawn), "batch_size": 32},
-        model={"backbone": "p4m_resnet16", "weights": "none", "crop": 32},
+        model={"backbone": NETWORK, "weights": "none", "crop": 48, "lr": 0.003},
         trainer={**QUICK, "logger": False, **trainer},
     )
 
@@ -66,7 +66,7 @@ def test_fit_and_predict_do_what_the_commands_do(drawn: Path) -> None:
     assert result.best_epoch == 1
     assert result.best_score == result.metrics["val/auroc"].iloc[0]
     args = ["fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), *FAST, "--trainer.max_epochs=1"]
-    assert main([*args, "--model.backbone=p4m_resnet16", "--model.crop=32"]) == 0
+    assert main(args) == 0
     states = [
         torch.load(f"lightning_logs/base/version_{number}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
         for number in (0, 1)
@@ -84,7 +84,7 @@ def test_the_checkpoint_of_a_plain_trainer_predicts_and_is_evaluated(drawn: Path
     data = PCamDataModule(str(drawn), batch_size=32)
     keep = BestAndLastCheckpoint("runs/mine")
     trainer = L.Trainer(**QUICK, callbacks=[keep], logger=False)  # type: ignore[arg-type]
-    trainer.fit(PCamClassifier("p4m_resnet16", "none", crop=32), data)
+    trainer.fit(PCamClassifier(NETWORK, "none", crop=48), data)
     best = "runs/mine/checkpoints/best.ckpt"
     assert len(predict(best)) == 40
     assert main(["validate", "--ckpt_path", best, "--trainer.accelerator=cpu"]) == 0

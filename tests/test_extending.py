@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import NETWORK
 
 from pcam_lightning.data import sources
 from pcam_lightning.data.datamodule import PCamDataModule
@@ -106,7 +107,7 @@ def test_a_schedule_and_an_optimizer_are_entries_in_tables(monkeypatch: pytest.M
     monkeypatch.setitem(
         OPTIMIZERS, "adam", lambda groups, options, *, fused: torch.optim.Adam(groups, options["lr"], fused=fused)
     )
-    model = PCamClassifier("p4m_resnet16", "none", crop=32, schedule="constant", optimizer="adam", lr=0.01)
+    model = PCamClassifier(NETWORK, "none", crop=32, schedule="constant", optimizer="adam", lr=0.01)
     trainer = L.Trainer(
         max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     )

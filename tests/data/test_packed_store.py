@@ -10,10 +10,10 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import filelock
@@ -372,9 +372,8 @@ def test_cache_folder_that_cannot_be_made(kaggle: MakeFolder, tmp_path: Path) ->
         open_store(read_train(root), open_source(root), "train", tmp_path / "file")
 
 
-def _pack_and_sum(root: Path, start: float, sums: "multiprocessing.Queue[int]") -> None:
-    while time.time() < start:  # all begin together
-        pass
+def _pack_and_sum(root: Path, ready: Barrier, sums: "multiprocessing.Queue[int]") -> None:
+    ready.wait(60)  # both begin together
     sums.put(int(open_store(read_train(root), open_source(root), "train").images.sum(dtype=np.int64)))
 
 
@@ -382,8 +381,8 @@ def test_processes_that_start_at_once_get_the_same_store(kaggle: MakeFolder) -> 
     root = kaggle(train=300)
     context = multiprocessing.get_context("spawn")
     sums: multiprocessing.Queue[int] = context.Queue()
-    start = time.time() + 2
-    processes = [context.Process(target=_pack_and_sum, args=(root, start, sums)) for _ in range(3)]
+    ready = context.Barrier(2)
+    processes = [context.Process(target=_pack_and_sum, args=(root, ready, sums)) for _ in range(2)]
     for process in processes:
         process.start()
     found = {sums.get(timeout=60) for _ in processes}

@@ -62,9 +62,9 @@ def test_without_slides_the_interval_is_called_too_narrow(tmp_path: Path) -> Non
 
 
 def test_a_submission_and_its_answers(run_copy: Path, drawn: Path) -> None:
-    best = ["--ckpt_path", str(run_copy / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
-    assert main(["predict", *best]) == 0
-    assert main(["test", *best]) == 0
+    plain = ["--trainer.accelerator=cpu", "--trainer.precision=32-true"]
+    for command in ("predict", "test"):
+        assert main([command, "--ckpt_path", str(run_copy / "checkpoints" / "best.ckpt"), *plain]) == 0
     answers = ["--labels", str(drawn / "answers.csv")]
     assert main(["evaluate", str(run_copy / "submission.csv"), *answers, FEW]) == 0
     report = json.loads((run_copy / "submission_report.json").read_text())

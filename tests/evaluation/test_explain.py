@@ -104,11 +104,11 @@ def test_the_most_wrong_patches_and_the_share_of_a_sample(run_copy: Path, capsys
     assert list(run_copy.glob("explain_false_*.png"))
     message = capsys.readouterr().err
     assert "Grad-CAM of" in message
-    assert "blocks.2" in message
+    assert "blocks.3.0.bn1" in message
     assert "11.1% if it were everywhere the same" in message
     blank, called = rows["inside"].isna(), rows["logit"] > 0
     assert (
-        f"{blank.sum()} have no heat in blocks.2, among them {(blank & called).sum()} of the {called.sum()} that"
+        f"{blank.sum()} have no heat in blocks.3.0.bn1, among them {(blank & called).sum()} of the {called.sum()} that"
         in message
     )
 
@@ -126,7 +126,7 @@ def test_chosen_patches(run_copy: Path) -> None:
     [
         (["--ids=nobody"], "--ids: nobody: not in the validation part"),
         (["--layer=layer9"], "--layer layer9: the network has none of that name"),
-        (["--layer=fc"], "--layer fc: its output (16, 1) is no map"),
+        (["--layer=classifier"], "--layer classifier: its output (16, 1) is no map"),
         (["--patches=0"], "--patches 0"),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 import yaml
+from conftest import NETWORK
 from torch import nn
 
 from pcam_lightning.cli.main import main
@@ -31,7 +32,7 @@ from pcam_lightning.utils.errors import UserError
 
 FILES = {
     *("model.onnx", "torchscript_model.pt", "config.json", "README.md", "test_vectors.npz"),
-    "pcam_lightning.safetensors",
+    *("pcam_lightning.safetensors", "model.safetensors"),
 }
 
 
@@ -94,7 +95,7 @@ def test_the_card_tells_of_the_run_and_names_no_folder_of_the_machine(exported: 
     text = (exported / "README.md").read_text()
     _, head, body = text.split("---\n", 2)
     assert yaml.safe_load(head)["pipeline_tag"] == "image-classification"
-    assert "p4m_resnet16" in body
+    assert NETWORK in body
     assert "kaggle: 120 labeled patches" in body
     assert "patches at random, stratified by label, seed 42; 23 patches held out" in body
     assert "`evaluate` has not scored this checkpoint" in body
@@ -111,7 +112,7 @@ def test_the_card_tells_of_the_run_and_names_no_folder_of_the_machine(exported: 
 
 def test_a_traced_network_runs_on_any_device(small: Path, tmp_path: Path) -> None:
     for stain in ("macenko", "reinhard"):
-        path = write_checkpoint(tmp_path / f"{stain}.ckpt", small, backbone="p4m_resnet16", stain=stain, tta="d4")
+        path = write_checkpoint(tmp_path / f"{stain}.ckpt", small, backbone=NETWORK, stain=stain, tta="d4")
         network = ExportNetwork([load_pretrained(path)])
         write_torchscript(tmp_path / "model.pt", network)
         module: Any = read_torchscript(tmp_path / "model.pt")
@@ -120,7 +121,7 @@ def test_a_traced_network_runs_on_any_device(small: Path, tmp_path: Path) -> Non
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "macenko, cropped and scaled": {"backbone": "resnet18", "stain": "macenko", "crop": 64, "size": 96},
+    "macenko, cropped and scaled": {"backbone": NETWORK, "stain": "macenko", "crop": 64, "size": 96},
     "eight views": {"backbone": "efficientnet_lite0", "normalize": "half", "tta": "d4"},
     "a transformer": {"backbone": "timm/vit_tiny_patch16_224"},
 }
@@ -142,8 +143,8 @@ def test_logits_are_those_of_the_checkpoint(kind: str, small: Path, tmp_path: Pa
 
 def test_several_networks_are_one_mean_and_a_temperature_is_inside(small: Path, tmp_path: Path) -> None:
     paths = [
-        write_checkpoint(tmp_path / "a.ckpt", small, backbone="p4m_resnet16"),
-        write_checkpoint(tmp_path / "b.ckpt", small, backbone="p4m_resnet16", tta="d4", normalize="none"),
+        write_checkpoint(tmp_path / "a.ckpt", small, backbone=NETWORK),
+        write_checkpoint(tmp_path / "b.ckpt", small, backbone=NETWORK, tta="d4", normalize="none"),
     ]
     result = export_network([*paths], tmp_path / "both", sample=8)
     assert {path.name for path in result.folder.iterdir()} >= {"pcam_lightning_1.safetensors", "model.onnx"}
@@ -224,7 +225,7 @@ def test_what_cannot_be_exported_leaves_nothing(
         paths[message] = tmp_path / f"{name}.ckpt"
     torch.save({**checkpoint, "pcam": {**checkpoint["pcam"], "format": 99}}, paths["which is newer than this one"])
     state = {
-        name: value * (float("nan") if name.endswith("fc.weight") else 1)
+        name: value * (float("nan") if name.endswith("classifier.weight") else 1)
         for name, value in checkpoint["state_dict"].items()
     }
     torch.save({**checkpoint, "state_dict": state}, paths["some of its weights are NaN"])

@@ -19,7 +19,6 @@ from pcam_lightning.data.datamodule import PCamDataModule
 
 BASE = str(CONFIGS / "base.yaml")
 RUN = Path("lightning_logs") / "base" / "version_0"
-NETWORK = "--model.backbone=p4m_resnet16"
 CPU = "--trainer.accelerator=cpu"
 
 
@@ -30,7 +29,7 @@ class Poison(L.Callback):
         self.value, self.batch = float(value), batch
 
     def _poison(self, pl_module: L.LightningModule) -> None:
-        bias: Any = pl_module.get_parameter("net.fc.bias")
+        bias: Any = pl_module.get_parameter("net.classifier.bias")
         with torch.no_grad():
             bias.fill_(self.value)
 
@@ -50,7 +49,7 @@ class Poison(L.Callback):
 
 
 def _fit(root: Path, *more: str) -> list[str]:
-    return ["fit", "-c", BASE, "--data.root", str(root), "--trainer.max_epochs=2", *FAST, NETWORK, *more]
+    return ["fit", "-c", BASE, "--data.root", str(root), "--trainer.max_epochs=2", *FAST, *more]
 
 
 def _poisoned(value: str, batch: int | None) -> str:
@@ -99,7 +98,7 @@ def _scores(run: Path) -> list[float]:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("nan", r"1 tensors of the network are NaN or infinite, net\.fc\.bias first"),
+        ("nan", r"1 tensors of the network are NaN or infinite, net\.classifier\.bias first"),
         ("3e38", "the validation loss is NaN or infinite"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import CONFIGS
+from conftest import CONFIGS, NETWORK
 from test_bad_input import Runs
 
 from pcam_lightning.cli.main import main
@@ -28,7 +28,7 @@ def test_pages_show_markup_in_names_as_text(drawn: Path) -> None:
     slides = pd.read_csv(root / "patch_id_wsi_full.csv")
     slides["wsi"] = slides["wsi"].replace(slides["wsi"][0], MARKUP)
     slides.to_csv(root / "patch_id_wsi_full.csv", index=False)
-    flags = ["-c", str(CONFIGS / "base.yaml"), "--data.root", str(root), "--model.backbone=p4m_resnet16"]
+    flags = ["-c", str(CONFIGS / "base.yaml"), "--data.root", str(root), f"--model.backbone={NETWORK}"]
     flags += ["--model.weights=none", "--data.slides", str(root / "patch_id_wsi_full.csv"), "--data.batch_size=32"]
     assert main(["fit", *flags, CPU, "--trainer.max_epochs=1", "--trainer.logger=false"]) == 0
     assert main(["evaluate", "lightning_logs/base/version_0", "--bootstrap_samples=100"]) == 0
@@ -47,7 +47,7 @@ def test_pages_show_markup_in_names_as_text(drawn: Path) -> None:
         ["predict", "--ckpt_path", "x.ckpt"],
         ["predict", "--ckpt_path", "good.ckpt", "--ensemble", "x.ckpt", "--output=out"],
         ["fit", "--ckpt_path", "x.ckpt", "--model.weights=none"],
-        ["fit", "--model.weights", "x.ckpt", "--model.backbone=p4m_resnet16"],
+        ["fit", "--model.weights", "x.ckpt", f"--model.backbone={NETWORK}"],
         ["explore", "--ckpt_path", "x.ckpt"],
         ["explore", "--model.weights", "x.ckpt"],
         ["evaluate", "stranger"],

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from conftest import NETWORK
 from torch import nn
 from torchvision import models
 
@@ -194,10 +195,10 @@ def test_path_with_prefixes_and_nesting(
 
 
 def test_a_head_of_one_logit_is_loaded_too(trained: Path) -> None:
-    network = build_backbone("p4m_resnet16", 32)
-    load_weights(network, "p4m_resnet16", str(trained / "checkpoints" / "best.ckpt"), 32)
+    network = build_backbone(NETWORK)
+    load_weights(network, NETWORK, str(trained / "checkpoints" / "best.ckpt"))
     state = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-    assert torch.equal(network.state_dict()["fc.weight"], state["net.fc.weight"])
+    assert torch.equal(network.state_dict()["classifier.weight"], state["net.classifier.weight"])
 
 
 def test_none_leaves_the_network_alone() -> None:

@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from conftest import NETWORK
 from sklearn.metrics import roc_auc_score
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import models
@@ -337,7 +338,7 @@ def test_weights_of_a_checkpoint_are_not_replaced_by_those_it_started_from(drawn
     before = next(loaded.net.parameters()).clone()
     _trainer(limit_train_batches=1, limit_val_batches=0).fit(loaded, datamodule=PCamDataModule(drawn, batch_size=32))
     assert torch.equal(next(loaded.net.parameters()), before)
-    resumed = PCamClassifier("p4m_resnet16", crop=32)
+    resumed = PCamClassifier(NETWORK, crop=48)
     trainer = _trainer(max_epochs=3, limit_val_batches=0)
     trainer.fit(resumed, datamodule=PCamDataModule(drawn, batch_size=32), ckpt_path=path, weights_only=True)
     assert trainer.current_epoch == 3

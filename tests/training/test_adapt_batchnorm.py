@@ -1,5 +1,6 @@
 """BatchNorm's statistics measured on the patches that are predicted, and only there."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ def test_predictions_change_and_the_run_does_not(run_copy: Path, capsys: pytest.
     assert main(["test", "--ckpt_path", str(checkpoint), CPU, CALLBACK]) == 0
     assert '"batchnorm": "adapted"' in (run_copy / "test.json").read_text()
     assert main(["evaluate", str(run_copy), "--bootstrap_samples=100"]) == 0
+    report = json.loads((run_copy / "report.json").read_text())
+    (run_copy / "report.json").write_text(json.dumps(report | {"temperature": 2.0}))
     capsys.readouterr()
     assert main(["predict", "--ckpt_path", str(checkpoint), CPU, CALLBACK, "--calibrate"]) == 2
     assert "its temperature is of batchnorm None, and this is batchnorm adapted" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def test_every_logger_gets_the_options_once(drawn: Path, monkeypatch: pytest.Mon
         {"class_path": "test_metrics_csv.Recorder"},
     ]
     args = ["fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), *FAST[:-1], "--trainer.max_epochs=1"]
-    args += ["--model.backbone=p4m_resnet16", f"--trainer.logger={json.dumps(loggers)}"]
+    args += [f"--trainer.logger={json.dumps(loggers)}"]
     assert main(args) == 0
     (options,) = Recorder.logged
     assert (options["batch_size"], options["weights"], options["max_epochs"]) == (32, "none", 1)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CONFIGS, FAST
+from conftest import CONFIGS, FAST, NETWORK
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -81,7 +81,7 @@ def test_a_probe_is_an_ordinary_run(drawn: Path, capsys: pytest.CaptureFixture[s
     fit = ["fit", "-c", BASE, "--data.root", str(drawn), *FAST, "--trainer.max_epochs=1"]
     assert main([*fit, f"--model.weights={CHECKPOINT}"]) == 0
     message = capsys.readouterr().err
-    assert f"network: p4m_resnet16 from {CHECKPOINT} weights" in message
+    assert f"network: {NETWORK} from {CHECKPOINT} weights" in message
     assert "trained the weights that this run starts from" not in message
     assert main([*fit, f"--model.weights={CHECKPOINT}", "--data.split_seed=7"]) == 0
     assert "validation patches trained the weights that this run starts from" in capsys.readouterr().err
@@ -125,8 +125,8 @@ def test_python_probes_and_returns_what_was_tried(drawn: Path) -> None:
     config = Config.load(
         BASE,
         data={"root": str(drawn), "batch_size": 32},
-        model={"backbone": "p4m_resnet16", "weights": "none", "crop": 32},
-        trainer={"accelerator": "cpu", "enable_progress_bar": False, "logger": False},
+        model={"backbone": NETWORK, "weights": "none", "crop": 48},
+        trainer={"precision": "32-true", "accelerator": "cpu", "enable_progress_bar": False, "logger": False},
     )
     result = probe(config)
     assert result.checkpoint == result.run.best

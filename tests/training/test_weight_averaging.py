@@ -8,7 +8,7 @@ import lightning as L
 import pandas as pd
 import pytest
 import torch
-from conftest import CONFIGS, FAST, TRAINER, stopping, with_callback
+from conftest import CONFIGS, FAST, NETWORK, TRAINER, stopping, with_callback
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.data.datamodule import PCamDataModule
@@ -61,7 +61,7 @@ def test_the_average_is_kept_and_is_what_was_validated(drawn: Path, monkeypatch:
     assert json.loads((RUN / "validate.json").read_text())["val/auroc"] == pytest.approx(scores.iloc[-1])
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "p4m_resnet16"])
+@pytest.mark.parametrize("backbone", [NETWORK, "p4m_resnet16"])
 @pytest.mark.parametrize("validates", [True, False])
 def test_statistics_are_measured_with_the_averaged_weights(backbone: str, validates: bool, drawn: Path) -> None:
     """Those that are kept are the network's own on training patches."""
