@@ -50,11 +50,7 @@ def compare(
     elif count == 1:
         rank_zero_info(f"all patches are of one group: there is no interval over {name}.")
     else:
-        drawn = (
-            bootstrap_scores(label, a, cluster, bootstrap_samples, seed)[0]
-            - bootstrap_scores(label, b, cluster, bootstrap_samples, seed)[0]
-        )
-        drawn = drawn[np.isfinite(drawn)]
+        drawn = _bootstrap_differences(label, a, b, cluster, bootstrap_samples, seed)
         above = f", {np.mean(drawn > 0):.1%} of {len(drawn):,} draws above 0"
         _tell(f"difference, bootstrap over {count:,} {name}", percentile_interval(difference.value, drawn), above)
         if count < FEW:
@@ -64,6 +60,15 @@ def compare(
     for level in known:
         if len(set(rows[level])) > 1:
             _tell_groups(rows, level, bootstrap_samples, seed)
+
+
+def _bootstrap_differences(
+    label: np.ndarray, a: np.ndarray, b: np.ndarray, cluster: np.ndarray, samples: int, seed: int
+) -> np.ndarray:
+    """Return the difference of both AUROCs in each bootstrap sample that has both classes."""
+    first, second = (bootstrap_scores(label, logit, cluster, samples, seed)[0] for logit in (a, b))
+    difference: np.ndarray = (first - second)[np.isfinite(first)]
+    return difference
 
 
 def _tell_groups(rows: pd.DataFrame, level: str, samples: int, seed: int) -> None:
@@ -83,8 +88,8 @@ def _tell_groups(rows: pd.DataFrame, level: str, samples: int, seed: int) -> Non
         scores, bounds = (auroc(label, a), auroc(label, b)), ""
         cluster, clustered_by = clusters(group.drop(columns=level))
         if level == LEVELS[0] and len(np.unique(cluster)) > 1:
-            drawn = (bootstrap_scores(label, logit, cluster, samples, seed)[0] for logit in (a, b))
-            interval = percentile_interval(scores[0] - scores[1], np.subtract(*drawn))
+            drawn = _bootstrap_differences(label, a, b, cluster, samples, seed)
+            interval = percentile_interval(scores[0] - scores[1], drawn)
             if interval.low is not None:
                 bounds = f" (95 % {interval.low:+.4f} to {interval.high:+.4f}, over {clustered_by})"
         found.append(
