@@ -7,10 +7,11 @@
         -- -c configs/base.yaml -c configs/best.yaml
 
 DIR is in Kaggle's layout, with an answers.csv (id,label) for its test/ part from other slides. Each `--` begins the
-arguments of fit of one recipe. For each seed, recipe and kind of split: fit, the seed being that of the split too, then
-validate and test with best.ckpt, and with each kind of views, through the project's own command line. Nothing is chosen
-by the test scores. A kind of split is `random`, `appearance` (groups of patches that look alike, by `appearance.py` and
-the seed) or a CSV of slides (id,wsi).
+arguments of fit of one recipe, or those of probe after the word `probe`. For each seed, recipe and kind of split: fit,
+the seed being that of the split too, then validate and test with best.ckpt, and with each kind of views, through the
+project's own command line. Nothing is chosen by the test scores. A kind of split is `random`, `appearance` (groups of
+patches that look alike, by `appearance.py` and the seed) or a CSV of slides (id,wsi). Views are `none`, `d4`, or
+`adapted`: one view, with BatchNorm adapted to the patches that are scored.
 
 Prints mean and standard deviation over the seeds; the mean distance of both scores with a 95 % interval, by a bootstrap
 over the patches of both parts, for want of slides (too narrow); and by how much a recipe is above the first one on
@@ -37,13 +38,19 @@ from pcam_lightning.training.predictions import read_predictions_csv
 
 DRAWS = 1000
 FILE = Path("unseen_slides.json")
+VIEWS = {
+    "none": ["--model.tta", "none"],
+    "d4": ["--model.tta", "d4"],
+    "adapted": ["--trainer.callbacks+=pcam_lightning.training.adapt_batchnorm.AdaptBatchNorm"],
+}
 COMMAND = [sys.executable, "-m", "pcam_lightning"]
 Result = dict[str, Any]
 
 
 def fit(root: Path, seed: int, split: str, recipe: list[str]) -> Result:
     """Fit once; return its folder and the seconds it took."""
-    command = [*COMMAND, "fit", *recipe, "--data.root", str(root), "--seed_everything", str(seed)]
+    command = recipe if recipe[0] == "probe" else ["fit", *recipe]
+    command = [*COMMAND, *command, "--data.root", str(root), "--seed_everything", str(seed)]
     command += ["--data.split_seed", str(seed)]
     if split == "appearance":
         split = f"groups_{seed}.csv"
@@ -53,10 +60,10 @@ def fit(root: Path, seed: int, split: str, recipe: list[str]) -> Result:
     begun = time.perf_counter()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        message = [line for line in process.stderr if line.startswith(("run: ", "error: "))]
+        lines = [line for line in process.stderr if line.startswith(("run: ", "error: "))]
     if process.returncode:
-        raise SystemExit(message[-1] if message else f"fit ended with {process.returncode}")
-    return {"run": message[0].removeprefix("run: ").strip(), "seconds": time.perf_counter() - begun}
+        raise SystemExit(lines[-1] if lines else f"fit ended with {process.returncode}")
+    return {"run": lines[0].removeprefix("run: ").strip(), "seconds": time.perf_counter() - begun}
 
 
 def evaluate_run(run: Path, views: str, seed: int) -> Result:
@@ -64,7 +71,7 @@ def evaluate_run(run: Path, views: str, seed: int) -> Result:
     scores: Result = {}
     drawn = {}
     for part, stage, draw_seed in (("val", "validate", seed), ("unseen", "test", 0)):
-        flags = ["--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--model.tta", views]
+        flags = ["--ckpt_path", str(run / "checkpoints" / "best.ckpt"), *VIEWS[views]]
         subprocess.run([*COMMAND, stage, *flags], check=True, stdout=subprocess.DEVNULL)
         rows = read_predictions_csv(run / f"{'val' if part == 'val' else 'test'}_predictions.csv")
         label, logit = rows["label"].to_numpy(), rows["logit"].to_numpy()
@@ -80,7 +87,7 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--splits", nargs="+", default=["random"])
-    parser.add_argument("--views", nargs="+", default=["none"], choices=("none", "d4"))
+    parser.add_argument("--views", nargs="+", default=["none"], choices=VIEWS)
     own, *recipes = split_at_dashes(sys.argv[1:])
     args = parser.parse_args(own)
     if not recipes:
