@@ -29,7 +29,7 @@ from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.weight_averaging import ExponentialMovingAverage
 from pcam_lightning.transforms.augment import Augmentation, augment, to_float
 from pcam_lightning.transforms.stain import StainNormalizer
-from pcam_lightning.utils.system import cpu_has_bf16, keep_freed_memory
+from pcam_lightning.utils.system import cpu_is_faster_in_bf16, keep_freed_memory
 
 EACH: dict[str, float] = {
     "degrees": 90, "shift": 4, "zoom": 0.1, "stain": 0.1, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2,
@@ -103,7 +103,7 @@ def main() -> None:
             seen: torch.Tensor = seen,
         ) -> None:
             optimizer.zero_grad()
-            with torch.autocast(device.type, half, enabled=device.type == "cuda" or cpu_has_bf16()):
+            with torch.autocast(device.type, half, enabled=device.type == "cuda" or cpu_is_faster_in_bf16()):
                 logit = net(seen).squeeze(1)
             torch.nn.functional.binary_cross_entropy_with_logits(logit.float(), label).backward()  # type: ignore[no-untyped-call]
             optimizer.step()

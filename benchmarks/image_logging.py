@@ -26,7 +26,7 @@ from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.image_logger import ImageLogger
 from pcam_lightning.training.metrics_csv import RunTensorBoardLogger
 from pcam_lightning.utils.run_dir import Run
-from pcam_lightning.utils.system import cpu_has_bf16, keep_freed_memory
+from pcam_lightning.utils.system import cpu_is_faster_in_bf16, keep_freed_memory
 
 KAGGLE, BATCH, STEPS = 44_005, 128, 4
 
@@ -55,7 +55,7 @@ def main() -> None:
     own, train = int(data.val_mask.sum()), int((~data.val_mask).sum())
     model = PCamClassifier(weights="none").to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    half = device.type == "cuda" or cpu_has_bf16()
+    half = device.type == "cuda" or cpu_is_faster_in_bf16()
     image = model.preprocess(data.sample(BATCH).to(device))
     found: dict[str, list[float]] = defaultdict(list)
 

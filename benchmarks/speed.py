@@ -40,7 +40,7 @@ from reference import Baseline, make_loader, read_split
 from timers import spread
 
 from pcam_lightning.data.datamodule import PCamDataModule
-from pcam_lightning.utils.system import cpu_has_bf16, keep_freed_memory
+from pcam_lightning.utils.system import cpu_is_faster_in_bf16, keep_freed_memory
 
 HERE = Path(__file__).parent
 GFLOP = {"training step": 1.955, "predicting": 0.666}  # of one patch
@@ -79,7 +79,7 @@ def time_calls(call: Any, device: torch.device, times: int) -> list[float]:
 def probe_matmul(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """GFLOP/s of a large matrix product in the precision of each side."""
     side = 8192 if device.type == "cuda" else 3072
-    half = torch.float16 if device.type == "cuda" else torch.bfloat16 if cpu_has_bf16() else torch.float32
+    half = torch.float16 if device.type == "cuda" else torch.bfloat16 if cpu_is_faster_in_bf16() else torch.float32
     rates = {}
     for name, dtype in (("baseline", half if device.type == "cuda" else torch.float32), ("project", half)):
         left, right = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))

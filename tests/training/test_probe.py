@@ -49,7 +49,7 @@ def test_head_is_the_logistic_regression_of_the_features(tta: str, drawn: Path) 
     if tta == "d4":
         views = [turned for k in range(4) for turned in (image.rot90(k, (1, 2)), image.rot90(k, (1, 2)).flip(2))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pcam_lightning.evaluation.interpret.cpu_has_bf16", lambda: False)
+        patch.setattr("pcam_lightning.evaluation.interpret.cpu_is_faster_in_bf16", lambda: False)
         found = np.mean([features(model, view) for view in views], axis=0)
     train, label = ~data.val_mask, data.table["label"].to_numpy()
     scaler = StandardScaler().fit(found[train])

@@ -2,16 +2,39 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from pcam_lightning.utils.system import cpu_has_bf16, supported_precision
+from pcam_lightning.utils.system import supported_precision
 
 
-def test_a_cpu_trains_in_bf16_or_float32_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert supported_precision("cpu", "16-mixed") == ("bf16-mixed" if cpu_has_bf16() else "32-true")
+@pytest.mark.parametrize(
+    ("cpu", "chosen", "asked_for"),
+    [
+        ("vendor_id : AuthenticAMD\nflags : avx512_bf16", "bf16-mixed", "bf16-mixed"),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", "bf16-mixed", "bf16-mixed"),
+        ("Features : asimd bf16", "bf16-mixed", "bf16-mixed"),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16", "32-true", "bf16-mixed"),  # slower there, and not refused
+        ("vendor_id : GenuineIntel\nflags : avx512f", "32-true", "32-true"),
+        (None, "32-true", "32-true"),
+    ],
+)
+def test_a_cpu_trains_in_what_is_faster_and_says_so(
+    cpu: str | None,
+    chosen: str,
+    asked_for: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("pcam_lightning.utils.system.CPU_INFO", tmp_path / "cpuinfo")
+    if cpu is not None:
+        (tmp_path / "cpuinfo").write_text(cpu)
+    assert supported_precision("cpu", "16-mixed") == chosen
     assert "instead of 16-mixed" in capsys.readouterr().err
+    assert supported_precision("cpu", "bf16-mixed") == asked_for
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", None])
