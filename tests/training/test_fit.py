@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +22,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pcam_lightning import __version__
 from pcam_lightning.cli.main import main
 from pcam_lightning.models.backbones import BACKBONES
-from pcam_lightning.synthetic.kaggle_folder import synthesize
 from pcam_lightning.training.best_and_last import BestAndLastCheckpoint
 from pcam_lightning.utils.run_dir import Run, create_run
 
@@ -251,8 +249,8 @@ def test_demo_run_without_data(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr("torch.hub.urlopen", _no_network)
-    small = partial(synthesize, train=80, test=20, slides=8)  # 2,500 patches take half a minute
-    monkeypatch.setattr("pcam_lightning.training.demo_run.synthesize", small)
+    monkeypatch.setattr("pcam_lightning.training.demo_run.TRAIN", 80)
+    monkeypatch.setattr("pcam_lightning.training.demo_run.TEST", 20)
     assert main(["fit", "-c", BASE, "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]) == 0
     message = capsys.readouterr().err
     assert message.count("NO DATA") == 1
@@ -283,8 +281,6 @@ def test_weights_that_cannot_be_fetched_stop_a_run_on_real_data(
     kaggle: MakeFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("torch.hub.urlopen", _no_network)
-    small = partial(synthesize, train=80, test=20, slides=8)  # 2,500 patches take half a minute
-    monkeypatch.setattr("pcam_lightning.training.demo_run.synthesize", small)
     assert main(["fit", "-c", BASE, "--data.root", str(kaggle()), "--trainer.accelerator=cpu"]) == 2
     assert re.search(r"error: ImageNet weights .*--model.weights PATH .*--model.weights none", capsys.readouterr().err)
     assert not Path("lightning_logs").exists()
