@@ -41,7 +41,7 @@ FILE = Path("unseen_slides.json")
 VIEWS = {
     "none": ["--model.tta", "none"],
     "d4": ["--model.tta", "d4"],
-    "adapted": ["--trainer.callbacks+=pcam_lightning.training.adapt_batchnorm.AdaptBatchNorm"],
+    "adapted": ["--model.tta", "none", "--trainer.callbacks+=pcam_lightning.training.adapt_batchnorm.AdaptBatchNorm"],
 }
 COMMAND = [sys.executable, "-m", "pcam_lightning"]
 Result = dict[str, Any]
