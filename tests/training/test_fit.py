@@ -203,7 +203,9 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-@pytest.mark.parametrize(("number", "status", "epoch"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 0)])
+@pytest.mark.parametrize(
+    ("number", "status", "epoch"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 0)]
+)
 def test_stopped_and_resumed_is_never_stopped(
     number: signal.Signals, status: int, epoch: int, drawn: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

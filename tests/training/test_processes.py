@@ -39,12 +39,18 @@ def test_two_processes_fit_and_predict(drawn: Path, run_copy: Path) -> None:
 
     checkpoint = str(run_copy / "checkpoints" / "best.ckpt")
     plain = ("--ckpt_path", checkpoint, "--trainer.accelerator=cpu", "--trainer.precision=32-true")
-    assert main(["predict", *plain]) == 0
-    one = pd.read_csv(run_copy / "submission.csv")
-    _run("predict", "--overwrite", *plain, *TWO, launcher=TORCHRUN)
-    two = pd.read_csv(run_copy / "submission.csv")
-    assert list(one["id"]) == list(two["id"])
-    np.testing.assert_allclose(one["label"], two["label"], rtol=1e-4, atol=1e-6)
+    submissions, scores = [], []
+    for two in (False, True):
+        for command in (["predict", "--overwrite"], ["validate"]):
+            if two:
+                _run(*command, *plain, *TWO, launcher=TORCHRUN)
+            else:
+                assert main([*command, *plain]) == 0
+        submissions.append(pd.read_csv(run_copy / "submission.csv"))
+        scores.append(pd.read_json(run_copy / "validate.json", typ="series")["val/auroc"])
+    assert list(submissions[0]["id"]) == list(submissions[1]["id"])
+    np.testing.assert_allclose(submissions[0]["label"], submissions[1]["label"], rtol=1e-4, atol=1e-6)
+    assert abs(scores[0] - scores[1]) < 1e-6
 
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
@@ -56,10 +62,12 @@ def test_processes_that_the_trainer_starts_itself(strategy: str, drawn: Path) ->
     score = pd.read_csv(run / "metrics.csv")["val/auroc"].max()
     assert f"best: epoch 1, val/auroc {score:.4f}" in printed
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
-    if strategy != "ddp_spawn":
+    if strategy != "ddp_spawn":  # which alone sends objects to the processes that it starts
         return
-    # It alone sends objects to the processes that it starts.
-    _run("predict", "--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu", *two)
+    checkpoint = str(run / "checkpoints" / "best.ckpt")
+    _run("validate", "--ckpt_path", checkpoint, "--trainer.accelerator=cpu", *two)
+    assert abs(pd.read_json(run / "validate.json", typ="series")["val/auroc"] - score) < 1e-6
+    _run("predict", "--ckpt_path", checkpoint, "--trainer.accelerator=cpu", *two)
     assert len(pd.read_csv(run / "submission.csv")) == 40
 
 

@@ -59,7 +59,7 @@ def whole(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / RUNS / "version_0"
 
 
-@pytest.mark.parametrize(("workers", "method"), [(0, "fork"), (2, "fork"), (1, "spawn")])
+@pytest.mark.parametrize(("workers", "method"), [(0, "fork"), (1, "fork"), (2, "fork"), (2, "spawn")])
 def test_resumed_with_workers_is_the_run_never_stopped(
     workers: int, method: str, whole: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
