@@ -1,16 +1,17 @@
 """Which validation score could be believed at a hospital that has never been seen? Five drawn hospitals, leave one out.
 
-    python benchmarks/hospitals.py WORK [--patches 3000] [--seeds 3] [--epochs 3] [--parts splits methods]
-        [--hospitals 0 1 2 3 4]
+    python benchmarks/hospitals.py WORK [--patches 3000] [--seeds 3] [--first_seed 42] [--epochs 3]
+        [--parts splits methods] [--hospitals 0 1 2 3 4]
 
 Draws patches of five hospitals whose stains, scanners and shares of tumor differ (`synthesize --layout wilds`) into
 WORK. For each hospital and seed, fast.yaml is fitted to the other four, for so many epochs, and tested on the hospital
 left out:
 
 splits   with a fifth of the patches held out for validation at random, by whole slides, or one whole hospital of the
-         four. A table tells both scores. With the last run, thresholds of `evaluate --abstain 0.05` are found on its
-         validation part: how often each class of the hospital left out is called the other one, what share of its
-         patches is called, and what share is unlike the training patches.
+         four. A table tells both scores. `evaluate --abstain 0.05` then finds thresholds on the validation part:
+         tables tell what share of the patches is called and how often each class is called the other one, on held-out
+         parts of the validation part itself (cross-fitted) and on the hospital left out, and what share of that
+         hospital is unlike the training patches.
 methods  with one of the four hospitals held out, and one change each: stain jitter, RandStainNA, stains or amplitudes
          of other patches, frozen features with a linear head, and BatchNorm adapted to the hospital left out, which is
          transductive. A table tells test scores, and differences paired by hospital and seed.
@@ -109,12 +110,13 @@ def fitted(hospital: str, seed: int, epochs: int, split: str, augment: str) -> t
 def split_row(hospital: str, seed: int, epochs: int, split: str) -> Row:
     """Score one kind of split, and abstention by it."""
     checkpoint, row = fitted(hospital, seed, epochs, split, BASE)
-    evaluate(checkpoint.parents[1], bootstrap_samples=100, abstain=ERROR)
+    own = evaluate(checkpoint.parents[1], bootstrap_samples=100, abstain=ERROR).report["abstention"]
     predicted = predict(checkpoint, abstain=True).set_index("id")
     label = pd.read_csv(checkpoint.parents[1] / "test_predictions.csv", dtype={"id": str}).set_index("id")["label"]
     codes = predicted.loc[label.index, "decision"].map({"normal": 0, "tumor": 1, "abstain": -1})
     found = score_decisions(label.to_numpy(), codes.to_numpy())
-    return {**row, **found._asdict(), "unlike": float(predicted["unlike"].mean())}
+    validation = {f"val_{name}": own[name] for name in found._fields}
+    return {**row, **validation, **found._asdict(), "unlike": float(predicted["unlike"].mean())}
 
 
 def adapted_row(hospital: str, seed: int, epochs: int) -> Row:
@@ -122,9 +124,7 @@ def adapted_row(hospital: str, seed: int, epochs: int) -> Row:
     checkpoint, row = fitted(hospital, seed, epochs, "hospital", BASE)
     config = Config.of_checkpoint(read_checkpoint(checkpoint))
     data = config.data_module()
-    trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[AdaptBatchNorm()], devices=1
-    )
+    trainer = L.Trainer(logger=False, enable_progress_bar=False, callbacks=[AdaptBatchNorm()], devices=1)
     found = trainer.test(load_pretrained(checkpoint), data, verbose=False)
     return {**row, "test": float(found[0]["test/auroc"])}
 
@@ -178,30 +178,34 @@ def spread(values: "pd.Series[float]", sign: str = "", scale: float = 1, digits:
 
 def print_splits(rows: pd.DataFrame) -> None:
     """Print what each kind of split promised, and what came of it."""
-    print("\n| held out for validation | val/auroc | hospital left out | difference | sd of it |")
-    print("|---|---:|---:|---:|---:|")
-    for name in SPLITS:
-        each = rows[rows["name"] == name]
+    groups = {name: rows[rows["name"] == name] for name in SPLITS}
+    lines = []
+    for name, each in groups.items():
         difference = each["val"] - each["test"]
-        both = f"{spread(each['val'])} | {spread(each['test'])}"
-        print(f"| {name} | {both} | {difference.mean():+.3f} | {difference.std():.3f} |")
-    print(f"\nThresholds for at most {ERROR:.0%} of each class; shares in percent, of the hospital left out.")
-    print("\n| held out | called | wrong of these | normal called tumor | tumor called normal | unlike |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for name in SPLITS:
-        each = rows[rows["name"] == name]
-        columns = ("kept", "wrong", "normal_called_tumor", "tumor_called_normal", "unlike")
-        print(f"| {name} | {' | '.join(spread(each[column], scale=100, digits=1) for column in columns)} |")
+        lines.append([name, spread(each["val"]), spread(each["test"]), spread(difference, "+")])
+    print("\n" + measure.table(["held out for validation", "val/auroc", "hospital left out", "difference"], lines))
+    columns = {"kept": "called", "wrong": "wrong of these"}
+    columns |= {"normal_called_tumor": "normal called tumor", "tumor_called_normal": "tumor called normal"}
+    for where, prefix, more in (
+        ("validation part, cross-fitted", "val_", {}),
+        ("hospital left out", "", {"unlike": "unlike"}),
+    ):
+        print(f"\nThresholds for at most {ERROR:.0%} of each class; shares in percent, of the {where}.\n")
+        names = [f"{prefix}{column}" for column in columns | more]
+        lines = [[name, *(spread(each[one], scale=100, digits=1) for one in names)] for name, each in groups.items()]
+        print(measure.table(["held out", *columns.values(), *more.values()], lines))
 
 
 def print_methods(rows: pd.DataFrame) -> None:
     """Print what each method scores on the hospital left out."""
     scored = rows.pivot_table("test", ["hospital", "seed"], "name")
     val = rows.groupby("name")["val"]
-    print("\n| method | val/auroc, another hospital | hospital left out | difference, paired |\n|---|---:|---:|---:|")
+    lines = []
     for name in dict.fromkeys(rows["name"]):
         delta = "" if name == BASE else spread(scored[name] - scored[BASE], "+")
-        print(f"| {name} | {spread(val.get_group(name))} | {spread(scored[name])} | {delta} |")
+        lines.append([name, spread(val.get_group(name)), spread(scored[name]), delta])
+    header = ["method", "val/auroc, another hospital", "hospital left out", "difference, paired"]
+    print("\n" + measure.table(header, lines))
 
 
 def check_settings(settings: dict[str, int]) -> None:
@@ -218,6 +222,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--patches", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first_seed", type=int, default=42)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--parts", nargs="+", choices=("splits", "methods"), default=["splits", "methods"])
     parser.add_argument("--hospitals", nargs="+", help="those to leave out, all by default")
@@ -227,7 +232,7 @@ def main() -> None:
     check_settings({"patches": args.patches, "epochs": args.epochs})
     names = draw(args.patches)
     results = Results(Path("hospitals.csv"))
-    for seed in range(42, 42 + args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for hospital in args.hospitals or names:
             key = {"hospital": hospital, "seed": seed}
             for split in SPLITS if "splits" in args.parts else ():

@@ -86,14 +86,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first_seed", type=int, default=42)
     parser.add_argument("--splits", nargs="+", default=["random"])
     parser.add_argument("--views", nargs="+", default=["none"], choices=VIEWS)
     own, *recipes = split_at_dashes(sys.argv[1:])
     args = parser.parse_args(own)
     if not recipes:
         parser.error("no recipe: its arguments of fit stand after --")
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
     found: dict[str, Result] = json.loads(FILE.read_text())["results"] if FILE.is_file() else {}
-    for seed in range(42, 42 + args.seeds):
+    for seed in seeds:
         for split in args.splits:
             for recipe in recipes:
                 name = key(recipe, split, seed)
@@ -111,7 +113,7 @@ def main() -> None:
         for views in args.views:
             first = None
             for recipe in recipes:
-                runs = [found[key(recipe, split, seed)] for seed in range(42, 42 + args.seeds)]
+                runs = [found[key(recipe, split, seed)] for seed in seeds]
                 row, first = sum_up(runs, views, first)
                 rows.append([" ".join(recipe), split, views, *row])
     names = ["recipe", "split", "views", "val/auroc", "unseen slides", "distance", "95 %", "above the first", "minutes"]

@@ -56,7 +56,7 @@ def quantize(
         raise UserError("`int8`: the patches to compare on are of one class, of which there is no AUROC.")
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # its notes are about its own options
-    quant_pre_process(folder / "model.onnx", prepared)
+    quant_pre_process(folder / "model.onnx", prepared, skip_symbolic_shape=True)  # fails in some versions
     quantize_static(
         prepared,
         path,

@@ -34,7 +34,7 @@ def test_submission_is_what_kaggle_takes(run_copy: Path, drawn: Path) -> None:
     assert main(["predict", "--ckpt_path", _ckpt(run_copy), CPU]) == 0
     text = (run_copy / "submission.csv").read_text()
     assert text.startswith("id,label\n")
-    submission = pd.read_csv(run_copy / "submission.csv")
+    submission = pd.read_csv(run_copy / "submission.csv", float_precision="round_trip")
     assert list(submission["id"]) == list(pd.read_csv(drawn / "sample_submission.csv")["id"])
     assert submission["label"].between(0, 1).all()
     assert submission["label"].is_unique  # logits of half precision would tie
