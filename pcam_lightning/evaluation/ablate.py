@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from pcam_lightning.data.datamodule import SPLIT_OPTIONS
+from pcam_lightning.data.datamodule import SPLIT_OPTIONS, PCamDataModule
 from pcam_lightning.evaluation.runner import (
     check_options,
     claim_folder,
@@ -72,6 +72,12 @@ def ablate(config: Config, ablations: Path, seeds: int = 3) -> Path:
     data.setup("fit")
     for start, row in starts.items():
         _try_weights(*start, f"{ablations}: row {row}", demo=demo)
+    tried = {data.extra_train}
+    for row, changes in rows.items():
+        changed = config.replace(**changes).data_module()
+        if changed.extra_train not in tried:
+            tried.add(changed.extra_train)
+            _try_data(changed, f"{ablations}: row {row}")
     with ExitStack() as stack:
         identity = {"config": config.plain(), **fingerprint(data)}
         folder = claim_folder(config.runs, KIND, identity, "table.md", stack)
@@ -186,6 +192,14 @@ def _try_weights(backbone: str, weights: str, side: int, where: str, *, demo: bo
     except UserError as error:
         if not (isinstance(error, WeightsUnavailable) and demo):
             raise UserError(f"{where}: {error}") from None
+
+
+def _try_data(data: PCamDataModule, where: str) -> None:
+    try:
+        with redirect_stderr(io.StringIO()):
+            data.setup("fit")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _remaining(done: dict[str, dict[str, Any]], left: int) -> str:

@@ -92,6 +92,7 @@ def test_a_table_of_paired_differences_and_resuming(
         ("a: {trainer: {max_epochs: 3, check_val_every_n_epoch: 2}}", [], "row a: a score is the last epoch's"),
         ("a: {trainer: {max_steps: 3}}", [], "row a: a score is the last epoch's"),
         ("a: {model: {weights: nowhere.pth}}", [], "row a: --model.weights nowhere.pth: no such file"),
+        ("a: {data: {extra_train: nowhere}}", [], "row a: --data.extra_train nowhere: no such folder or CSV"),
     ],
 )
 def test_complaints_leave_no_folder(
