@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
-from pcam_lightning.utils.system import supported_precision
+from pcam_lightning.utils.system import silence_third_party, supported_precision
 
 
 @pytest.mark.parametrize(
@@ -79,3 +80,15 @@ def test_freed_memory_is_taken_again_without_the_system() -> None:
     done = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True)
     kept, faults = done.stdout.split()
     assert int(faults) < 1000 if kept == "True" else int(faults) > 0  # 40 MB are 9,766 pages, five times
+
+
+def test_hints_of_lightning_are_hidden_and_its_facts_are_not(caplog: pytest.LogCaptureFixture) -> None:
+    silence_third_party()
+    with caplog.at_level("INFO"):
+        for message in (
+            "💡 Tip: a product",
+            "A CUDA device that has Tensor Cores. To",
+            "GPU available: True",
+        ):
+            rank_zero_info(message)
+    assert caplog.messages == ["GPU available: True"]
