@@ -51,7 +51,7 @@ SPLITS: dict[str, dict[str, Any]] = {
     "hospital": {"holdout": "center", "folds": 4},
 }
 AUGMENTATIONS: dict[str, dict[str, float]] = {
-    "as it is": {},
+    "baseline": {},
     "stain jitter 0.1": {"stain": 0.1},
     "stain jitter 0.2": {"stain": 0.2},
     "RandStainNA 0.5": {"randstainna": 0.5},
@@ -120,7 +120,7 @@ def split_row(hospital: str, seed: int, epochs: int, split: str) -> Row:
 
 
 def adapted_row(hospital: str, seed: int, epochs: int) -> Row:
-    """Score BatchNorm adapted to the hospital left out, of the run as it is."""
+    """Score BatchNorm adapted to the hospital left out, of the baseline."""
     checkpoint, row = fitted(hospital, seed, epochs, "hospital", BASE)
     config = Config.of_checkpoint(read_checkpoint(checkpoint))
     data = config.data_module()

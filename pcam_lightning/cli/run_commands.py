@@ -10,6 +10,7 @@ from jsonargparse.typing import PositiveInt
 
 from pcam_lightning.cli.arguments import without_option
 from pcam_lightning.cli.parser import PROG, PCamCLI, RunCommand
+from pcam_lightning.data.sources import parts
 from pcam_lightning.training.demo_run import is_synthetic
 from pcam_lightning.training.fit import FitResult, fit
 from pcam_lightning.training.predict import predict, test, validate
@@ -29,13 +30,14 @@ def _fit(cli: PCamCLI) -> None:
     result = fit(cli.run_config, run=cli.resumed, ckpt_path=ckpt_path, resume_with=resume_with)
     if result.run is None:
         return
-    rank_zero_info(f"\nrun: {result.run.folder}, {int(result.metrics['epoch'].iloc[-1])} epochs.")
+    epochs = int(result.metrics["epoch"].iloc[-1])
+    rank_zero_info(f"\nrun: {result.run.folder}, {epochs} epoch{'s' if epochs > 1 else ''}.")
     if result.best_epoch is None:
         rank_zero_info("no val/auroc to choose an epoch by: last.ckpt counts.")
     else:
         rank_zero_info(f"best: epoch {result.best_epoch}, val/auroc {result.best_score:.4f}.")
     rank_zero_info(f"curves:     tensorboard --logdir {result.run.folder.parent.parent}")
-    _print_next(result, report=result.best_epoch is not None)
+    _print_next(result, cli, report=result.best_epoch is not None)
 
 
 def _probe(cli: PCamCLI) -> None:
@@ -45,15 +47,19 @@ def _probe(cli: PCamCLI) -> None:
     for strength, score in zip(result.table["C"], result.table["val/auroc"], strict=True):
         rank_zero_info(f"C {strength:g}: val/auroc {score:.4f}")
     rank_zero_info(f"\nrun: {result.run.folder}, C {result.C:g}, val/auroc {result.score:.4f}.")
-    _print_next(result, report=True)
+    _print_next(result, cli, report=True)
 
 
-def _print_next(result: "FitResult | ProbeResult", *, report: bool) -> None:
+def _print_next(result: "FitResult | ProbeResult", cli: PCamCLI, *, report: bool) -> None:
     """Print the commands to run next."""
     assert result.run is not None
     if report:
         rank_zero_info(f"report:     {PROG} evaluate {result.run.folder}")
-    rank_zero_info(f"submission: {PROG} predict --ckpt_path {result.checkpoint}")
+    data = cli.run_config.options.data
+    if "test" in parts(data.root, data.columns):
+        rank_zero_info(f"submission: {PROG} predict --ckpt_path {result.checkpoint}")
+    else:
+        rank_zero_info(f"prediction: {PROG} predict --ckpt_path {result.checkpoint} --data.root DIR")
     if result.demo:
         rank_zero_info(
             "This was a demo run on synthetic tissue; with data in data/, or --data.root DIR, fit trains on them."

@@ -29,7 +29,7 @@ class ClassFolders(ImageFolder):
     @classmethod
     def detect(cls, root: Path) -> bool:
         """Return whether train/ has a folder for each of two classes."""
-        return set(_class_folders(root / "train").values()) == {0, 1}
+        return set(class_folders(root / "train").values()) == {0, 1}
 
     def parts(self) -> list[str]:
         """Return train and, where it is there, test."""
@@ -43,15 +43,10 @@ class ClassFolders(ImageFolder):
         """Read train/ and, where it is there, val/, which the column `val` marks.
 
         Raises:
-            UserError: a folder is of no class, two files have one id, labels are in a CSV too, or `slides` is given.
+            UserError: a folder is of no class, two files have one id, or `slides` is given.
         """
         if slides is not None:
             raise UserError(f"`data.slides` {slides}: does not go with class folders, whose files have no ids.")
-        if (self.root / "train_labels.csv").is_file():
-            found = " and ".join(f"train/{name}" for name in sorted(_class_folders(self.root / "train")))
-            raise UserError(
-                f"{self.root}: has labels in train_labels.csv and by folder, {found}; remove one of the two."
-            )
         table = self._read("train")
         if self._val is not None:
             table = pd.concat([table.assign(val=False), self._read(self._val).assign(val=True)], ignore_index=True)
@@ -64,7 +59,7 @@ class ClassFolders(ImageFolder):
             UserError: there is no test/, or it has no class folders and its labels are asked for.
         """
         folder = self.root / "test"
-        if _class_folders(folder):
+        if class_folders(folder):
             table = _with_ids(self._read("test"))
             return table if answers else table.drop(columns="label")
         if answers:
@@ -73,7 +68,7 @@ class ClassFolders(ImageFolder):
 
     def _read(self, part: str) -> pd.DataFrame:
         """Return path and label of the images of a part."""
-        classes = _class_folders(self.root / part)
+        classes = class_folders(self.root / part)
         others = sorted(path.name for path in (self.root / part).iterdir() if path.is_dir() and path.name[:1] != ".")
         if unknown := [name for name in others if name not in classes]:
             raise UserError(
@@ -87,7 +82,7 @@ class ClassFolders(ImageFolder):
         return pd.DataFrame(rows, columns=["path", "label"]).astype({"label": "int8"})
 
 
-def _class_folders(folder: Path) -> dict[str, int]:
+def class_folders(folder: Path) -> dict[str, int]:
     """Return the label of each folder that is called after a class."""
     if not folder.is_dir():
         return {}

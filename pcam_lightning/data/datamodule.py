@@ -20,6 +20,7 @@ from pcam_lightning.data.parts import (
     check_classes,
     choose_split,
     open_extra,
+    report_contradictions,
 )
 from pcam_lightning.data.resize import make_resize
 from pcam_lightning.data.sources import open_source
@@ -40,8 +41,9 @@ class PCamDataModule(L.LightningDataModule):
     """Patches of a folder in Kaggle's layout, packed once and read as whole batches.
 
     Args:
-        root: data folder, with train/, train_labels.csv, test/ and sample_submission.csv as Kaggle has them. By
-            default `data`; where that does not exist, `fit` is a demo run on synthetic tissue.
+        root: data folder as Kaggle's, with train/, train_labels.csv, test/ and sample_submission.csv; with class
+            folders; of Camelyon17-WILDS; with PCam's .h5 files; or a CSV of patches. By default `data`; where that does
+            not exist, `fit` is a demo run on synthetic tissue.
         batch_size: patches a batch, on each device.
         val_fraction: share of each class held out for validation; 0 trains on everything, 1 leaves nothing to train
             on. PCam's own files have a validation part of their own.
@@ -164,6 +166,7 @@ class PCamDataModule(L.LightningDataModule):
         store = open_store(table, source, "train", self.cache_dir, self.verify)
         rows = store.rows(table["id"])
         table["pixel_sha1"] = store.pixel_sha1[rows]
+        report_contradictions(table, self.root)
         options = SplitOptions(
             self.val_fraction,
             self.split_seed,

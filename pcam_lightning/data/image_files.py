@@ -118,7 +118,8 @@ def find_images(root: Path, part: str, *, unique: bool = True, jpeg: bool = Fals
             else:
                 jpegs += suffix.lower() in JPEGS
     if not found:
-        hint = f"{jpegs:,} .jpg: `data.resize` crop or scale reads JPEG" if jpegs else HOW_TO_GET
+        hint = HOW_TO_GET if part in ("train", "test", ".") else "it needs some"
+        hint = f"{jpegs:,} .jpg: `data.resize` crop or scale reads JPEG" if jpegs else hint
         raise UserError(f"{root / part}: no .tif or .png file in it or below; {hint}.")
     return found
 

@@ -138,7 +138,7 @@ def _describe(refused: list[tuple[str, str]], tried: int, count: int, source: Pa
         hint = ", set `data.resize` and `data.mpp` to null for patches of 96 x 96 pixels,"
     return (
         f"{source.root}: {len(refused):,} of {tried:,} image files cannot be used: {named}{more}.{stopped} Download or "
-        f"unzip them again{hint or ','} or take them out of the CSV."
+        f"unzip them again{hint or ','} or remove them from the data."
     )
 
 

@@ -16,6 +16,7 @@ from pcam_lightning.data.splits import describe, in_several_groups, join_groups,
 from pcam_lightning.data.table_file import LEVELS, TableFile
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 
+_MOST_NAMED = 10  # groups that a message lists
 NO_GROUPS = ("id", "label", "path", "val", "pixel_sha1")  # columns of a table that name no groups
 
 
@@ -167,6 +168,21 @@ class Split(NamedTuple):
     kind: str
 
 
+def report_contradictions(table: pd.DataFrame, root: Path) -> None:
+    """Warn of patches that have an exact copy with the other label.
+
+    Args:
+        table: one row a patch, with `label` and `pixel_sha1`.
+        root: where they are from.
+    """
+    distinct = table[["pixel_sha1", "label"]].drop_duplicates()
+    both = distinct["pixel_sha1"][distinct["pixel_sha1"].duplicated()]
+    if count := int(table["pixel_sha1"].isin(both).sum()):
+        rank_zero_warn(
+            f"{root}: {count:,} of {len(table):,} patches have an exact copy with the other label; explore lists them."
+        )
+
+
 def check_classes(table: pd.DataFrame, root: Path) -> None:
     """Check that there are labeled patches of both classes.
 
@@ -205,6 +221,8 @@ def choose_split(
         level = options.holdout or ("slide" if by_slide else None)
         kind = "patches at random, stratified by label" if level is None else f"by {level}, held out whole"
         split = Split(*_draw_split(table, store, rows, options, level), kind)
+        if own_split:
+            rank_zero_info(f"The split of the data ({own_split}) is not used: its validation patches are split again.")
     mask = split.val_mask
     if copies := int(table.loc[mask, "pixel_sha1"].isin(set(table.loc[~mask, "pixel_sha1"])).sum()):
         rank_zero_warn(
@@ -234,10 +252,14 @@ def _draw_split(
     """
     if level is not None and (level not in table or level in NO_GROUPS):
         known = ", ".join(str(name) for name in table if name not in NO_GROUPS) or "none"
-        raise UserError(f"`data.holdout` {level}: no such groups; those that are known are {known}.")
+        hint = f" In a CSV of patches `data.columns.{level}` names its column." if level in LEVELS else ""
+        raise UserError(f"`data.holdout` {level}: no such groups; those that are known are {known}.{hint}")
     group, blank = table["pixel_sha1"].to_numpy(), np.zeros(len(table), dtype=bool)
     if level is not None:
         names = table[level].fillna(UNKNOWN_SLIDE).astype(str).to_numpy()
+        if len(set(names)) == 1 and (options.val_fraction or options.folds):
+            option = f"`data.holdout` {level}" if options.holdout else "`data.slides`"
+            raise UserError(f"{option}: all patches are of {level} {names[0]}; none would be left to train on.")
         # Bare glass has copies in many slides, which are not alike for that: they would become one group.
         blank = in_several_groups(names, group)
         if blank.any():
@@ -245,12 +267,14 @@ def _draw_split(
         group = join_groups(names, np.where(blank, table["id"], group))
         if options.folds is not None and options.folds > len(set(names)):
             raise UserError(
-                f"`data.folds` {options.folds}: there are {len(set(names))} groups of {level}; with as many folds each "
-                "is one."
+                f"`data.folds` {options.folds}: there are {len(set(names))} groups of {level} to train and validate "
+                "on; with as many folds each is one, and there can be no more."
             )
         if options.folds == len(set(names)):
             return _one_group(table, names, level, options.fold)
     mask = validation_mask(table, group, options.val_fraction, options.seed, options.folds, options.fold)
+    if level not in (None, "slide") and mask.any() and len(chosen := sorted(set(names[mask]))) <= _MOST_NAMED:
+        rank_zero_info(f"{level} {', '.join(chosen)} validate{'s' if len(chosen) == 1 else ''}.")
     if blank.any() and (0 < options.val_fraction < 1 or options.folds):
         mask &= ~blank
         rank_zero_info(

@@ -9,14 +9,14 @@ from typing import Protocol
 
 import pandas as pd
 
-from pcam_lightning.data.class_folders import ClassFolders
+from pcam_lightning.data.class_folders import ClassFolders, class_folders
 from pcam_lightning.data.csv_tables import HOW_TO_GET
 from pcam_lightning.data.image_files import BadFiles, ImageFolder
 from pcam_lightning.data.kaggle import KaggleFolder
 from pcam_lightning.data.patch_folder import PatchFolder
 from pcam_lightning.data.pcam_h5 import PCamH5
 from pcam_lightning.data.resize import Resize
-from pcam_lightning.data.table_file import TableFile
+from pcam_lightning.data.table_file import TableFile, is_table
 from pcam_lightning.data.wilds import Wilds
 from pcam_lightning.utils.errors import UserError
 
@@ -103,6 +103,11 @@ class PatchSource(Protocol):
 
 # The first that detects its layout counts; KaggleFolder takes any folder with train/ or test/, PatchFolder any other.
 SOURCES: tuple[type[PatchSource], ...] = (TableFile, PCamH5, Wilds, ClassFolders, KaggleFolder, PatchFolder)
+_MARKS: dict[type[PatchSource], str] = {
+    PCamH5: "PCam's .h5 files",
+    Wilds: "metadata.csv and patches/",
+    ClassFolders: "class folders in train/",
+}
 
 
 def open_source(
@@ -136,14 +141,20 @@ def open_source(
 def _open_layout(root: Path, *needed: str) -> PatchSource:
     if root.is_file() and not TableFile.detect(root):
         unzip = "unzip it and name" if root.suffix.lower() == ".zip" else "name"
-        raise UserError(f"{root}: is a file, not a folder; {unzip} the data folder with `data.root`.")
+        raise UserError(f"{root}: is a file, not a folder or a .csv; {unzip} the data folder with `data.root`.")
     if not root.exists() and root.suffix.lower() == ".csv":
         raise UserError(f"{root}: no such file.")
     if not root.exists():
         raise UserError(f"{root}: no such folder; {HOW_TO_GET}.")
     layout = layout_of(root)
+    marks = [mark for other, mark in _MARKS.items() if other.detect(root)]
+    marks += ["train_labels.csv"] if (root / "train_labels.csv").is_file() else []
+    if len(marks) > 1:
+        raise UserError(f"{root}: has two layouts, {marks[0]} and {marks[1]}; move one of them to a folder of its own.")
     if layout not in (KaggleFolder, PatchFolder):
         return layout(root)
+    if needed == ("train",) and not marks:
+        _check_labels(root)
     names = _folders(root)
     for part in needed:
         if part not in names and (like := next(filter(re.compile(_PART.format(part)).fullmatch, names), None)):
@@ -156,6 +167,29 @@ def _open_layout(root: Path, *needed: str) -> PatchSource:
     if found := _find_inner(root):
         raise UserError(f"{root}: is not a data folder, and {found} looks like one; use `data.root` {found}.")
     return layout(root)
+
+
+def _check_labels(root: Path) -> None:
+    """Check that a folder is not one of the other labeled layouts with something missing.
+
+    Raises:
+        UserError: it is; the message says what to do.
+    """
+    if (root / "metadata.csv").is_file():
+        raise UserError(
+            f"{root}: has metadata.csv, as Camelyon17-WILDS does, and no patches/; unpack the whole archive."
+        )
+    if names := sorted(class_folders(root)):
+        raise UserError(f"{root}: class folders, here {names[0]}/, should be in {root / 'train'}; move them there.")
+    if names := sorted(class_folders(root / "train")):
+        raise UserError(
+            f"{root / 'train'}: has a folder {names[0]}/ and none for the other class; the names are 0 or normal, and "
+            "1 or tumor."
+        )
+    if not (root / "train").is_dir() and (tables := sorted(filter(is_table, root.glob("*.csv")))):
+        raise UserError(
+            f"{root}: is not a data folder, and {tables[0].name} is a CSV of patches; use `data.root` {tables[0]}."
+        )
 
 
 def layout_of(root: Path) -> type[PatchSource]:

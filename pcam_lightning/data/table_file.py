@@ -29,7 +29,7 @@ _PARTS = {
 
 
 class TableFile(ImageFolder):
-    """A CSV of patches, as `data.root`; paths are relative to its folder.
+    """A CSV of patches, as `data.root`; paths are relative to its folder. Without labels all of it is to be predicted.
 
     Args:
         root: the CSV.
@@ -43,8 +43,10 @@ class TableFile(ImageFolder):
         self.cache_name = root.stem  # several CSVs of one folder have packed images of their own
         columns = _columns(root, self.names)
         self._knows_slides = "slide" in columns
-        parts = set(self._rows["split"]) if "split" in columns else set()
-        self._parts = [part for part in ("train", "test") if not parts or part in parts][: None if parts else 1]
+        self._labeled = "label" in columns
+        whole = {"train"} if self._labeled else {"test"}
+        parts = set(self._rows["split"]) if "split" in columns else whole
+        self._parts = [part for part in ("train", "test") if part in parts]
         self.own_split = f"the column {columns['split']}" if "val" in parts else None
 
     @cached_property
@@ -75,8 +77,9 @@ class TableFile(ImageFolder):
         """Read the rows that train and validate; `val` marks the latter where the CSV has a split.
 
         Raises:
-            UserError: the CSV is malformed, a file is missing, or `slides` is given.
+            UserError: the CSV is malformed or has no labels, a file is missing, or `slides` is given.
         """
+        self._check_labels()
         if slides is not None:
             raise UserError(f"{self.file}: a column slide names the slides; leave `data.slides` out.")
         table = self._rows
@@ -87,19 +90,34 @@ class TableFile(ImageFolder):
         return self._finish(table, "train")
 
     def read_test(self, *, answers: bool = False) -> pd.DataFrame:
-        """Read the rows of split test, sorted by id.
+        """Read the rows of split test, of a CSV without labels and splits all, sorted by id.
 
         Raises:
-            UserError: there is none, or a file is missing.
+            UserError: there is none, a file is missing, or labels are asked for and there are none.
         """
+        if answers:
+            self._check_labels()
         table = self._rows
-        table = self._finish(table[table["split"] == "test"] if "split" in table else table.iloc[:0], "test")
-        return table if answers else table.drop(columns="label")
+        if "split" in table:
+            table = table[table["split"] == "test"]
+        elif self._labeled:
+            table = table.iloc[:0]
+        table = self._finish(table, "test")
+        return table if answers else table.drop(columns="label", errors="ignore")
+
+    def _check_labels(self) -> None:
+        if not self._labeled:
+            header = shorten(",".join(map(str, self._rows)))
+            names = ", ".join(_NAMES["label"][1:])
+            raise UserError(
+                f"{self.file}: no column label (or {names}); it has {header}; `data.columns.label` names another."
+            )
 
     def _finish(self, table: pd.DataFrame, part: str) -> pd.DataFrame:
         """Check that a part has rows and files; return it without `split`, sorted by id."""
         if table.empty:
-            raise UserError(f"{self.file}: no row of split {part}.")
+            hint = "" if "split" in table else ", since it has no column split"
+            raise UserError(f"{self.file}: no row of split {part}{hint}; `data.root` may name other data.")
         folders = table["path"].str.rpartition("/")[0].unique()
         found = {path.removeprefix("./") for folder in folders for path in list_folder(self.root, str(folder) or ".")}
         missing = table.loc[~table["path"].isin(found), "path"]
@@ -115,7 +133,7 @@ def _columns(path: Path, given: Mapping[str, str]) -> dict[str, str]:
     """Return what the columns of a CSV are called, by what they hold; those that are given count before usual names.
 
     Raises:
-        UserError: it is no CSV, has no path or no label, two columns for one thing, or not one that is given.
+        UserError: it is no CSV, has no path, two columns for one thing, or not one that is given.
     """
     if unknown := next((what for what in given if what not in _NAMES), None):
         raise UserError(f"`data.columns` {unknown}: should be one of {', '.join(_NAMES)}.")
@@ -140,13 +158,20 @@ def _columns(path: Path, given: Mapping[str, str]) -> dict[str, str]:
             raise UserError(f"{path}: columns {both} may both be the {what}; `data.columns.{what}` chooses one.")
         if columns:
             found[what] = columns[0]
-    for what in ("path", "label"):
-        if what not in found:
-            raise UserError(
-                f"{path}: no column {what} (or {', '.join(_NAMES[what][1:])}); it has {shorten(','.join(header))}; "
-                f"`data.columns.{what}` names another."
-            )
+    if "path" not in found:
+        other = next((one for one in ";\t|" if one in header[0]), None) if len(header) == 1 else None
+        advice = "`data.columns.path` names another" if other is None else f"separate columns by commas, not {other!r}"
+        others = ", ".join(_NAMES["path"][1:])
+        raise UserError(f"{path}: no column path (or {others}); it has {shorten(','.join(header))}; {advice}.")
     return found
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a CSV names patches and their labels, by its first line."""
+    try:
+        return {"path", "label"} <= set(_columns(path, {}))
+    except UserError:
+        return False
 
 
 def _read(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
@@ -175,9 +200,11 @@ def _read(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
         (table["path"] == "") | table["path"].str.startswith("/") | table["path"].str.contains(r"(?:^|/)\.\.(?:/|$)"),
         "should be a path below the folder of the CSV",
     )
-    label = table["label"].str.lower().map(_LABELS)
-    _refuse(path, table["label"], label.isna(), "should be 0 for normal or 1 for tumor")
-    table["label"] = label.astype("int8")
+    _refuse(path, table["path"], table["path"].duplicated(), "is listed twice; remove one of the rows")
+    if "label" in table:
+        label = table["label"].str.lower().map(_LABELS)
+        _refuse(path, table["label"], label.isna(), "should be 0 for normal or 1 for tumor")
+        table["label"] = label.astype("int8")
     if "split" in table:
         part = table["split"].str.lower().map(_PARTS)
         _refuse(path, table["split"], part.isna(), "should be train, val or test")

@@ -50,7 +50,7 @@ def draw_hospitals(folder: Path, count: int, seed: int) -> None:
     """
     with process_map(count // _PER_PROCESS, chunksize=16) as map_on_cores:
         drawn = map_on_cores(partial(_write_patch, folder, seed), range(count))
-        rows = list(tqdm(drawn, desc=f"drawing {folder.name}", total=count, unit="patch"))
+        rows = list(tqdm(drawn, desc="drawing patches", total=count, unit="patch"))
     pd.DataFrame(rows).to_csv(folder / "metadata.csv", lineterminator="\n")
 
 

@@ -15,7 +15,9 @@ from pcam_lightning.data.csv_tables import read_labels, without_suffix
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.utils.atomic_io import atomic_write
-from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
+from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn, shorten
+
+_NO_LABELS = "has no labels; evaluate takes `labels` FILE (id,label), and compare a CSV with id,label,logit."
 
 
 class PredictionCollector(L.Callback):
@@ -94,7 +96,7 @@ def read_predictions_csv(file: Path, labels: Path | None = None) -> pd.DataFrame
         )
     if "logit" not in rows:
         if labels is None:
-            raise UserError(f"{file}: has no labels; `labels` FILE (id,label) has to be given.")
+            raise UserError(f"{file}: {_NO_LABELS}")
         prob = pd.to_numeric(rows["label"], errors="coerce")
         if not prob.between(0, 1).all():
             raise UserError(f"{file}: its label is no probability from 0 to 1.")
@@ -102,11 +104,14 @@ def read_predictions_csv(file: Path, labels: Path | None = None) -> pd.DataFrame
     if labels is not None:
         truth = read_labels(labels, "`labels` takes a CSV with id,label").set_index("id")["label"]
         found = without_suffix(rows["id"]).map(truth)
-        if missing := int(found.isna().sum()):
-            raise UserError(f"{labels}: {missing:,} of the {len(rows):,} ids of {file} have no label there.")
+        if missing := rows["id"][found.isna()].tolist():
+            raise UserError(
+                f"{labels}: {len(missing):,} of the {len(rows):,} ids of {file} have no label there, "
+                f"{shorten(missing[0])} first; the ids there are such as {shorten(str(truth.index[0]))}."
+            )
         rows["label"] = found
     if "label" not in rows:
-        raise UserError(f"{file}: has no labels; `labels` FILE (id,label) has to be given.")
+        raise UserError(f"{file}: {_NO_LABELS}")
     rows["logit"] = pd.to_numeric(rows["logit"], errors="coerce").astype(np.float64)
     if not np.isfinite(rows["logit"]).all() or not rows["label"].isin([0, 1]).all():
         raise UserError(f"{file}: a logit that is not a finite number, or a label that is neither 0 nor 1.")

@@ -39,6 +39,11 @@ def _read_report(run: Run, made_by: dict[str, Any], name: str, missing: str, hin
         raise UserError(f"{path}: no {name} there; {missing}.")
     verb = "are" if name.endswith("s") else "is"
     for what in made_by:
+        if what == "batchnorm":
+            raise UserError(
+                f"{path}: its {name} {verb} of the network as it was trained, and AdaptBatchNorm changes it; use "
+                "one of the two."
+            )
         if recorded.get(what) != made_by[what]:
             raise UserError(
                 f"{path}: its {name} {verb} of {what} {recorded.get(what)}, and this is {what} {made_by[what]}; "

@@ -193,10 +193,6 @@ def test_what_is_broken_in_wilds_is_named(name: str, tmp_path: Path) -> None:
 
 
 BROKEN_CLASSES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "labels twice": (
-        write("train_labels.csv", b"id,label\n"),
-        r"in train_labels.csv and by folder, train/0 and train/1",
-    ),
     "a third class": (write("train/2/a.png", b""), r"train/2: not a class folder"),
     "one class without images": (empty("train/1"), "no .tif or .png"),
     "val without a class": (write("val/other/a.png", b""), r"val/other: not a class folder"),
@@ -237,8 +233,73 @@ def test_a_csv_names_patches_and_their_groups(tmp_path: Path) -> None:
     row = data.train_store.rows(data.table["id"])[7]
     path = tmp_path / "data" / data.table["path"].iloc[7]
     assert np.array_equal(data.train_store.images[row], np.asarray(Image.open(path)))
-    with pytest.raises(UserError, match=r"patches.csv: no row of split test"):
+    with pytest.raises(UserError, match=r"patches.csv: no row of split test, since it has no column split; `data.root`"):
         data.setup("predict")
+
+
+def test_a_csv_without_labels_is_to_be_predicted(tmp_path: Path) -> None:
+    file = table(tmp_path / "data")
+    pd.read_csv(file, dtype=str).drop(columns="label").to_csv(file, index=False)
+    data = PCamDataModule(file)
+    data.setup("predict")
+    assert data.test_table["id"].tolist() == [f"{index:02d}" for index in range(20)]
+    with pytest.raises(UserError, match=r"patches.csv: no column label \(or target, .* it has path,slide,center"):
+        PCamDataModule(file).setup("fit")
+    with pytest.raises(UserError, match=r"patches.csv: no column label"):
+        PCamDataModule(file).setup("test")
+
+
+def test_a_copy_with_the_other_label_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = class_folders(tmp_path / "data")
+    for name in ("08", "09"):
+        shutil.copy(root / "train/0" / f"{name}.png", root / "train/1" / f"{name}.png")
+    PCamDataModule(root).setup("fit")
+    assert "data: 4 of 20 patches have an exact copy with the other label; explore lists" in capsys.readouterr().err
+
+
+TWO_LAYOUTS: dict[str, Callable[[Path], object]] = {
+    "class folders in train/ and train_labels.csv": lambda root: (root / "train_labels.csv").write_text("id,label\n"),
+    "metadata.csv and patches/ and class folders in train/": lambda root: wilds(root),
+    "PCam's .h5 files and class folders in train/": lambda root: (
+        root / "camelyonpatch_level_2_split_train_x.h5"
+    ).write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("both", TWO_LAYOUTS)
+def test_two_layouts_in_one_folder_are_an_error_that_names_both(both: str, tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "data")
+    TWO_LAYOUTS[both](root)
+    with pytest.raises(UserError, match=rf"data: has two layouts, {both}; move one of them"):
+        PCamDataModule(root).setup("fit")
+
+
+NEARLY: dict[str, tuple[Callable[[Path], object], str]] = {
+    "class folders alone": (
+        lambda root: shutil.move(class_folders(root.parent / "other") / "train", root),
+        r"data: class folders, here 0/, should be in .*data/train; move them there",
+    ),
+    "one class folder": (
+        lambda root: shutil.rmtree(class_folders(root, ("normal", "tumor")) / "train/normal"),
+        r"data/train: has a folder tumor/ and none for the other class; the names are 0 or normal",
+    ),
+    "WILDS without patches": (
+        lambda root: shutil.rmtree(wilds(root) / "patches"),
+        r"data: has metadata.csv, as Camelyon17-WILDS does, and no patches/; unpack the whole archive",
+    ),
+    "the folder of a CSV": (
+        lambda root: table(root),
+        r"data: is not a data folder, and patches.csv is a CSV of patches; use `data.root` .*data/patches.csv",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEARLY)
+def test_a_folder_that_is_nearly_a_layout_is_told_what_it_lacks(name: str, tmp_path: Path) -> None:
+    apply, message = NEARLY[name]
+    apply(tmp_path / "data")
+    with pytest.raises(UserError, match=message):
+        PCamDataModule(tmp_path / "data").setup("fit")
 
 
 def test_options_name_the_columns(tmp_path: Path) -> None:
@@ -268,7 +329,7 @@ def test_options_name_the_columns(tmp_path: Path) -> None:
         PCamDataModule(file.parent, columns=columns).setup("fit")
 
 
-def test_a_column_of_splits_is_the_split(tmp_path: Path) -> None:
+def test_a_column_of_splits_is_the_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     split = ["Train"] * 10 + ["valid"] * 6 + ["test"] * 4
     label = [str(index % 2) for index in range(20)]
     data = PCamDataModule(table(tmp_path / "data", split=split, label=label))
@@ -277,6 +338,9 @@ def test_a_column_of_splits_is_the_split(tmp_path: Path) -> None:
     data.setup("test")
     assert data.test_table["id"].tolist() == ["16", "17", "18", "19"]
     assert data.test_table["label"].tolist() == [0, 1, 0, 1]
+    capsys.readouterr()
+    PCamDataModule(tmp_path / "data" / "patches.csv", holdout="slide").setup("fit")
+    assert "The split of the data (the column split) is not used" in capsys.readouterr().err
 
 
 def test_whole_hospitals_are_held_out_one_a_fold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,11 +352,19 @@ def test_whole_hospitals_are_held_out_one_a_fold(tmp_path: Path, capsys: pytest.
         assert f"center h{fold} validates." in capsys.readouterr().err
     data = PCamDataModule(file, holdout="center", val_fraction=0.4)
     data.setup("fit")
+    held_out = sorted(set(data.table["center"][data.val_mask]))
+    assert f"center {', '.join(held_out)} validate" in capsys.readouterr().err
     assert not set(data.table["center"][data.val_mask]) & set(data.table["center"][~data.val_mask])
     with pytest.raises(
-        UserError, match=r"`data.holdout` patient: no such groups; those that are known are slide, center"
+        UserError,
+        match=r"patient: no such groups; those that are known are slide, center. .*`data.columns.patient` names",
     ):
         PCamDataModule(file, holdout="patient").setup("fit")
+    with pytest.raises(UserError, match=r"`data.folds` 6: there are 5 groups of center to train and validate on; with"):
+        PCamDataModule(file, holdout="center", folds=6).setup("fit")
+    alone = table(tmp_path / "alone", center=["h1"] * 20)
+    with pytest.raises(UserError, match=r"`data.holdout` center: all patches are of center h1; none would be left"):
+        PCamDataModule(alone, holdout="center").setup("fit")
     by_class = table(tmp_path / "other", center=[f"h{index // 5 % 2}" for index in range(20)])
     with pytest.raises(UserError, match=r"with center h0 held out, the validation part has one class only"):
         PCamDataModule(by_class, holdout="center", folds=2).setup("fit")
@@ -310,7 +382,7 @@ def rename(before: str, after: str) -> Callable[[Path], None]:
     return edit("patches.csv", lambda frame: frame.rename(columns={before: after}))
 
 
-BROKEN_TABLES: dict[str, tuple[Callable[[Path], None], str]] = {
+BROKEN_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no paths": (rename("path", "where"), "no column path"),
     "no labels": (rename("label", "what"), "no column label"),
     "two columns of paths": (
@@ -324,7 +396,11 @@ BROKEN_TABLES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a path upward": (text_cell("path", 0, "images/../../a.png"), r"row 2: path 'images/../../a.png'"),
     "a path that is missing": (text_cell("path", 0, "images/0/99.png"), r"row 2: .*99.png: no such file"),
     "a folder that is missing": (text_cell("path", 0, "elsewhere/1.png"), r"row 2: .*elsewhere/1.png: no such file"),
-    "a file twice": (text_cell("path", 1, "images/0/00.png"), "is listed twice"),
+    "a file twice": (text_cell("path", 1, "images/0/00.png"), "row 3: path 'images/0/00.png' is listed twice; remove"),
+    "another separator": (
+        lambda root: (root / "patches.csv").write_text("path;label\na.png;0\n"),
+        "no column path .*; it has path;label; separate columns by commas, not ';'",
+    ),
     "an id twice": (edit("patches.csv", lambda f: f.assign(id="a")), "row 3: id 'a' is listed twice"),
     "an id with a folder": (edit("patches.csv", lambda f: f.assign(id=f["path"])), "should be a name without folders"),
     "no slide": (text_cell("slide", 2, ""), "row 4: slide '' is empty"),

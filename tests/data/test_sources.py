@@ -126,7 +126,9 @@ def test_pcams_valid_part_alone_is_an_error(tmp_path: Path, capsys: pytest.Captu
     assert "has neither PCam's train nor its test files" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "reason"), [("a.png", "not a folder; name"), ("k.zip", "unzip it and name")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("a.png", "not a folder or a .csv; name"), ("k.zip", "unzip it and name")]
+)
 def test_a_file_is_no_data_folder(name: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).write_bytes(b"x")
     assert main(["fit", "--data.root", str(tmp_path / name), *FAST]) == 2

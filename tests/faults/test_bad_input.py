@@ -216,7 +216,9 @@ EVALUATE = ("evaluate", "mine.csv")
 TRAIN_IDS = [f"train{n:03d}" for n in range(20)]
 FOLDERS = {
     "no folder": Case(None, ("fit", "--data.root", "nowhere", *FAST), r"nowhere: no such folder; .*--data.root"),
-    "a file": Case(_write("file", ""), ("fit", "--data.root", "file", *FAST), r"file: is a file, not a folder"),
+    "a file": Case(
+        _write("file", ""), ("fit", "--data.root", "file", *FAST), r"file: is a file, not a folder or a .csv"
+    ),
     "an empty folder": Case(_remove("kaggle/*"), FIT, r"kaggle/train: no such folder; download"),
     "no images": Case(_remove("kaggle/train/*"), FIT, r"train: no .tif or .png file in it or below"),
     "JPEGs alone": Case(
@@ -286,7 +288,9 @@ MAPS = {
     ),
     "slides twice": Case(_write("slides.csv", "id,wsi\na,b\na,c\n"), SLIDES, r"slides.csv, row 3: id a is in row 2"),
     "one slide": Case(
-        _write("slides.csv", "id,wsi\n" + "".join(f"{one},s\n" for one in TRAIN_IDS)), SLIDES, r"leave none of label"
+        _write("slides.csv", "id,wsi\n" + "".join(f"{one},s\n" for one in TRAIN_IDS)),
+        SLIDES,
+        r"slides: all patches are of slide s",
     ),
     "no split": Case(None, SPLIT, r"split.csv: no such file. --data.split_file"),
     "empty split": Case(_write("split.csv", ""), SPLIT, r"split.csv: not a split.csv"),

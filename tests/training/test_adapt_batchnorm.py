@@ -63,7 +63,9 @@ def test_predictions_change_and_the_run_does_not(run_copy: Path, capsys: pytest.
     (run_copy / "report.json").write_text(json.dumps(report | {"temperature": 2.0}))
     capsys.readouterr()
     assert main(["predict", "--ckpt_path", str(checkpoint), CPU, CALLBACK, "--calibrate"]) == 2
-    assert "its temperature is of batchnorm None, and this is batchnorm adapted" in capsys.readouterr().err
+    assert (
+        "its temperature is of the network as it was trained, and AdaptBatchNorm changes it" in capsys.readouterr().err
+    )
 
 
 def test_all_networks_of_an_ensemble_are_adapted(run_copy: Path) -> None:
