@@ -23,7 +23,8 @@ class ClassFolders(ImageFolder):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._val = next((name for name in _VAL if (root / name).is_dir()), None)
+        self._vals = [name for name in _VAL if (root / name).is_dir()]
+        self._val = self._vals[0] if self._vals else None
         self.own_split = None if self._val is None else f"the patches in {self._val}/"
 
     @classmethod
@@ -43,8 +44,11 @@ class ClassFolders(ImageFolder):
         """Read train/ and, where it is there, val/, which the column `val` marks.
 
         Raises:
-            UserError: a folder is of no class, two files have one id, or `slides` is given.
+            UserError: a folder is of no class, there are two validation parts, two files have one id, or `slides` is
+                given.
         """
+        if len(self._vals) > 1:
+            raise UserError(f"{self.root}: has {self._vals[0]}/ and {self._vals[1]}/; keep the one that validates.")
         if slides is not None:
             raise UserError(f"`data.slides` {slides}: does not go with class folders, whose files have no ids.")
         table = self._read("train")

@@ -216,6 +216,12 @@ def choose_split(
         split = Split(read_split(options.file, table), nothing, f"as in {options.file.name}")
     elif own_split and options.folds is None and options.holdout is None:
         split = Split(table["val"].to_numpy() if options.val_fraction else nothing, nothing, own_split)
+        for side, name in ((split.val_mask, "validation"), (~split.val_mask, "training")):
+            if side.any() and len(present := set(table["label"][side])) < 2:
+                raise UserError(
+                    f"the {name} part ({own_split}) has patches of label {present.pop()} alone; add some of the other "
+                    "class, or let `data.holdout` or `data.folds` split them again."
+                )
     else:
         by_slide = options.by_slide or (own_split is not None and "slide" in table)
         level = options.holdout or ("slide" if by_slide else None)

@@ -197,7 +197,9 @@ def _read(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
     _refuse(
         path,
         table["path"],
-        (table["path"] == "") | table["path"].str.startswith("/") | table["path"].str.contains(r"(?:^|/)\.\.(?:/|$)"),
+        (table["path"] == "")
+        | table["path"].str.startswith("/")
+        | ("/" + table["path"] + "/").str.contains("/../", regex=False),
         "should be a path below the folder of the CSV",
     )
     _refuse(path, table["path"], table["path"].duplicated(), "is listed twice; remove one of the rows")
@@ -216,7 +218,10 @@ def _read(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
         stems = table["path"].str.rpartition("/")[2].str.rpartition(".")[0]
         table["id"] = table["path"].str.rpartition(".")[0].str.replace("/", "_") if stems.duplicated().any() else stems
     _refuse(
-        path, table["id"], (table["id"] == "") | table["id"].str.contains(r"[/\\]"), "should be a name without folders"
+        path,
+        table["id"],
+        (table["id"] == "") | table["id"].str.contains("/", regex=False) | table["id"].str.contains("\\", regex=False),
+        "should be a name without folders",
     )
     _refuse(path, table["id"], table["id"].duplicated(), "is listed twice")
     return table

@@ -192,7 +192,17 @@ def test_what_is_broken_in_wilds_is_named(name: str, tmp_path: Path) -> None:
         PCamDataModule(root, slides="slides.csv" if name == "a slides file" else None).setup("fit")
 
 
-BROKEN_CLASSES: dict[str, tuple[Callable[[Path], None], str]] = {
+def write_val(root: Path) -> None:
+    write_patch(root / "val" / "0" / "00.png", 1000)
+
+
+def write_text_class(root: Path) -> None:
+    shutil.rmtree(root / "train/1")
+    (root / "train/1").mkdir()
+    (root / "train/1/notes.txt").touch()
+
+
+BROKEN_CLASSES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a third class": (write("train/2/a.png", b""), r"train/2: not a class folder"),
     "one class without images": (empty("train/1"), "no .tif or .png"),
     "val without a class": (write("val/other/a.png", b""), r"val/other: not a class folder"),
@@ -200,6 +210,31 @@ BROKEN_CLASSES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a damaged patch": (write("train/1/03.png", b"no image"), "1 of 20 image files cannot be used"),
     "an empty file": (write("train/1/03.png", b""), "1 of 20 image files cannot be used"),
     "two files of one name": (write("train/1/03.PNG", b""), "have the same id"),
+    "two validation parts": (
+        lambda root: class_folders(root, ("0", "1"), "val", "valid"),
+        r"data: has val/ and valid/; keep the one",
+    ),
+    "a validation part of one class": (
+        write_val,
+        r"the validation part \(the patches in val/\) has patches of label 0 alone; add some of the other",
+    ),
+    "another size": (lambda root: Image.new("RGB", (64, 64)).save(root / "train/1/03.png"), "64 x 64"),
+    "a wide image": (lambda root: Image.new("RGB", (192, 96)).save(root / "train/1/03.png"), "192 x 96"),
+    "transparent": (lambda root: Image.new("RGBA", (96, 96)).save(root / "train/1/03.png"), "RGB"),
+    "a truncated patch": (
+        lambda root: (root / "train/1/03.png").write_bytes((root / "train/1/04.png").read_bytes()[:9000]),
+        "1 of 20 image files cannot be used",
+    ),
+    "a page in the place of a patch": (write("train/1/03.png", b"<html>"), "1 of 20 image files cannot be used"),
+    "JPEGs of one class": (
+        lambda root: [path.rename(path.with_suffix(".jpg")) for path in root.glob("train/1/*")],
+        r"train/1: no .tif or .png file in it or below; 10 .jpg: `data.resize`",
+    ),
+    "a class that is a file": (
+        lambda root: (shutil.rmtree(root / "train/1"), (root / "train/1").touch()),
+        "train: has a folder 0/ and none for the other class",
+    ),
+    "a class of other files": (write_text_class, r"train/1: no .tif or .png file in it or below; it needs some"),
     "names that collide": (write("train/1_0/x.png", b""), r"train/1_0: not a class folder"),
     "a slides file": (lambda root: None, "does not go with class folders"),
 }
