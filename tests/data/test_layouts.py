@@ -196,6 +196,11 @@ def write_val(root: Path) -> None:
     write_patch(root / "val" / "0" / "00.png", 1000)
 
 
+def write_file_for_class(root: Path) -> None:
+    shutil.rmtree(root / "train/1")
+    (root / "train/1").touch()
+
+
 def write_text_class(root: Path) -> None:
     shutil.rmtree(root / "train/1")
     (root / "train/1").mkdir()
@@ -230,10 +235,7 @@ BROKEN_CLASSES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: [path.rename(path.with_suffix(".jpg")) for path in root.glob("train/1/*")],
         r"train/1: no .tif or .png file in it or below; 10 .jpg: `data.resize`",
     ),
-    "a class that is a file": (
-        lambda root: (shutil.rmtree(root / "train/1"), (root / "train/1").touch()),
-        "train: has a folder 0/ and none for the other class",
-    ),
+    "a class that is a file": (write_file_for_class, "train: has a folder 0/ and none for the other class"),
     "a class of other files": (write_text_class, r"train/1: no .tif or .png file in it or below; it needs some"),
     "names that collide": (write("train/1_0/x.png", b""), r"train/1_0: not a class folder"),
     "a slides file": (lambda root: None, "does not go with class folders"),
