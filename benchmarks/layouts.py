@@ -4,8 +4,8 @@
 
 Writes into WORK a folder of each layout with as many patches as Camelyon17-WILDS has, and Kaggle's with its 220,025.
 The images are empty files: a table needs their names alone. Reads each in a process of its own: seconds from the data
-folder to the tables of training and test part, and peak memory of the process, of which importing the project is a
-part, told apart. Prints medians over the rounds with minimum and maximum. With nothing else on the machine.
+folder to the tables of training and test part, and peak memory of the process beyond that of importing the project.
+Prints medians over the rounds with minimum and maximum. With nothing else on the machine.
 """
 
 import argparse

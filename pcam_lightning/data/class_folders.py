@@ -23,9 +23,8 @@ class ClassFolders(ImageFolder):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._vals = [name for name in _VAL if (root / name).is_dir()]
-        self._val = self._vals[0] if self._vals else None
-        self.own_split = None if self._val is None else f"the patches in {self._val}/"
+        self._vals = [name for name in _VAL if (root / name).is_dir()]  # more than one is an error of `read_train`
+        self.own_split = f"the patches in {self._vals[0]}/" if self._vals else None
 
     @classmethod
     def detect(cls, root: Path) -> bool:
@@ -52,8 +51,8 @@ class ClassFolders(ImageFolder):
         if slides is not None:
             raise UserError(f"`data.slides` {slides}: does not go with class folders, whose files have no ids.")
         table = self._read("train")
-        if self._val is not None:
-            table = pd.concat([table.assign(val=False), self._read(self._val).assign(val=True)], ignore_index=True)
+        if self._vals:
+            table = pd.concat([table.assign(val=False), self._read(self._vals[0]).assign(val=True)], ignore_index=True)
         return _with_ids(table)
 
     def read_test(self, *, answers: bool = False) -> pd.DataFrame:

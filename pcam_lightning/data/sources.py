@@ -146,8 +146,9 @@ def _open_layout(root: Path, *needed: str) -> PatchSource:
         raise UserError(f"{root}: no such file.")
     if not root.exists():
         raise UserError(f"{root}: no such folder; {HOW_TO_GET}.")
-    layout = layout_of(root)
-    marks = [mark for other, mark in _MARKS.items() if other.detect(root)]
+    detected = [layout for layout in SOURCES if layout.detect(root)]  # each once: it may list a folder of all patches
+    layout = detected[0]
+    marks = [mark for other, mark in _MARKS.items() if other in detected]
     marks += ["train_labels.csv"] if (root / "train_labels.csv").is_file() else []
     if len(marks) > 1:
         raise UserError(f"{root}: has two layouts, {marks[0]} and {marks[1]}; move one of them to a folder of its own.")
