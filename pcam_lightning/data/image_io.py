@@ -3,11 +3,12 @@
 import hashlib
 import os
 import struct
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pcam_lightning.data.tiff_pages import check_pages, read_pages
 
 SHAPE = (96, 96, 3)  # height, width, RGB
 BYTES = 96 * 96 * 3  # of one patch
@@ -15,6 +16,7 @@ MPP = 0.972  # um per pixel of PCam's patches: level 2 of slides with 0.243
 _ORDERS = {b"II*\0": "<", b"MM\0*": ">"}  # how a TIFF starts, and its byte order
 _JPEG = b"\xff\xd8\xff"
 _OTHERS = {_JPEG: "a JPEG image", b"GIF8": "a GIF image", b"BM": "a BMP image", b"RIFF": "a WebP image"}
+_MODES = ("RGB", "L", "P", "RGBA", "LA")  # Pillow's, which convert to RGB without loss
 _KINDS = {1: "unsigned", 2: "signed", 3: "float"}  # a TIFF's sample formats
 _CODES = {3: "H", 4: "L"}  # TIFF's SHORT and LONG
 # TIFF 6.0, section 8: the tags of plain RGB, and what they may say; a tag with None is needed too.
@@ -41,10 +43,11 @@ def read_patch(path: str | os.PathLike[str], resize: Callable[[Image.Image], Ima
         resize: makes a patch of an RGB image of another size; JPEG is read too then.
 
     Returns:
-        The RGB bytes, row by row, 27,648 of them.
+        The RGB bytes, row by row, 27,648 of them, turned as an Orientation tag says.
 
     Raises:
-        ValueError: another kind of file, another size or another kind of pixels; seen before anything is decoded.
+        ValueError: another kind of file, another size or another kind of pixels, or several images in one file; seen
+            before anything is decoded.
         OSError: truncated.
     """
     with open(path, "rb") as file:
@@ -58,21 +61,24 @@ def read_patch(path: str | os.PathLike[str], resize: Callable[[Image.Image], Ima
     with opened as image:
         if resize is None and image.size != (96, 96):
             raise ValueError(f"{image.width} x {image.height} pixels, not 96 x 96")
+        if image.mode not in _MODES:
+            raise ValueError(f"pixels of mode {image.mode}: no lossless way to RGB")
         if image.tile and ";16" in str(image.tile[0]):  # Pillow would cut them to 8 bits without a word
             raise ValueError("16 bits a channel: no lossless way to 8")
+        with open(path, "rb") as file:
+            check_pages(read_pages(file))
         rgb = _to_rgb(image)
         return (rgb if resize is None else resize(rgb)).tobytes()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)  # which Pillow does by itself to a TIFF alone
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode in ("L", "P", "RGBA", "LA", "RGB"):
-        rgba = image.convert("RGBA")
-        if rgba.getchannel("A").getextrema() == (255, 255):
-            return rgba.convert("RGB")
+    rgba = image.convert("RGBA")
+    if rgba.getchannel("A").getextrema() != (255, 255):
         raise ValueError("transparent pixels: no lossless way to RGB")
-    raise ValueError(f"pixels of mode {image.mode}: no lossless way to RGB")
+    return rgba.convert("RGB")
 
 
 def _describe(path: Path, content: bytes) -> str:
@@ -84,16 +90,12 @@ def _describe(path: Path, content: bytes) -> str:
         return "an empty file"
     if content[:4] in _ORDERS:
         try:
-            directory = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
-            with path.open("rb") as file, warnings.catch_warnings():
-                # Pillow warns of a truncated directory, which is reported here.
-                warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
-                file.seek(directory.next)  # often behind the pixels
-                directory.load(file)
-            bits, field_type = directory[258], _KINDS.get(directory.get(339, (1,))[0], "other")
-        except (KeyError, IndexError, TypeError, ValueError, OSError, struct.error):
+            with path.open("rb") as file:
+                page = read_pages(file)[0]
+        except (OSError, ValueError, IndexError):
             return "a damaged TIFF image"
-        return f"a TIFF of {bits[0]}-bit {field_type} pixels, {len(bits)} a pixel: no lossless way to 8-bit RGB"
+        kind = _KINDS.get(page.sample_format, "other")
+        return f"a TIFF of {page.bits[0]}-bit {kind} pixels, {len(page.bits)} a pixel: no lossless way to 8-bit RGB"
     return "not a TIFF or PNG image"
 
 
@@ -122,6 +124,8 @@ def plain_tiff(content: bytes) -> bytes | None:
                 inline = struct.calcsize(layout) <= 4
                 where = entry + 8 if inline else struct.unpack_from(f"{order}L", content, entry + 8)[0]
                 tags[tag] = struct.unpack_from(layout, content, where)
+        if any(struct.unpack_from("4B", content, directory + 2 + 12 * count)):  # another image follows
+            return None
         if any(tags[tag] != value for tag, value in _PLAIN.items() if value is not None):
             return None
         if any(tags.get(tag, value) not in (value, value[:1]) for tag, value in _OPTIONAL.items()):

@@ -4,7 +4,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from pcam_lightning.data.image_io import SHAPE
 from pcam_lightning.data.quality import BLACK, BLANK, BLURRED, patch_properties
@@ -21,6 +21,7 @@ _OTHERS = {
     b"<svg": "an SVG image",
 }
 _TILE_TAGS = (322, 323)  # width and length of a TIFF's tiles
+_BITS_TAG = 258  # of each sample
 _LARGEST_TILE = 1024  # pixels; a tile is decoded whole, whatever the size of the image
 
 
@@ -42,7 +43,8 @@ def read_patch_bytes(content: bytes) -> np.ndarray:
     """Decode one patch from memory.
 
     Unlike `data.image_io.read_patch`, it takes bytes, and JPEG and BMP too; what converts to RGB with a loss is refused
-    likewise. Format, size and kind of pixels are checked before anything is decoded.
+    likewise, and an Orientation tag turns the pixels. Format, size and kind of pixels are checked before anything is
+    decoded.
 
     Args:
         content: of a PNG, TIFF, JPEG or BMP file of 96 x 96 pixels.
@@ -104,13 +106,15 @@ def _decode(image: ImageFile.ImageFile) -> bytes:
     tags = getattr(image, "tag_v2", {})
     if any(tags.get(tag, 0) > _LARGEST_TILE for tag in _TILE_TAGS):
         raise PatchRefused(422, "The image is stored in tiles that are much larger than itself.")
-    if image.tile and ";16" in str(image.tile[0]):  # Pillow would cut them to 8 bits without a word
+    # Pillow would cut them to 8 bits without a word, and takes the lower ones of separate planes.
+    if 16 in tags.get(_BITS_TAG, ()) or (image.tile and ";16" in str(image.tile[0])):
         raise PatchRefused(422, "The image has 16 bits per channel; a patch has 8.")
     if image.mode not in ("RGB", "L", "P", "RGBA", "LA"):
         raise PatchRefused(422, f"The image has pixels of type {image.mode}; convert it to 8-bit RGB.")
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image.tobytes()
-    rgba = image.convert("RGBA")
+    upright = ImageOps.exif_transpose(image)  # which Pillow does by itself to a TIFF alone
+    if upright.mode == "RGB" and "transparency" not in upright.info:
+        return upright.tobytes()
+    rgba = upright.convert("RGBA")
     if rgba.getchannel("A").getextrema() != (255, 255):
         raise PatchRefused(422, "The image has transparent pixels; convert it to RGB.")
     return rgba.convert("RGB").tobytes()

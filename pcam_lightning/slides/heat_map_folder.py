@@ -12,6 +12,7 @@ import pandas as pd
 from pcam_lightning.slides.heat_map import HeatMap
 from pcam_lightning.slides.patch_grid import PatchGrid
 from pcam_lightning.slides.predictor import read_logits
+from pcam_lightning.slides.slide_files import content_sha256
 from pcam_lightning.utils.errors import UserError
 
 
@@ -20,7 +21,9 @@ class HeatMapFolder:
     """A slide's folder of results, read.
 
     Attributes:
+        folder: where they are.
         slide: its file.
+        content: of the slide, as `content_sha256` identifies it; None where an earlier version did not write it.
         score: of the slide.
         heat_map: the logits, corrected as its options say.
         network: what slide.json says of it.
@@ -28,7 +31,9 @@ class HeatMapFolder:
         detections: confidence, x and y, as in lesions.csv.
     """
 
+    folder: Path
     slide: Path
+    content: str | None
     score: float
     heat_map: HeatMap
     network: dict[str, Any]
@@ -43,21 +48,46 @@ class HeatMapFolder:
             UserError: one is damaged, or they do not belong together.
         """
         file = folder / "slide.json"
+        summary = read_summary(file)
         try:
-            summary = json.loads(file.read_text())
             options = summary["options"]
             grid = PatchGrid(summary["width"], summary["height"], summary["mpp"], options["stride"])
             logit = read_logits(folder / "logits.npz", summary["key"], (grid.rows, grid.columns)).logit
             detections = pd.read_csv(folder / "lesions.csv")[["confidence", "x", "y"]]
             correction = {name: float(summary["correction"][name]) for name in ("scale", "shift")}
-            slide, score, network = Path(summary["slide"]), float(summary["score"]), dict(summary["network"])
+            score, network = float(summary["score"]), dict(summary["network"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: damaged ({error}); remove it and run heatmap again.") from None
         if np.isnan(logit).all():
             raise UserError(f"{folder / 'logits.npz'}: not of {file}; remove both and run heatmap again.")
-        return cls(
-            slide, score, HeatMap(grid, logit, correction["scale"], correction["shift"]), network, options, detections
-        )
+        heat_map = HeatMap(grid, logit, correction["scale"], correction["shift"])
+        content = summary.get("content_sha256")
+        return cls(folder, Path(summary["slide"]), content, score, heat_map, network, options, detections)
+
+    def check_slide(self) -> None:
+        """Check that the slide is there, and is the one that was predicted.
+
+        Raises:
+            UserError: it is missing, or another.
+        """
+        if not self.slide.is_file():
+            raise UserError(f"{self.slide}: no such slide; move it back to where {self.folder} was predicted from.")
+        if content_sha256(self.slide) != self.content:
+            raise UserError(f"{self.slide}: is not the slide that {self.folder} was predicted from; run heatmap again.")
+
+
+def read_summary(file: Path) -> dict[str, Any]:
+    """Read a slide.json.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        summary: dict[str, Any] = json.loads(file.read_text())
+        Path(summary["slide"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: damaged ({error}); remove it and run heatmap again.") from None
+    return summary
 
 
 def read_folders(heatmaps: Path) -> list[HeatMapFolder]:

@@ -1,18 +1,20 @@
 """heatmap: slides one after another, and the table of all."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from pcam_lightning.slides.heat_map_folder import read_summary
 from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.slides.reader import is_slide, same_series
+from pcam_lightning.slides.scale import check_table
+from pcam_lightning.slides.slide_files import find_slides
 from pcam_lightning.training.checkpoint import load_pretrained
 from pcam_lightning.training.feature_distance import find_feature_distance
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_warn
+from pcam_lightning.utils.system import supported_precision
 
 
 def heatmap(
@@ -23,85 +25,66 @@ def heatmap(
     A slide that is finished is skipped, and one that was interrupted is resumed.
 
     Args:
-        slides: files that OpenSlide or Pillow reads, or folders of them.
+        slides: files that OpenSlide or Pillow reads, or folders of them, with those below.
         ckpt_path: pcam or pcam-small, which come with the package, or a checkpoint of this project.
         output: folder of the results, a folder for each slide and `slides.csv` of all.
         options: of `SlideOptions`.
 
     Returns:
-        The rows of slides.csv that are of these slides: slide, score, tissue_mm2, tumor_mm2, lesions, folder.
+        The rows of slides.csv that are of these slides: slide, score, tissue_mm2, tumor_mm2, lesions,
+        damaged_squares, folder.
 
     Raises:
         UserError: an option or the network cannot be used; or, after all others have been predicted, a slide.
     """
-    load_pretrained(ckpt_path, SlideOptions(**options).tta)  # an error of it is none of the slides'
+    choices = SlideOptions(**options)
+    options["precision"] = supported_precision(choices.accelerator, choices.precision)  # reported once
+    load_pretrained(ckpt_path, choices.tta)  # an error of it is none of the slides'
     find_feature_distance(ckpt_path)
     found = list_slides(slides)
+    check_table(choices.mpp, found)
     output.mkdir(parents=True, exist_ok=True)
-    failures = []
+    failures: dict[Path, str] = {}
     for path in found:
         try:
-            _check_folder(output / path.stem, path)
             predict_slide(path, ckpt_path, output / path.stem, **options)
         except UserError as error:
             if len(found) == 1:
                 raise
-            failures.append(str(error))
+            failures[path] = str(error)
             rank_zero_warn(str(error))
         if is_rank_zero():
             table = slide_table(output)
             atomic_write(output / "slides.csv", table.to_csv(index=False, lineterminator="\n"))
     if failures:
-        raise UserError(f"{len(failures)} of {len(found)} slides could not be predicted; the first: {failures[0]}")
+        first, *others = failures
+        also = f" Also: {', '.join(map(str, others))}." if others else ""
+        raise UserError(
+            f"{len(failures)} of {len(found)} slides could not be predicted; the first: {failures[first]}{also}"
+        )
     table = slide_table(output)
     return table[table["folder"].isin([str(output / path.stem) for path in found])].reset_index(drop=True)
 
 
 def slide_table(output: Path) -> pd.DataFrame:
     """Return a row for each finished slide of a folder, by name."""
-    columns = ["slide", "score", "tissue_mm2", "tumor_mm2", "lesions"]
+    columns = ["slide", "score", "tissue_mm2", "tumor_mm2", "lesions", "damaged_squares"]
     rows = []
     for file in sorted(output.glob("*/slide.json")):
-        summary = _read_summary(file)
+        summary = read_summary(file)
         rows.append([*(summary.get(name) for name in columns), str(file.parent)])
     return pd.DataFrame(rows, columns=[*columns, "folder"])
 
 
-def _read_summary(file: Path) -> dict[str, Any]:
-    """Read a slide.json.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        summary: dict[str, Any] = json.loads(file.read_text())
-        summary["slide"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: damaged ({error}); remove it.") from None
-    return summary
-
-
-def _check_folder(folder: Path, slide: Path) -> None:
-    """Check that a folder is not of another slide of the same name.
-
-    Raises:
-        UserError: it is.
-    """
-    file = folder / "slide.json"
-    other = Path(_read_summary(file)["slide"]) if file.is_file() else slide
-    if other.exists() and not other.samefile(slide):
-        raise UserError(f"{folder}: has the results of {other}; name another folder with `output`.")
-
-
 def list_slides(paths: list[Path]) -> list[Path]:
-    """Return slides, and for each folder those that are in it, by name.
+    """Return slides, and for each folder those that are in it and below, readable or not.
 
     Raises:
         UserError: a folder holds none, or two slides have the same name.
     """
     found: dict[str, Path] = {}
     for path in paths:
-        files = same_series(sorted(filter(is_slide, path.iterdir()))) if path.is_dir() else [path]
+        files = find_slides(path) if path.is_dir() else [path]
         if not files:
             raise UserError(f"{path}: no slide in this folder.")
         for file in files:

@@ -37,7 +37,7 @@ def mine_negatives(
     train_labels.csv, patch_id_wsi.csv with the names of the slides, and mined_patches.csv.
 
     Args:
-        heatmaps: folder that `heatmap` has written; its slides must be where they were.
+        heatmaps: folder that `heatmap` has written; its slides must be where they were, unchanged.
         output: folder to make.
         reference: CSV with slide,label, or CAMELYON16's; slides without metastases need no annotations.
         annotations: folder with the outlines of metastases: the name of a slide with .xml (ASAP's) or .geojson. A slide
@@ -49,7 +49,8 @@ def mine_negatives(
         A row for each patch, as in mined_patches.csv: id, slide, minx and miny in pixels of level 0, and prob_tumor.
 
     Raises:
-        UserError: a file is missing or malformed, no patch is found, or `output` holds something.
+        UserError: a file is missing, malformed or another than was predicted, no patch is found, or `output` holds
+            something.
     """
     check_number("per_slide", per_slide, 1, whole=True)
     check_number("threshold", threshold)
@@ -65,6 +66,7 @@ def mine_negatives(
         if tumor is None:
             skipped.append(one.slide.stem)
         else:
+            one.check_slide()
             chosen.append((one, false_positives(one.heat_map, tumor, threshold, per_slide)))
     if skipped:
         rank_zero_warn(f"{len(skipped):,} slides have no annotations and are skipped, {skipped[0]} first.")

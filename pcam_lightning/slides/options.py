@@ -17,7 +17,8 @@ class SlideOptions:
     """How a slide is predicted.
 
     Args:
-        mpp: um per pixel of the slide's finest level; by default what the file says.
+        mpp: um per pixel of the slide's finest level, or a CSV with slide,mpp; by default what the file says. A number
+            that differs from it is an error, and a row of the CSV corrects it.
         stride: distance of neighboring patches, in pixels of 0.972 um, a multiple of 32; more than 32 leaves gaps.
         tissue: predict tissue alone (auto), or everything (none).
         tta: test-time augmentation, none or d4; by default what the network's run had.
@@ -35,7 +36,7 @@ class SlideOptions:
         UserError: a value is out of range.
     """
 
-    mpp: float | None = None
+    mpp: float | Path | None = None
     stride: int = CENTER
     tissue: Literal["auto", "none"] = "auto"
     tta: Literal["none", "d4"] | None = None

@@ -1,14 +1,14 @@
 """Where patches are cut: squares that tile a slide, each predicted by the patch around its center."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from pcam_lightning.data.image_io import MPP
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.reader import Box, SlideReader
 
 PATCH = 96  # side of a patch, in pixels of MPP
 CENTER = 32  # side of the center that a patch's label is about
@@ -102,6 +102,20 @@ class PatchGrid:
         """Return x and y of the patches' upper left corners, in pixels of level 0; negative beyond the border."""
         return column * self.square + self.offset, row * self.square + self.offset
 
+    def damaged(self, boxes: Iterable[Box], row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        """Mark the squares whose patches reach into parts of the slide that cannot be read, bool (N,).
+
+        Args:
+            boxes: of `SlideReader.damaged`.
+            row: of the squares, (N,).
+            column: of the squares, (N,).
+        """
+        x, y = self.corners(row, column)
+        found = np.zeros(len(row), dtype=bool)
+        for box in boxes:
+            found |= (x < box.right) & (x + self.patch > box.left) & (y < box.bottom) & (y + self.patch > box.top)
+        return found
+
     def regions(self, tissue: np.ndarray) -> Iterator[Region]:
         """Yield the blocks that have tissue, row by row.
 
@@ -116,7 +130,7 @@ class PatchGrid:
                     yield Region(row, column, *block.shape)
 
     def read(self, slide: SlideReader, region: Region) -> np.ndarray:
-        """Read the pixels of all patches of a region.
+        """Read the pixels of all patches of a region, around what is damaged.
 
         Returns:
             uint8, (H, W, 3), at `mpp`: a patch begins every `stride` pixels.
@@ -127,12 +141,12 @@ class PatchGrid:
         height, width = ((count - 1) * self.stride + PATCH for count in (region.rows, region.columns))
         left, top = (number * self.square + self.offset for number in (region.column, region.row))
         if math.isclose(scale, 1, rel_tol=1e-3):  # half a pixel at the far side of a region
-            return slide.read(left, top, width, height, level)
+            return slide.read_around(left, top, width, height, level)
         # A level's pixels begin where its downsample says: read from a whole one, and resample from a fraction of it.
         x, y = left / downsample, top / downsample
         column, row = math.floor(x), math.floor(y)
         box = (x - column, y - row, x - column + width * scale, y - row + height * scale)
         start = round(column * downsample), round(row * downsample)
-        pixels = slide.read(*start, math.ceil(box[2]), math.ceil(box[3]), level=level)
+        pixels = slide.read_around(*start, math.ceil(box[2]), math.ceil(box[3]), level=level)
         how = Image.Resampling.BOX if scale > 1 and math.isclose(scale, round(scale)) else Image.Resampling.BILINEAR
         return np.asarray(Image.fromarray(pixels).resize((width, height), how, box))

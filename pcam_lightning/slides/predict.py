@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.slides.correction import logit_correction, weights_sha256
 from pcam_lightning.slides.geojson import write_geojson
 from pcam_lightning.slides.heat_map import HeatMap
+from pcam_lightning.slides.heat_map_folder import read_summary
 from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.page import write_page
 from pcam_lightning.slides.patch_grid import PatchGrid
@@ -24,11 +25,14 @@ from pcam_lightning.slides.pictures import mask_png, overlay_png, write_tiff
 from pcam_lightning.slides.predictor import LogitFile, Logits, SlidePredictor, read_logits, write_logits
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.regions import SlideDataModule, SlideRegions
+from pcam_lightning.slides.scale import check_given, given_mpp
+from pcam_lightning.slides.slide_files import content_sha256, dates
 from pcam_lightning.slides.tissue import tissue_mask
 from pcam_lightning.training.checkpoint import load_pretrained
 from pcam_lightning.training.feature_distance import FeatureDistance, find_feature_distance
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_info, rank_zero_warn
+from pcam_lightning.utils.system import supported_precision
 
 FILES = ("tissue.png", "patches.csv", "heatmap.geojson", "heatmap.tif", "heatmap.html", "overlay.png")
 CAUTION = (
@@ -66,19 +70,24 @@ def predict_slide(
         options: of `SlideOptions`.
 
     Raises:
-        UserError: the slide, the network or an option cannot be used, or there is no tissue.
+        UserError: the slide, the network or an option cannot be used, there is no tissue, or `output` holds the results
+            of another slide.
     """
-    path, choices = Path(slide).expanduser(), SlideOptions(**options)
-    reader = SlideReader(path, choices.mpp)
+    path = Path(slide).expanduser()
+    reader, choices = _open(path, SlideOptions(**options))
     grid = PatchGrid(reader.width, reader.height, reader.mpp, choices.stride)
     if reader.mpp > 1.5 * grid.mpp:
         rank_zero_warn(f"{path}: {reader.mpp:g} um per pixel is coarser than the training patches' {grid.mpp:.3g}.")
     network = load_pretrained(ckpt_path, choices.tta)
-    folder = (Path("heatmaps") / path.stem if output is None else Path(output)).expanduser()
+    folder, content = (
+        (Path("heatmaps") / path.stem if output is None else Path(output)).expanduser(),
+        content_sha256(path),
+    )
+    _check_folder(folder, path, content)
     folder.mkdir(parents=True, exist_ok=True)
     weights = weights_sha256(network)
     distance = find_feature_distance(ckpt_path)
-    key = _fingerprint(path, weights, network.hparams["tta"], grid, choices)
+    key = _fingerprint(path, content, weights, network.hparams["tta"], grid, choices, distance)
     correction = logit_correction(choices, ckpt_path, network.positive_fraction, weights)
     same = {"key": key, "options": asdict(choices) | _as_text(choices.calibration), "correction": correction}
     if finished := _finished(folder, grid, same, distance):
@@ -91,7 +100,8 @@ def predict_slide(
     heat_map = _heat_map(grid, found, correction, distance)
     lesions = heat_map.lesions(choices.threshold)
     summary = {
-        "slide": str(path),
+        "slide": str(path.absolute()),
+        "content_sha256": content,
         "format": reader.vendor,
         "width": reader.width,
         "height": reader.height,
@@ -99,6 +109,7 @@ def predict_slide(
         "patch_mpp": grid.mpp,
         **_findings(heat_map, choices.threshold),
         "lesions": len(lesions),
+        "damaged_squares": int(found.damaged.sum()),
         **same,
         "network": {
             "ckpt_path": str(ckpt_path),
@@ -118,6 +129,29 @@ def predict_slide(
     if is_rank_zero():
         _write(result, reader, choices.threshold)
     return result
+
+
+def _open(path: Path, options: SlideOptions) -> tuple[SlideReader, SlideOptions]:
+    """Open a slide, and replace options by what they mean for it: its scale, and the precision of this machine."""
+    mpp = given_mpp(options.mpp, path)
+    reader = SlideReader(path, mpp)
+    check_given(options.mpp, mpp, reader.stated, path)
+    return reader, replace(options, mpp=mpp, precision=supported_precision(options.accelerator, options.precision))
+
+
+def _check_folder(folder: Path, slide: Path, content: str) -> None:
+    """Check that a folder is not of another slide of the same name; one that was moved is the same.
+
+    Raises:
+        UserError: it is.
+    """
+    file = folder / "slide.json"
+    if not file.is_file():
+        return
+    summary = read_summary(file)
+    other = Path(summary["slide"])
+    if not (other.samefile(slide) if other.exists() else summary.get("content_sha256") == content):
+        raise UserError(f"{folder}: has the results of {other}; name another folder with `output`.")
 
 
 def _heat_map(
@@ -168,11 +202,22 @@ def _find_tissue(reader: SlideReader, grid: PatchGrid, options: SlideOptions, fo
     return squares
 
 
-def _fingerprint(path: Path, weights: str, tta: str, grid: PatchGrid, options: SlideOptions) -> str:
-    """Return the SHA-256 of what a logit depends on; which squares are predicted does not count."""
-    stat = path.stat()
-    plain = [__version__, stat.st_size, stat.st_mtime_ns, repr(grid), weights, tta, options.precision]
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+def _fingerprint(
+    path: Path,
+    content: str,
+    weights: str,
+    tta: str,
+    grid: PatchGrid,
+    options: SlideOptions,
+    distance: FeatureDistance | None,
+) -> str:
+    """Return the SHA-256 of what logits and distances depend on; which squares are predicted does not count."""
+    plain = [__version__, content, dates(path), repr(grid), weights, tta, options.precision]
+    digest = hashlib.sha256(json.dumps(plain).encode())
+    if distance is not None:
+        digest.update(distance.mean.numpy().tobytes() + distance.whiten.numpy().tobytes())
+        digest.update(str(distance.threshold).encode())
+    return digest.hexdigest()
 
 
 def _predict(
@@ -198,15 +243,32 @@ def _predict(
         trainer.strategy.barrier()
         found = read_logits(file, key, squares.shape)
         trainer.strategy.barrier()  # before the parts are removed
-        if count := int((np.isnan(found.logit) & squares).sum()):
+        if count := int((np.isnan(found.logit) & squares & ~found.damaged).sum()):
             raise UserError(found.error or f"{path}: {count:,} logits are not finite numbers; try `precision` 32-true.")
     logit, far = (np.where(squares, values, np.float32(np.nan)) for values in (found.logit, found.distance))
-    found = Logits(logit, far)
+    found = Logits(logit, far, found.damaged & squares)
+    _report_damage(path, grid, found.damaged, squares)
     if is_rank_zero():
-        write_logits(file, found.logit, key, distance=found.distance)
+        write_logits(file, found.logit, key, distance=found.distance, damaged=found.damaged)
         for part in file.parent.glob(f"{file.stem}_*.npz"):
             part.unlink()
     return found
+
+
+def _report_damage(path: Path, grid: PatchGrid, damaged: np.ndarray, squares: np.ndarray) -> None:
+    """Warn of squares that cannot be read, bool (rows, columns), among those to predict.
+
+    Raises:
+        UserError: these are most of them.
+    """
+    if not damaged.any():
+        return
+    row, column = np.argwhere(damaged)[0] * grid.square
+    count, total = damaged.sum(), squares.sum()
+    message = f"{path}: damaged at x {column:,}, y {row:,}: {count:,} of {total:,} squares cannot be read"
+    if 2 * count > total:
+        raise UserError(f"{message}. Copy the slide again from where it came.")
+    rank_zero_warn(f"{message} and are left empty.")
 
 
 def _findings(heat_map: HeatMap, threshold: float) -> dict[str, Any]:

@@ -43,8 +43,11 @@ class SlidePredictor(L.LightningModule):
             self._statistics = StageStatistics(self.network.predictor, self.network.hparams["backbone"])
 
     def predict_step(self, batch: RegionBatch, batch_idx: int) -> RegionBatch:
-        """Return `square`, int64 (N,), `logit` and, where it is known, `distance`, float32 (N,); or `error`, a text."""
-        if "error" in batch:
+        """Return `square`, int64 (N,), `logit` and, where it is known, `distance`, float32 (N,), and `damaged`.
+
+        Where nothing can be read, the batch as it came.
+        """
+        if "error" in batch or not len(batch["row"]):
             return batch
         places = zip(batch["row"].split(self.batch_size), batch["column"].split(self.batch_size), strict=True)
         logits, distances = [], []
@@ -54,7 +57,8 @@ class SlidePredictor(L.LightningModule):
             if self._statistics is not None and self.distance is not None:
                 distances.append(self.distance(self._statistics.take()))
         logit = torch.cat(logits).float()
-        predicted = {"square": batch["square"], "logit": torch.where(logit.isfinite(), logit, torch.nan)}
+        predicted = {name: batch[name] for name in ("square", "damaged")}
+        predicted["logit"] = torch.where(logit.isfinite(), logit, torch.nan)
         return {**predicted, "distance": torch.cat(distances)} if distances else predicted
 
 
@@ -70,7 +74,7 @@ class LogitFile(L.Callback):
 
     def __init__(self, path: Path, key: str, known: "Logits", total: int) -> None:
         self.path, self.key, self.total = path, key, total
-        self.logit, self.distance = known.logit.copy(), known.distance.copy()
+        self.logit, self.distance, self.damaged = known.logit.copy(), known.distance.copy(), known.damaged.copy()
         self.error = ""
         self._written = time.monotonic()
         self._bar: Any = None
@@ -92,7 +96,8 @@ class LogitFile(L.Callback):
         for name, values in (("logit", self.logit), ("distance", self.distance)):
             if name in outputs:
                 values.reshape(-1)[square] = outputs[name].cpu().numpy()
-        self._bar.update(len(outputs["square"]))
+        self.damaged.reshape(-1)[outputs["damaged"].cpu().numpy()] = True
+        self._bar.update(len(outputs["square"]) + len(outputs["damaged"]))
         if time.monotonic() - self._written > _EVERY:
             self._write(trainer)
 
@@ -109,7 +114,7 @@ class LogitFile(L.Callback):
 
     def _write(self, trainer: L.Trainer) -> None:
         part = self.path.with_name(f"{self.path.stem}_{trainer.global_rank}.npz")
-        write_logits(part, self.logit, self.key, self.error, self.distance)
+        write_logits(part, self.logit, self.key, self.error, self.distance, self.damaged)
         self._written = time.monotonic()
 
 
@@ -119,25 +124,36 @@ class Logits(NamedTuple):
     Attributes:
         logit: float32 (rows, columns), NaN where there is none.
         distance: from the training patches, the same.
+        damaged: squares that cannot be read, bool (rows, columns).
         error: of a process, if any.
     """
 
     logit: np.ndarray
     distance: np.ndarray
+    damaged: np.ndarray
     error: str = ""
 
 
-def write_logits(path: Path, logit: np.ndarray, key: str, error: str = "", distance: np.ndarray | None = None) -> None:
-    """Write logits, float32 (rows, columns), NaN where there are none, what they depend on, an error, and distances."""
+def write_logits(
+    path: Path,
+    logit: np.ndarray,
+    key: str,
+    error: str = "",
+    distance: np.ndarray | None = None,
+    damaged: np.ndarray | None = None,
+) -> None:
+    """Write logits and what they depend on; see `Logits`."""
     distance = np.full_like(logit, np.nan) if distance is None else distance
+    damaged = np.zeros(logit.shape, dtype=bool) if damaged is None else damaged
+    texts = {"key": np.array(key), "error": np.array(error)}
     with atomic_open(path) as file:
-        np.savez_compressed(file, logit=logit, distance=distance, key=np.array(key), error=np.array(error))
+        np.savez_compressed(file, logit=logit, distance=distance, damaged=damaged, **texts)
 
 
 def read_logits(path: Path, key: str, shape: tuple[int, ...]) -> Logits:
     """Read what `write_logits` and `LogitFile` have written with the same key."""
     nothing = np.full(shape, np.nan, dtype=np.float32)
-    found = Logits(nothing, nothing)
+    found = Logits(nothing, nothing, np.zeros(shape, dtype=bool))
     for part in (path, *sorted(path.parent.glob(f"{path.stem}_*.npz"))):
         try:
             with np.load(part) as arrays:
@@ -145,7 +161,8 @@ def read_logits(path: Path, key: str, shape: tuple[int, ...]) -> Logits:
                     logit = np.where(np.isnan(found.logit), arrays["logit"], found.logit)
                     known = arrays.get("distance", nothing)  # which an older version did not write
                     distance = np.where(np.isnan(found.distance), known, found.distance)
-                    found = Logits(logit, distance, found.error or str(arrays["error"]))
+                    damaged = (found.damaged | arrays.get("damaged", False)) & np.isnan(logit)
+                    found = Logits(logit, distance, damaged, found.error or str(arrays["error"]))
         except (OSError, EOFError, ValueError, KeyError, BadZipFile):  # none there, damaged, or of another version
             continue
     return found

@@ -42,8 +42,9 @@ class SlideRegions(Dataset[RegionBatch]):
 
         Returns:
             `image`, uint8 (H, W, 3); `row` and `column`, int64 (N,), of its squares within the region; `square`, int64
-            (N,), of the same squares within the grid, row by row. Only `error`, a text, where it cannot be read: an
-            exception would reach the parent process as a traceback.
+            (N,), of the same squares within the grid, row by row; and `damaged`, int64 (M,), of squares that cannot be
+            read. Only `error`, a text, where the slide cannot be opened: an exception would reach the parent process as
+            a traceback.
         """
         region = self.regions[index]
         row, column = np.nonzero(self.squares[region.slice])
@@ -53,8 +54,9 @@ class SlideRegions(Dataset[RegionBatch]):
         except UserError as error:
             return {"error": str(error)}
         square = (region.row + row) * self.grid.columns + region.column + column
-        arrays = {"image": pixels.copy(), "row": row, "column": column, "square": square}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        lost = self.grid.damaged(self._slide.damaged, region.row + row, region.column + column)
+        arrays = {"row": row[~lost], "column": column[~lost], "square": square[~lost], "damaged": square[lost]}
+        return {name: torch.from_numpy(array) for name, array in (arrays | {"image": pixels.copy()}).items()}
 
 
 class SlideDataModule(L.LightningDataModule):

@@ -1,5 +1,7 @@
 """Which squares of a slide hold tissue."""
 
+import math
+
 import numpy as np
 
 from pcam_lightning.slides.patch_grid import PatchGrid
@@ -30,7 +32,7 @@ def is_tissue(pixels: np.ndarray) -> np.ndarray:
 
 
 def tissue_mask(slide: SlideReader, grid: PatchGrid) -> np.ndarray:
-    """Find the tissue of a slide at low resolution.
+    """Find the tissue of a slide at low resolution; what is damaged there counts, since finer levels may show it.
 
     Returns:
         bool, (rows * cells, columns * cells) of the grid; a cell is a quarter of the side of a patch's center, 8 um.
@@ -38,4 +40,9 @@ def tissue_mask(slide: SlideReader, grid: PatchGrid) -> np.ndarray:
     cells = CELLS * (grid.square // grid.center)
     region = (0, 0, grid.columns * grid.square, grid.rows * grid.square)
     pixels = np.asarray(slide.read_scaled(region, (grid.columns * cells, grid.rows * cells)))
-    return np.concatenate([is_tissue(pixels[top : top + _ROWS]) for top in range(0, len(pixels), _ROWS)])
+    mask = np.concatenate([is_tissue(pixels[top : top + _ROWS]) for top in range(0, len(pixels), _ROWS)])
+    side = grid.square / cells
+    for box in slide.damaged:
+        left, top = int(box.left / side), int(box.top / side)
+        mask[max(0, top) : math.ceil(box.bottom / side), max(0, left) : math.ceil(box.right / side)] = True
+    return mask

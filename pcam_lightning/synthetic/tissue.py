@@ -64,7 +64,7 @@ def coordinates(side: int) -> tuple[Array, Array]:
 
 def blur(image: Array, scale: float) -> Array:
     """Blur an image, shape (..., side, side), with a Gaussian of that standard deviation in pixels."""
-    return np.asarray(np.fft.irfft2(np.fft.rfft2(image) * _low_pass(scale, image.shape[-1])))
+    return np.asarray(np.fft.irfft2(np.fft.rfft2(image) * _low_pass(scale, image.shape[-1]), s=image.shape[-2:]))
 
 
 @cache

@@ -1,0 +1,99 @@
+"""The files of slides: which there are below a folder, which belong to one slide, and what identifies its content."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import openslide
+
+SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".qptiff")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp")  # without a pyramid
+FOREIGN = (".czi", ".vsi", ".isyntax", ".lif", ".nd2", ".kfb", ".sdpc", ".tmap", ".jp2")  # OpenSlide lacks them
+_RESULTS = "tissue.png"  # of a slide, the first file that is written
+_WHOLE = 2**26  # bytes: of a larger file some blocks are read
+_BLOCK, _BLOCKS = 2**16, 64
+
+
+def is_slide(path: Path) -> bool:
+    """Return whether a file has a slide's or an image's suffix, or is one that OpenSlide reads."""
+    if not path.is_file() or path.name.startswith("."):  # what macOS leaves beside files
+        return False
+    return path.suffix.lower() in (*SUFFIXES, *IMAGES, *FOREIGN) or bool(openslide.OpenSlide.detect_format(path))
+
+
+def find_slides(folder: Path) -> list[Path]:
+    """Return the slides in a folder and below, by path, readable or not.
+
+    Left out are parts of other slides (a MIRAX slide's folder, a DICOM series' further files, the images of a .vms) and
+    the results of `heatmap`.
+    """
+    found: dict[str, Path] = {}
+    parts: set[Path] = set()
+    for path in filter(is_slide, _walk(folder)):
+        found.setdefault(_series(path), path)
+        parts.update(companions(path))
+    return [path for path in found.values() if path not in parts]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        if _RESULTS in files and Path(place) != folder:
+            folders.clear()
+            continue
+        slides = {Path(name).stem for name in files if name.lower().endswith(".mrxs")}
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in slides)
+        yield from (Path(place) / name for name in sorted(files))
+
+
+def _series(path: Path) -> str:
+    """Return what the files of a DICOM series have in common; of other files their path."""
+    if openslide.OpenSlide.detect_format(path) == "dicom":
+        with openslide.OpenSlide(path) as slide:
+            return slide.properties.get("openslide.quickhash-1", str(path))
+    return str(path)
+
+
+def companions(path: Path) -> list[Path]:
+    """Return the other files that belong to a slide, by name."""
+    suffix, siblings = path.suffix.lower(), path.parent
+    if suffix == ".mrxs" and path.with_suffix("").is_dir():
+        return sorted(file for file in path.with_suffix("").iterdir() if file.is_file())
+    if suffix in (".vms", ".vmu"):
+        named = path.read_bytes()
+        return sorted(file for file in siblings.iterdir() if file != path and os.fsencode(file.name) in named)
+    if openslide.OpenSlide.detect_format(path) == "dicom":
+        series = _series(path)
+        return sorted(
+            file for file in siblings.iterdir() if file != path and file.is_file() and _series(file) == series
+        )
+    return []
+
+
+def content_sha256(path: Path) -> str:
+    """Return what identifies the pixels of a slide wherever it lies, whatever its date.
+
+    That is OpenSlide's quickhash-1, where there is one, and the content of all its files: whole up to 64 MB, as plain
+    images are read too; of a larger file its size and 64 blocks of 64 kB.
+    """
+    digest = hashlib.sha256()
+    plain = openslide.OpenSlide.detect_format(path) is None
+    if not plain:
+        with openslide.OpenSlide(path) as slide:
+            digest.update(slide.properties.get("openslide.quickhash-1", "").encode())
+    for file in (path, *companions(path)):
+        size = file.stat().st_size
+        digest.update(f"{file.name if file != path else ''} {size} ".encode())
+        with file.open("rb") as stream:
+            if plain or size <= _WHOLE:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+                continue
+            for number in range(_BLOCKS):
+                stream.seek(number * (size - _BLOCK) // (_BLOCKS - 1))
+                digest.update(stream.read(_BLOCK))
+    return digest.hexdigest()
+
+
+def dates(path: Path) -> list[int]:
+    """Return when each file of a slide was modified, in nanoseconds."""
+    return [file.stat().st_mtime_ns for file in (path, *companions(path))]
