@@ -11,7 +11,7 @@ from PIL import Image
 from pcam_lightning.data.tiff_pages import TiffPage, check_pages, read_pages
 from pcam_lightning.slides.plain_image import check_orientation, decode_image
 from pcam_lightning.slides.scale import StatedScale, check_range
-from pcam_lightning.slides.slide_files import FOREIGN
+from pcam_lightning.slides.slide_files import CONVERT, FOREIGN
 from pcam_lightning.utils.errors import UserError
 
 _MOST_PIXELS = 2**24  # that are read at once: 64 MB as RGBA
@@ -64,18 +64,15 @@ class SlideReader:
         self.damaged: set[Box] = set()
         if not self.path.is_file():
             raise UserError(f"{self.path}: no such slide.")
-        try:
-            vendor = openslide.OpenSlide.detect_format(self.path)
-            pages = self._check_pages(vendor)
-            if vendor is None:
-                _check_format(self.path)
-                image, self.vendor = decode_image(self.path)
-                self._slide: openslide.AbstractSlide = openslide.ImageSlide(image)
-            else:
-                self.vendor = vendor
-                self._slide = openslide.OpenSlide(self.path)
-        except openslide.OpenSlideError as error:
-            raise UserError(f"{self.path}: cannot be read as a slide ({error}).") from None
+        vendor = openslide.OpenSlide.detect_format(self.path)
+        if vendor is None:
+            _check_format(self.path)
+        pages = self._check_pages(vendor)
+        if vendor is None:
+            image, self.vendor = decode_image(self.path)
+            self._slide: openslide.AbstractSlide = openslide.ImageSlide(image)
+        else:
+            self.vendor, self._slide = vendor, self._open()
         sizes = zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
         self.levels = [Level(width, height, downsample) for (width, height), downsample in sizes]
         # A plain TIFF and a tiled one state their scale by the same tags; OpenSlide reads what other formats say.
@@ -92,6 +89,13 @@ class SlideReader:
     def height(self) -> int:
         """Of level 0, in pixels."""
         return self.levels[0].height
+
+    def _open(self) -> openslide.OpenSlide:
+        try:
+            return openslide.OpenSlide(self.path)
+        except openslide.OpenSlideError as error:
+            hint = f" {CONVERT}" if self.path.suffix.lower() in FOREIGN else ""
+            raise UserError(f"{self.path}: cannot be read as a slide ({error}).{hint}") from None
 
     def _check_pages(self, vendor: str | None) -> list[TiffPage]:
         """Return the images of a TIFF without a format of its own, and of no other file.
@@ -152,7 +156,8 @@ class SlideReader:
         try:
             region = self._slide.read_region((x, y), level, (width, height))
         except openslide.OpenSlideError as error:
-            self._reopen()
+            self._slide.close()
+            self._slide = self._open()  # OpenSlide reads nothing more from one after an error
             raise _DamagedError(f"{self.path}: damaged at x {x:,}, y {y:,} of level {level} ({error}).") from None
         white = Image.new("RGBA", region.size, (255, 255, 255, 255))
         return np.asarray(Image.alpha_composite(white, region).convert("RGB"))
@@ -173,14 +178,6 @@ class SlideReader:
         else:
             parts = (x, y, width, half), (x, y + beyond, width, height - half)
         return np.concatenate([self.read_around(*part, level) for part in parts], axis=1 if wide else 0)
-
-    def _reopen(self) -> None:
-        """Open the slide again: OpenSlide reads nothing more from one after an error."""
-        try:
-            self._slide.close()
-            self._slide = openslide.OpenSlide(self.path)
-        except openslide.OpenSlideError as error:
-            raise UserError(f"{self.path}: cannot be read as a slide ({error}).") from None
 
     def read_scaled(self, region: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
         """Read a region at another size, RGB, in strips, so that memory is bounded.
@@ -210,7 +207,7 @@ class SlideReader:
 
 
 def _check_format(path: Path) -> None:
-    """Check that a file that OpenSlide does not read may be an image.
+    """Check that a file that OpenSlide does not know may be an image.
 
     Raises:
         UserError: it is known what it is, or what it lacks.
@@ -219,9 +216,6 @@ def _check_format(path: Path) -> None:
     if not path.stat().st_size:
         raise UserError(f"{path}: is empty.")
     if suffix in FOREIGN:
-        raise UserError(
-            f"{path}: OpenSlide does not read {suffix}; convert it to a pyramidal TIFF, with QuPath (as OME-TIFF) or "
-            "Bio-Formats' bfconvert."
-        )
+        raise UserError(f"{path}: OpenSlide does not read this {suffix}. {CONVERT}")
     if suffix == ".mrxs" and not path.with_suffix("").is_dir():
         raise UserError(f"{path}: its folder {path.with_suffix('')} is missing, which holds its pixels.")

@@ -9,7 +9,18 @@ import openslide
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".qptiff")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp")  # without a pyramid
-FOREIGN = (".czi", ".vsi", ".isyntax", ".lif", ".nd2", ".kfb", ".sdpc", ".tmap", ".jp2")  # OpenSlide lacks them
+FOREIGN = (
+    ".czi",
+    ".vsi",
+    ".isyntax",
+    ".lif",
+    ".nd2",
+    ".kfb",
+    ".sdpc",
+    ".tmap",
+    ".jp2",
+)  # OpenSlide lacks them, or most of their kinds
+CONVERT = "Convert it to a pyramidal TIFF, with QuPath (as OME-TIFF) or Bio-Formats' bfconvert."
 _RESULTS = "tissue.png"  # of a slide, the first file that is written
 _WHOLE = 2**26  # bytes: of a larger file some blocks are read
 _BLOCK, _BLOCKS = 2**16, 64
