@@ -85,6 +85,29 @@ def tiff(**changes: int) -> bytes:
     return b"II*\0" + struct.pack("<I", start) + data + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"
 
 
+def planar_tiff(channel: np.ndarray) -> bytes:
+    """Return a TIFF of RGB pixels whose channels, all alike, lie one after another; uint8 or uint16 (H, W)."""
+    (height, width), bits, size = channel.shape, 8 * channel.itemsize, channel.nbytes
+    tags = [(256, width), (257, height), (258, [bits] * 3), (259, 1), (262, 2), (273, [8 + n * size for n in range(3)])]
+    tags += [(277, 3), (278, height), (279, [size] * 3), (284, 2)]
+    entries, more = b"", b""
+    for tag, value in tags:
+        values = value if isinstance(value, list) else [value]
+        place = 8 + 3 * size + len(more) if len(values) > 1 else values[0]
+        more += struct.pack(f"<{len(values)}I", *values) if len(values) > 1 else b""
+        entries += struct.pack("<HHII", tag, 4, len(values), place)
+    start = 8 + 3 * size + len(more)
+    directory = struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"
+    return b"II*\0" + struct.pack("<I", start) + 3 * channel.tobytes() + more + directory
+
+
+def turned(patch: np.ndarray, kind: str) -> bytes:
+    """Return a patch as a file whose Orientation tag turns it by a quarter."""
+    tags = Image.Exif()
+    tags[274] = 6
+    return encode(patch, kind, exif=tags)
+
+
 def bad_files(patch: np.ndarray) -> dict[str, Refused]:
     """Return files that are refused, by what is wrong with them."""
     return {**_no_images(), **_damaged(patch), **_other_sizes(), **_other_pixels(patch), **_no_tissue(patch)}
@@ -164,6 +187,7 @@ def _other_pixels(patch: np.ndarray) -> dict[str, Refused]:
         "png_16_bit_gray": Refused(encode(Image.fromarray(wide)), 422, "16"),
         "png_16_bit_rgb": Refused(png(96, 96, 16, 2, (b"\0" + bytes(96 * 6)) * 96), 422, "16 bits"),
         "tiff_16_bit": Refused(encode(Image.fromarray(wide), "tiff"), 422, "16"),
+        "tiff_16_bit_planes": Refused(planar_tiff(wide), 422, "16 bits"),
         "tiff_float": Refused(encode(Image.fromarray(wide.astype(np.float32)), "tiff"), 422, "type F"),
         "tiff_cmyk": Refused(encode(image.convert("CMYK"), "tiff"), 422, "CMYK"),
         "jpeg_cmyk": Refused(encode(image.convert("CMYK"), "jpeg"), 422, "CMYK"),

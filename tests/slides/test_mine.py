@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +127,20 @@ def test_what_is_missing_is_named_and_nothing_is_left(heatmaps: Path, reference:
         mine_negatives(moved, tmp_path / "mined", reference, threshold=0)
     assert not (tmp_path / "mined").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_another_slide_under_the_same_name_is_not_mined(
+    slide: Path, heatmaps: Path, reference: Path, tmp_path: Path
+) -> None:
+    copy, path = tmp_path / "maps", tmp_path / slide.name
+    shutil.copytree(heatmaps, copy)
+    shutil.copyfile(slide, path)
+    file = copy / slide.stem / "slide.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"slide": str(path)}))
+    assert len(mine_negatives(copy, tmp_path / "moved", reference, threshold=0)) == 25  # the same slide elsewhere
+    content = bytearray(slide.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{slide.name}: is not the slide that .*{slide.stem} was predicted from"):
+        mine_negatives(copy, tmp_path / "mined", reference, threshold=0)
+    assert not (tmp_path / "mined").exists()

@@ -1,7 +1,9 @@
 """Heat maps of slides: the logits are those of the patches, what is written, resuming, and errors."""
 
 import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from pcam_lightning.slides.predict import predict_slide
 from pcam_lightning.slides.predictor import read_logits, write_logits
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.feature_distance import find_feature_distance
 from pcam_lightning.utils.errors import UserError
+from pcam_lightning.utils.system import supported_precision
 
 SCALES = ('-1, "shift": 0', '1, "shift": NaN', '1, "shift": 0')
 CPU = {"accelerator": "cpu", "precision": "32-true", "num_workers": 0}
@@ -305,6 +309,58 @@ def test_slides_csv_has_all_slides_of_the_folder(
     shutil.copyfile(slide, twin)
     assert main(["heatmap", str(twin), *ARGS, "--stride=96"]) == 2
     assert f"heatmaps/other: has the results of {other}; name another folder with --output" in capsys.readouterr().err
+
+
+def test_results_name_their_slide_from_anywhere(
+    slide: Path, result: predict.SlideResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for place in (here, there):
+        place.mkdir()
+    shutil.copyfile(slide, here / "a.tif")
+    Image.new("RGB", (200, 200), (150, 90, 160)).save(there / "a.tif")
+    monkeypatch.chdir(here)
+    first = predict_slide("a.tif", "pcam-small", "../maps/a", stride=96, **CPU)
+    assert first.summary["slide"] == str(here / "a.tif")
+    monkeypatch.chdir(there)
+    with pytest.raises(UserError, match=f"has the results of {here / 'a.tif'}; name another folder with `output`"):
+        predict_slide("a.tif", "pcam-small", "../maps/a", mpp=0.972, **CPU)
+    (here / "a.tif").rename(here / "b.tif")
+    with pytest.raises(UserError, match=f"has the results of {here / 'a.tif'}"):
+        predict_slide("a.tif", "pcam-small", "../maps/a", mpp=0.972, **CPU)
+    counts = _count(monkeypatch)
+    predict_slide(here / "b.tif", "pcam-small", "../maps/a", stride=96, **CPU)  # the same slide, moved
+    assert not counts
+
+
+def test_what_a_result_depends_on_is_predicted_anew(
+    pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder, options = tmp_path / "a.bmp", tmp_path / "map", {**CPU, "mpp": 0.972, "stride": 96}
+    Image.fromarray(pixels).save(path)
+    stamp = path.stat().st_mtime_ns
+    counts = _count(monkeypatch)
+    first = predict_slide(path, "pcam-small", folder, **options)
+    Image.fromarray(np.ascontiguousarray(pixels[::-1])).save(path)  # other content of the same size and date
+    os.utime(path, ns=(stamp, stamp))
+    second = predict_slide(path, "pcam-small", folder, **options)
+    assert not np.array_equal(first.heat_map.logit, second.heat_map.logit, equal_nan=True)
+    measured = find_feature_distance("pcam-small")
+    assert measured is not None
+    for changed in (replace(measured, mean=measured.mean + 1), replace(measured, threshold=0.0)):
+        monkeypatch.setattr(predict, "find_feature_distance", lambda _, changed=changed: changed)
+        before = second
+        second = predict_slide(path, "pcam-small", folder, **options)
+        assert second.heat_map.distance is not None
+        assert before.summary["key"] != second.summary["key"]
+    assert second.heat_map.unlike is not None
+    assert second.heat_map.unlike.sum() == second.summary["squares"]
+    used = supported_precision("cpu", "16-mixed")
+    third = predict_slide(path, "pcam-small", folder, **options | {"precision": "16-mixed"})
+    assert third.summary["options"]["precision"] == used != "16-mixed"
+    counts.clear()
+    predict_slide(path, "pcam-small", folder, **options | {"precision": used})  # as what was asked for is used here
+    assert not counts
 
 
 def test_logits_that_are_not_numbers_are_an_error(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

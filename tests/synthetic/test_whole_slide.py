@@ -10,6 +10,8 @@ from pcam_lightning.cli.main import main
 from pcam_lightning.slides.annotations import read_annotations, tumor_mask
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.tissue import is_tissue
+from pcam_lightning.synthetic.kaggle_folder import draw_slide
+from pcam_lightning.synthetic.whole_slide import draw_whole_slide, write_whole_slide
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +60,20 @@ def test_wrong_arguments_are_one_line(tmp_path: Path, flag: str, capsys: pytest.
     assert main(["synthesize", str(tmp_path / "slides"), "--whole", flag]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "slides").exists()
+
+
+def test_a_slide_may_have_an_odd_side(tmp_path: Path) -> None:
+    side = 515
+    rng = np.random.default_rng(0)
+    image, metastases = draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), side, tumor=True)
+    assert image.shape == (side, side, 3)
+    assert metastases.shape == (side, side)
+    write_whole_slide(tmp_path / "tumor.tif", image, metastases)
+    assert SlideReader(tmp_path / "tumor.tif").width == 4 * side
+
+
+@pytest.mark.parametrize("side_mm", ["0.49", "4.1"])
+def test_other_sides_are_refused(side_mm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["synthesize", "slides", "--whole", "--side_mm", side_mm]) == 2
+    assert f"side_mm {side_mm} is out of range. Give a number from 0.5 to 4." in capsys.readouterr().err
+    assert not Path("slides").exists()
