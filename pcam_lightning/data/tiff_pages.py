@@ -53,7 +53,7 @@ def read_pages(file: BinaryIO) -> list[TiffPage]:
                 directory.load(file)
                 pages.append(_page(directory))
     except (KeyError, IndexError, TypeError, ValueError, OSError, SyntaxError, struct.error):
-        raise ValueError("a damaged TIFF image") from None
+        raise ValueError("a damaged or truncated TIFF image") from None
     return pages
 
 
@@ -64,7 +64,7 @@ def _page(tags: Any) -> TiffPage:
         bits=tuple(tags.get(258, (1,))),
         sample_format=tags.get(339, (1,))[0],
         orientation=tags.get(274, 1),
-        resolution=(tags.get(282), tags.get(283)),
+        resolution=(tags.get(282), tags.get(283, tags.get(282))),
         unit=tags.get(296, 2),
         description=str(tags.get(270, "")),
     )
