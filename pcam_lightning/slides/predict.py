@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 
 from pcam_lightning import __version__
-from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.slides.correction import logit_correction, weights_sha256
 from pcam_lightning.slides.geojson import write_geojson
 from pcam_lightning.slides.heat_map import HeatMap
@@ -22,9 +21,8 @@ from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.page import write_page
 from pcam_lightning.slides.patch_grid import PatchGrid
 from pcam_lightning.slides.pictures import mask_png, overlay_png, write_tiff
-from pcam_lightning.slides.predictor import LogitFile, Logits, SlidePredictor, read_logits, write_logits
+from pcam_lightning.slides.predictor import Logits, predict_squares, read_logits
 from pcam_lightning.slides.reader import SlideReader
-from pcam_lightning.slides.regions import SlideDataModule, SlideRegions
 from pcam_lightning.slides.scale import check_given, given_mpp
 from pcam_lightning.slides.slide_files import content_sha256, dates
 from pcam_lightning.slides.tissue import tissue_mask
@@ -79,10 +77,8 @@ def predict_slide(
     if reader.mpp > 1.5 * grid.mpp:
         rank_zero_warn(f"{path}: {reader.mpp:g} um per pixel is coarser than the training patches' {grid.mpp:.3g}.")
     network = load_pretrained(ckpt_path, choices.tta)
-    folder, content = (
-        (Path("heatmaps") / path.stem if output is None else Path(output)).expanduser(),
-        content_sha256(path),
-    )
+    folder = (Path("heatmaps") / path.stem if output is None else Path(output)).expanduser()
+    content = content_sha256(path)
     _check_folder(folder, path, content)
     folder.mkdir(parents=True, exist_ok=True)
     weights = weights_sha256(network)
@@ -96,7 +92,7 @@ def predict_slide(
     if is_rank_zero():
         (folder / "slide.json").unlink(missing_ok=True)  # written again once all files belong together
     squares = _find_tissue(reader, grid, choices, folder)
-    found = _predict(path, grid, squares, network, folder / "logits.npz", key, choices, distance)
+    found = predict_squares(path, grid, squares, network, folder / "logits.npz", key, choices, distance)
     heat_map = _heat_map(grid, found, correction, distance)
     lesions = heat_map.lesions(choices.threshold)
     summary = {
@@ -218,57 +214,6 @@ def _fingerprint(
         digest.update(distance.mean.numpy().tobytes() + distance.whiten.numpy().tobytes())
         digest.update(str(distance.threshold).encode())
     return digest.hexdigest()
-
-
-def _predict(
-    path: Path,
-    grid: PatchGrid,
-    squares: np.ndarray,
-    network: PCamClassifier,
-    file: Path,
-    key: str,
-    options: SlideOptions,
-    distance: FeatureDistance | None,
-) -> Logits:
-    """Return logits and distances of squares: those that are in a file, and the others predicted."""
-    found = read_logits(file, key, squares.shape)
-    unknown = np.isnan(found.logit) if distance is None else np.isnan(found.logit) | np.isnan(found.distance)
-    missing = unknown & squares
-    if missing.any():
-        callback = LogitFile(file, key, found, int(missing.sum()))
-        trainer = options.build_trainer(callback)
-        regions = SlideRegions(path, grid, list(grid.regions(missing)), missing)
-        predictor = SlidePredictor(network, options.stride, options.batch_size, distance)
-        trainer.predict(predictor, SlideDataModule(regions, options.num_workers), return_predictions=False)
-        trainer.strategy.barrier()
-        found = read_logits(file, key, squares.shape)
-        trainer.strategy.barrier()  # before the parts are removed
-        if count := int((np.isnan(found.logit) & squares & ~found.damaged).sum()):
-            raise UserError(found.error or f"{path}: {count:,} logits are not finite numbers; try `precision` 32-true.")
-    logit, far = (np.where(squares, values, np.float32(np.nan)) for values in (found.logit, found.distance))
-    found = Logits(logit, far, found.damaged & squares)
-    _report_damage(path, grid, found.damaged, squares)
-    if is_rank_zero():
-        write_logits(file, found.logit, key, distance=found.distance, damaged=found.damaged)
-        for part in file.parent.glob(f"{file.stem}_*.npz"):
-            part.unlink()
-    return found
-
-
-def _report_damage(path: Path, grid: PatchGrid, damaged: np.ndarray, squares: np.ndarray) -> None:
-    """Warn of squares that cannot be read, bool (rows, columns), among those to predict.
-
-    Raises:
-        UserError: these are most of them.
-    """
-    if not damaged.any():
-        return
-    row, column = np.argwhere(damaged)[0] * grid.square
-    count, total = damaged.sum(), squares.sum()
-    message = f"{path}: damaged at x {column:,}, y {row:,}: {count:,} of {total:,} squares cannot be read"
-    if 2 * count > total:
-        raise UserError(f"{message}. Copy the slide again from where it came.")
-    rank_zero_warn(f"{message} and are left empty.")
 
 
 def _findings(heat_map: HeatMap, threshold: float) -> dict[str, Any]:

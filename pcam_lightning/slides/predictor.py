@@ -1,4 +1,4 @@
-"""SlidePredictor: a network on the patches of a slide's regions, and callbacks that keep its logits."""
+"""A network on the patches of a slide's regions, and the file that keeps its logits."""
 
 import time
 from pathlib import Path
@@ -12,9 +12,12 @@ from tqdm import tqdm
 
 from pcam_lightning.models.patch_network import PatchNetwork
 from pcam_lightning.models.stage_statistics import StageStatistics
-from pcam_lightning.slides.regions import RegionBatch, cut_patches
+from pcam_lightning.slides.options import SlideOptions
+from pcam_lightning.slides.patch_grid import PatchGrid
+from pcam_lightning.slides.regions import RegionBatch, SlideDataModule, SlideRegions, cut_patches
 from pcam_lightning.training.feature_distance import FeatureDistance
 from pcam_lightning.utils.atomic_io import atomic_open
+from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_warn
 
 _EVERY = 30.0  # seconds of predictions that a killed process may lose
 
@@ -145,9 +148,10 @@ def write_logits(
     """Write logits and what they depend on; see `Logits`."""
     distance = np.full_like(logit, np.nan) if distance is None else distance
     damaged = np.zeros(logit.shape, dtype=bool) if damaged is None else damaged
-    texts = {"key": np.array(key), "error": np.array(error)}
     with atomic_open(path) as file:
-        np.savez_compressed(file, logit=logit, distance=distance, damaged=damaged, **texts)
+        np.savez_compressed(
+            file, logit=logit, distance=distance, damaged=damaged, key=np.array(key), error=np.array(error)
+        )
 
 
 def read_logits(path: Path, key: str, shape: tuple[int, ...]) -> Logits:
@@ -166,3 +170,68 @@ def read_logits(path: Path, key: str, shape: tuple[int, ...]) -> Logits:
         except (OSError, EOFError, ValueError, KeyError, BadZipFile):  # none there, damaged, or of another version
             continue
     return found
+
+
+def predict_squares(
+    path: Path,
+    grid: PatchGrid,
+    squares: np.ndarray,
+    network: PatchNetwork,
+    file: Path,
+    key: str,
+    options: SlideOptions,
+    distance: FeatureDistance | None,
+) -> Logits:
+    """Return logits and distances of squares: those that are in a file, and the others predicted.
+
+    Args:
+        path: of the slide.
+        grid: of its patches.
+        squares: which to predict, bool (rows, columns) of the grid.
+        network: what predicts them.
+        file: .npz of `write_logits`; it has all of them afterwards.
+        key: what they depend on.
+        options: how they are predicted.
+        distance: from the training patches; None where it is not known.
+
+    Raises:
+        UserError: the slide cannot be opened, most of it cannot be read, or a logit is no finite number.
+    """
+    found = read_logits(file, key, squares.shape)
+    unknown = np.isnan(found.logit) if distance is None else np.isnan(found.logit) | np.isnan(found.distance)
+    missing = unknown & squares
+    if missing.any():
+        callback = LogitFile(file, key, found, int(missing.sum()))
+        trainer = options.build_trainer(callback)
+        regions = SlideRegions(path, grid, list(grid.regions(missing)), missing)
+        predictor = SlidePredictor(network, options.stride, options.batch_size, distance)
+        trainer.predict(predictor, SlideDataModule(regions, options.num_workers), return_predictions=False)
+        trainer.strategy.barrier()
+        found = read_logits(file, key, squares.shape)
+        trainer.strategy.barrier()  # before the parts are removed
+        if count := int((np.isnan(found.logit) & squares & ~found.damaged).sum()):
+            raise UserError(found.error or f"{path}: {count:,} logits are not finite numbers; try `precision` 32-true.")
+    logit, far = (np.where(squares, values, np.float32(np.nan)) for values in (found.logit, found.distance))
+    found = Logits(logit, far, found.damaged & squares)
+    _report_damage(path, grid, found.damaged, squares)
+    if is_rank_zero():
+        write_logits(file, found.logit, key, distance=found.distance, damaged=found.damaged)
+        for part in file.parent.glob(f"{file.stem}_*.npz"):
+            part.unlink()
+    return found
+
+
+def _report_damage(path: Path, grid: PatchGrid, damaged: np.ndarray, squares: np.ndarray) -> None:
+    """Warn of squares that cannot be read, bool (rows, columns), among those to predict.
+
+    Raises:
+        UserError: these are most of them.
+    """
+    if not damaged.any():
+        return
+    row, column = np.argwhere(damaged)[0] * grid.square
+    count, total = damaged.sum(), squares.sum()
+    message = f"{path}: damaged at x {column:,}, y {row:,}: {count:,} of {total:,} squares cannot be read"
+    if 2 * count > total:
+        raise UserError(f"{message}. Copy the slide again from where it came.")
+    rank_zero_warn(f"{message} and are left empty.")
