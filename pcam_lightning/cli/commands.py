@@ -100,7 +100,7 @@ def _heatmap(
     """Predict slides: where tumor is probable, as tables, pictures and QuPath's objects.
 
     Args:
-        slides: files that OpenSlide or Pillow reads, or folders of them.
+        slides: files that OpenSlide or Pillow reads, or folders of them, with those below.
         ckpt_path: pcam or pcam-small, which come with the package, or a checkpoint of this project.
         output: folder of the results, a folder for each slide and `slides.csv` of all.
         options: of `SlideOptions`.

@@ -21,6 +21,7 @@ FOREIGN = (
     ".jp2",
 )  # OpenSlide lacks them, or most of their kinds
 CONVERT = "Convert it to a pyramidal TIFF, with QuPath (as OME-TIFF) or Bio-Formats' bfconvert."
+_INDICES = (".vms", ".vmu")  # Hamamatsu's, which name the images beside them
 _RESULTS = "tissue.png"  # of a slide, the first file that is written
 _WHOLE = 2**26  # bytes: of a larger file some blocks are read
 _BLOCK, _BLOCKS = 2**16, 64
@@ -43,7 +44,8 @@ def find_slides(folder: Path) -> list[Path]:
     parts: set[Path] = set()
     for path in filter(is_slide, _walk(folder)):
         found.setdefault(_series(path), path)
-        parts.update(companions(path))
+        if path.suffix.lower() in _INDICES:
+            parts.update(companions(path))
     return [path for path in found.values() if path not in parts]
 
 
@@ -70,7 +72,7 @@ def companions(path: Path) -> list[Path]:
     suffix, siblings = path.suffix.lower(), path.parent
     if suffix == ".mrxs" and path.with_suffix("").is_dir():
         return sorted(file for file in path.with_suffix("").iterdir() if file.is_file())
-    if suffix in (".vms", ".vmu"):
+    if suffix in _INDICES:
         named = path.read_bytes()
         return sorted(file for file in siblings.iterdir() if file != path and os.fsencode(file.name) in named)
     if openslide.OpenSlide.detect_format(path) == "dicom":
