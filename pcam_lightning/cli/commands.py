@@ -102,19 +102,23 @@ def _heatmap(
     Args:
         slides: files that OpenSlide or Pillow reads, or folders of them, with those below.
         ckpt_path: pcam or pcam-small, which come with the package, or a checkpoint of this project.
-        output: folder of the results, a folder for each slide and `slides.csv` of all.
+        output: folder of the results, a folder for each slide; `slides.csv` and `index.html` list all.
         options: of `SlideOptions`.
     """
+    from pcam_lightning.slides.heat_map import ood_warning
     from pcam_lightning.slides.heatmaps import heatmap
     from pcam_lightning.slides.predict import CAUTION
 
     table = heatmap(slides, ckpt_path, output, **options)
     for row in table.itertuples():
+        score = f"{row.score:.4f} (do not use it)" if ood_warning(row.ood_fraction) else f"{row.score:.4f}"
+        ood = f", {100 * row.ood_fraction:.0f} % of it out of distribution" if row.ood_fraction >= 0 else ""  # or NaN
         rank_zero_info(
-            f"{row.slide}: score {row.score:.4f}, {row.lesions} lesions, tumor in {row.tumor_mm2:.3g} of "
-            f"{row.tissue_mm2:.3g} mm2, in {row.folder}."
+            f"{row.slide}: score {score}, {row.lesions} lesion{'' if row.lesions == 1 else 's'}, tumor in "
+            f"{row.tumor_mm2:.3g} of {row.tissue_mm2:.3g} mm2 of tissue{ood}, in {row.folder}."
         )
     rank_zero_info(CAUTION)
+    rank_zero_info(f"{output / 'index.html'}: open it in a browser.")
 
 
 def _evaluate_slides(

@@ -9,6 +9,22 @@ from scipy.special import expit
 
 from pcam_lightning.slides.patch_grid import PatchGrid
 
+# Share of out-of-distribution tissue from which a score should not be used. About 1 % of PCam's patches are out of
+# distribution by definition, and nine tenths or more of tissue that is blurred, gray or of another organ; edges, folds
+# and pen marks put a good slide in between. From one half on, the score is more about these than about the rest.
+OOD_LIMIT = 0.5
+
+
+def ood_warning(fraction: float | None) -> str | None:
+    """Return a sentence about a score where `OOD_LIMIT` of the tissue or more is out of distribution, else None.
+
+    Args:
+        fraction: of `HeatMap.ood_fraction`, also as a table has it, NaN for None.
+    """
+    if fraction is None or not fraction >= OOD_LIMIT:
+        return None
+    return f"{100 * fraction:.0f} % of the tissue is out of distribution: do not use this score."
+
 
 @dataclass(frozen=True)
 class HeatMap:
@@ -40,6 +56,11 @@ class HeatMap:
     def unlike(self) -> np.ndarray | None:
         """Which squares are unlike the training patches, bool, (rows, columns); None where it is not known."""
         return None if self.distance is None else self.distance > self.most
+
+    @property
+    def ood_fraction(self) -> float | None:
+        """Share of the predicted squares that are out of distribution; None where distances are not known."""
+        return None if self.unlike is None else float(self.unlike.sum() / (~np.isnan(self.logit)).sum())
 
     @property
     def score(self) -> float:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from pcam_lightning.slides.heat_map_folder import read_summary
 from pcam_lightning.slides.options import SlideOptions
+from pcam_lightning.slides.page import write_index
 from pcam_lightning.slides.predict import predict_slide
 from pcam_lightning.slides.scale import check_table
 from pcam_lightning.slides.slide_files import find_slides
@@ -27,12 +28,12 @@ def heatmap(
     Args:
         slides: files that OpenSlide or Pillow reads, or folders of them, with those below.
         ckpt_path: pcam or pcam-small, which come with the package, or a checkpoint of this project.
-        output: folder of the results, a folder for each slide and `slides.csv` of all.
+        output: folder of the results, a folder for each slide; `slides.csv` and `index.html` list all.
         options: of `SlideOptions`.
 
     Returns:
-        The rows of slides.csv that are of these slides: slide, score, tissue_mm2, tumor_mm2, lesions,
-        damaged_squares, folder.
+        The rows of slides.csv that are of these slides: slide, score, tissue_mm2, tumor_mm2, lesions, ood_fraction
+        (the share of the tissue that is out of distribution, empty where it is not known), damaged_squares and folder.
 
     Raises:
         UserError: an option or the network cannot be used; or, after all others have been predicted, a slide.
@@ -56,6 +57,7 @@ def heatmap(
         if is_rank_zero():
             table = slide_table(output)
             atomic_write(output / "slides.csv", table.to_csv(index=False, lineterminator="\n"))
+            write_index(output, table)
     if failures:
         first, *others = failures
         also = f" Also: {', '.join(map(str, others))}." if others else ""
@@ -68,12 +70,12 @@ def heatmap(
 
 def slide_table(output: Path) -> pd.DataFrame:
     """Return a row for each finished slide of a folder, by name."""
-    columns = ["slide", "score", "tissue_mm2", "tumor_mm2", "lesions", "damaged_squares"]
+    columns = ["slide", "score", "tissue_mm2", "tumor_mm2", "lesions", "ood_fraction", "damaged_squares"]
     rows = []
     for file in sorted(output.glob("*/slide.json")):
         summary = read_summary(file)
         rows.append([*(summary.get(name) for name in columns), str(file.parent)])
-    return pd.DataFrame(rows, columns=[*columns, "folder"])
+    return pd.DataFrame(rows, columns=[*columns, "folder"]).astype({"ood_fraction": float})
 
 
 def list_slides(paths: list[Path]) -> list[Path]:

@@ -1,13 +1,13 @@
-"""heatmap.html: a page that shows a slide, its heat map and its lesions, without a network connection."""
+"""heatmap.html shows a slide, its heat map and its lesions, and index.html lists slides; neither needs internet."""
 
 import base64
-import io
 import json
 import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from bokeh.embed import file_html
 from bokeh.layouts import column, row
 from bokeh.models import (
     BoxZoomTool,
+    ColorBar,
     ColumnDataSource,
     CustomJS,
     HoverTool,
@@ -26,14 +27,14 @@ from bokeh.models import (
     Slider,
     Toggle,
 )
-from bokeh.palettes import Turbo256
+from bokeh.palettes import Turbo256, linear_palette
 from bokeh.plotting import figure
 from bokeh.resources import INLINE
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, Template
 from PIL import Image
 
-from pcam_lightning.slides.heat_map import HeatMap
-from pcam_lightning.slides.pictures import thumbnail
+from pcam_lightning.slides.heat_map import HeatMap, ood_warning
+from pcam_lightning.slides.pictures import encode, overlay, thumbnail
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.utils.atomic_io import atomic_folder, atomic_write
 
@@ -42,13 +43,15 @@ FINEST = 0.48  # um per pixel of the finest tiles: nuclei are 10 to 20 pixels wi
 OVERVIEW = 1500  # largest side of the picture of the whole slide, in pixels
 INLINE_TILES = 150  # more lie in a folder beside the page
 LINKS = 20  # lesions
-_QUALITY = 75  # of JPEGs
+COLORS = 200  # of the scale: two for each step of the threshold's slider
+THUMBNAIL = 320  # largest side of thumbnail.jpg, in pixels
+_CLEAR = "rgba(0, 0, 0, 0)"
 
 
 def write_page(
     folder: Path, slide: SlideReader, heat_map: HeatMap, lesions: pd.DataFrame, summary: dict[str, Any]
 ) -> None:
-    """Write heatmap.html and, for a slide that is not small, the tiles that it shows, into `heatmap_tiles`.
+    """Write heatmap.html, thumbnail.jpg and, for a slide that is not small, tiles for the page into `heatmap_tiles`.
 
     Args:
         folder: of the slide's results.
@@ -78,22 +81,25 @@ def write_page(
         "plot": plot,
         "width": slide.width * slide.mpp,
         "height": slide.height * slide.mpp,
+        "mpp": slide.mpp,
     }
-    template = Environment(loader=PackageLoader("pcam_lightning.slides"), autoescape=True).get_template("heatmap.html")
     html = file_html(
         layout,
         INLINE,
         title=slide.path.name,
-        template=template,
+        template=_template("heatmap.html"),
         template_variables={
             "page": page,
             "summary": summary,
+            "ood_fraction": heat_map.ood_fraction,
+            "warning": ood_warning(heat_map.ood_fraction),
             "lesions": _links(lesions, slide.mpp),
             "count": len(lesions),
             "tile_side": TILE,
         },
     )
     atomic_write(folder / "heatmap.html", html)
+    atomic_write(folder / "thumbnail.jpg", encode(overlay(slide, heat_map, THUMBNAIL), "jpeg"))
 
 
 def _levels(slide: SlideReader) -> list[int]:
@@ -121,9 +127,7 @@ def _tile(slide: SlideReader, size: int, x: int, y: int) -> str:
 
 
 def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "jpeg", quality=_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(encode(image, 'jpeg')).decode()}"
 
 
 def _links(lesions: pd.DataFrame, mpp: float) -> list[dict[str, Any]]:
@@ -135,14 +139,19 @@ def _links(lesions: pd.DataFrame, mpp: float) -> list[dict[str, Any]]:
     ]
 
 
+def scale_colors() -> list[str]:
+    """Return the colors of the probabilities from 0 to 1."""
+    return list(linear_palette(Turbo256, COLORS))
+
+
 def _layout(slide: SlideReader, heat_map: HeatMap, threshold: float) -> tuple[Any, str]:
-    """Build the plot, in um with y upward, and its sliders; return them and the plot's id."""
+    """Build the plot, in um with y upward, and its controls; return them and the plot's id."""
     width, height = slide.width * slide.mpp, slide.height * slide.mpp
     plot: Any = figure(
         x_range=Range1d(0, width),  # the page's script makes both axes equally long in um
         y_range=Range1d(-height, 0),
         sizing_mode="stretch_both",
-        min_height=500,
+        min_height=300,
         tools=["pan", "wheel_zoom", BoxZoomTool(match_aspect=True), "reset"],
         active_scroll="wheel_zoom",
         toolbar_location="above",
@@ -156,37 +165,71 @@ def _layout(slide: SlideReader, heat_map: HeatMap, threshold: float) -> tuple[An
     plot.add_glyph(below, ImageURL(url="url", **place))
     tiles = ColumnDataSource({"url": [], "x": [], "y": [], "w": [], "h": []}, name="tiles")
     plot.add_glyph(tiles, ImageURL(url="url", **place))
+    controls = _add_map(plot, heat_map, threshold)
+    plot.add_layout(ScaleBar(range=plot.x_range, unit="µm", dimensional=MetricLength(), location="bottom_right"))
+    top = row(*controls, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"})
+    return column(top, plot, sizing_mode="stretch_both"), plot.id
+
+
+def _add_map(plot: Any, heat_map: HeatMap, threshold: float) -> list[Any]:
+    """Add the probabilities and their color bar to a plot; return the controls."""
+    mapper = LinearColorMapper(palette=scale_colors(), low=0, high=1, nan_color=_CLEAR, name="scale")
+    image = _add_image(plot, heat_map, heat_map.prob, color_mapper=mapper, global_alpha=0.4)
+    plot.add_tools(HoverTool(renderers=[image], tooltips=[("probability of tumor", "@image{0.000}")]))
+    plot.add_layout(ColorBar(color_mapper=mapper, title="probability of tumor", height=10, padding=5), "below")
+    opacity = Slider(title="opacity of the map", start=0, end=1, step=0.05, value=0.4, name="opacity", width=200)
+    opacity.js_link("value", image.glyph, "global_alpha")
+    # The colors stay those of the same probabilities; the lowest ones turn clear.
+    hide = "mapper.palette = colors.map((color, n) => (n < Math.round(this.value * colors.length) ? clear : color));"
+    least = Slider(
+        title=f"hide below (threshold: {threshold:g})",
+        start=0,
+        end=0.99,
+        step=0.01,
+        value=0,
+        name="threshold",
+        width=220,
+    )
+    arguments = {"mapper": mapper, "colors": scale_colors(), "clear": _CLEAR}
+    least.js_on_change("value", CustomJS(args=arguments, code=hide))
+    if heat_map.unlike is None:
+        return [opacity, least]
+    gray = LinearColorMapper(palette=["#808080"], nan_color=_CLEAR)
+    marked = np.where(heat_map.unlike, 1.0, np.nan)
+    marks = _add_image(plot, heat_map, marked, color_mapper=gray, global_alpha=0.7, visible=False)
+    toggle = Toggle(label="mark squares that are out of distribution", active=False)
+    toggle.js_link("active", marks, "visible")
+    return [opacity, least, toggle]
+
+
+def _add_image(plot: Any, heat_map: HeatMap, values: np.ndarray, **how: Any) -> Any:
+    """Add a value for each square, (rows, columns), to a plot."""
     grid = heat_map.grid
     side = grid.square * grid.slide_mpp
-    mapper = LinearColorMapper(palette=Turbo256, low=0, high=1, nan_color="rgba(0, 0, 0, 0)")
-    image = plot.image(
-        image=[heat_map.prob[::-1].astype(np.float32)],  # the first row is the lowest one
-        x=0,
-        y=0,
-        dw=grid.columns * side,
-        dh=grid.rows * side,
-        color_mapper=mapper,
-        global_alpha=0.4,
-        anchor="top_left",
-    )
-    plot.add_tools(HoverTool(renderers=[image], tooltips=[("probability of tumor", "@image{0.000}")]))
-    plot.add_layout(ScaleBar(range=plot.x_range, unit="µm", dimensional=MetricLength(), location="bottom_right"))
-    opacity = Slider(title="opacity of the map", start=0, end=1, step=0.05, value=0.4, name="opacity")
-    opacity.js_link("value", image.glyph, "global_alpha")
-    # What is below the threshold is not drawn.
-    hide = "mapper.low_color = this.value > 0 ? 'rgba(0, 0, 0, 0)' : null; mapper.low = this.value;"
-    least = Slider(
-        title=f"show from (threshold: {threshold:g})", start=0, end=0.99, step=0.01, value=0, name="threshold"
-    )
-    least.js_on_change("value", CustomJS(args={"mapper": mapper}, code=hide))
-    controls: list[Any] = [opacity, least]
-    if heat_map.unlike is not None:
-        marks = plot.image(
-            image=[np.where(heat_map.unlike, 1.0, np.nan)[::-1].astype(np.float32)],
-            x=0, y=0, dw=grid.columns * side, dh=grid.rows * side, anchor="top_left", global_alpha=0.7,
-            color_mapper=LinearColorMapper(palette=["#808080"], nan_color="rgba(0, 0, 0, 0)"), visible=False,
-        )  # fmt: skip
-        toggle = Toggle(label="mark squares unlike the training patches", active=False)
-        toggle.js_link("active", marks, "visible")
-        controls.append(toggle)
-    return column(row(*controls), plot, sizing_mode="stretch_both"), plot.id
+    turned = values[::-1].astype(np.float32)  # the first row is the lowest one
+    return plot.image(image=[turned], x=0, y=0, dw=grid.columns * side, dh=grid.rows * side, anchor="top_left", **how)
+
+
+def write_index(folder: Path, slides: pd.DataFrame) -> None:
+    """Write index.html: the slides of a folder by score, with links to their pages.
+
+    Args:
+        folder: of the slides' folders.
+        slides: of `heatmaps.slide_table`.
+    """
+    ordered = slides.sort_values("score", ascending=False, kind="stable")
+    rows = [
+        {
+            **{name: None if pd.isna(value) else value for name, value in one.items()},
+            "ood_percent": None if pd.isna(one["ood_fraction"]) else 100 * one["ood_fraction"],
+            "name": Path(one["slide"]).name,
+            "link": quote(Path(one["folder"]).name),
+            "warning": ood_warning(one["ood_fraction"]),
+        }
+        for one in ordered.to_dict("records")
+    ]
+    atomic_write(folder / "index.html", _template("index.html").render(slides=rows, folder=folder.resolve().name))
+
+
+def _template(name: str) -> Template:
+    return Environment(loader=PackageLoader("pcam_lightning.slides"), autoescape=True).get_template(name)

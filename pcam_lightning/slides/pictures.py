@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyvips
@@ -14,11 +15,12 @@ from pcam_lightning.utils.atomic_io import atomic_write
 
 OVERLAY = 2000  # largest side of overlay.png, in pixels
 _OPACITY = 0.45
+_QUALITY = 75  # of JPEGs
 
 
 def mask_png(mask: np.ndarray) -> bytes:
     """Return a mask as a PNG, tissue white."""
-    return _png(Image.fromarray(mask))
+    return encode(Image.fromarray(mask), "png")
 
 
 def write_tiff(path: Path, heat_map: HeatMap) -> None:
@@ -49,19 +51,20 @@ def thumbnail(slide: SlideReader, longest: int) -> Image.Image:
     return slide.read_scaled((0, 0, slide.width, slide.height), size)
 
 
-def overlay_png(slide: SlideReader, heat_map: HeatMap) -> bytes:
+def overlay(slide: SlideReader, heat_map: HeatMap, longest: int = OVERLAY) -> Image.Image:
     """Draw the map over the slide, from blue for 0 to red for 1; where nothing was predicted, the slide alone."""
-    below = thumbnail(slide, OVERLAY).convert("RGBA")
+    below = thumbnail(slide, longest).convert("RGBA")
     grid = heat_map.grid
     scale = below.width / slide.width
     width, height = (max(1, round(count * grid.square * scale)) for count in (grid.columns, grid.rows))
     over = Image.fromarray(colors(heat_map.prob, _OPACITY)).resize((width, height), Image.Resampling.NEAREST)
     layer = Image.new("RGBA", below.size)
     layer.paste(over, (0, 0))
-    return _png(Image.alpha_composite(below, layer).convert("RGB"))
+    return Image.alpha_composite(below, layer).convert("RGB")
 
 
-def _png(image: Image.Image) -> bytes:
+def encode(image: Image.Image, kind: Literal["png", "jpeg"]) -> bytes:
+    """Return an image as the bytes of a file."""
     buffer = io.BytesIO()
-    image.save(buffer, "png")
+    image.save(buffer, kind, **({"quality": _QUALITY} if kind == "jpeg" else {}))
     return buffer.getvalue()

@@ -15,12 +15,12 @@ import torch
 from pcam_lightning import __version__
 from pcam_lightning.slides.correction import logit_correction, weights_sha256
 from pcam_lightning.slides.geojson import write_geojson
-from pcam_lightning.slides.heat_map import HeatMap
+from pcam_lightning.slides.heat_map import HeatMap, ood_warning
 from pcam_lightning.slides.heat_map_folder import read_summary
 from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.page import write_page
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.pictures import mask_png, overlay_png, write_tiff
+from pcam_lightning.slides.pictures import encode, mask_png, overlay, write_tiff
 from pcam_lightning.slides.predictor import Logits, predict_squares, read_logits
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.scale import check_given, given_mpp
@@ -32,7 +32,10 @@ from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.system import supported_precision
 
-FILES = ("tissue.png", "patches.csv", "heatmap.geojson", "heatmap.tif", "heatmap.html", "overlay.png")
+FILES = (
+    *("tissue.png", "patches.csv", "heatmap.geojson", "heatmap.tif", "heatmap.html", "overlay.png"),
+    "thumbnail.jpg",
+)
 CAUTION = (
     "The network was trained on selected patches, about half of them tumor. In a slide tumor is rarer, so that "
     "probabilities are too high unless a prior is given, and a threshold chosen on patches finds too much."
@@ -88,6 +91,7 @@ def predict_slide(
     same = {"key": key, "options": asdict(choices) | _as_text(choices.calibration), "correction": correction}
     if finished := _finished(folder, grid, same, distance):
         rank_zero_info(f"{path}: predicted already, see {folder}.")
+        _warn(path, finished.heat_map)
         return finished
     if is_rank_zero():
         (folder / "slide.json").unlink(missing_ok=True)  # written again once all files belong together
@@ -124,7 +128,13 @@ def predict_slide(
     result = SlideResult(folder, heat_map, lesions, summary)
     if is_rank_zero():
         _write(result, reader, choices.threshold)
+    _warn(path, heat_map)
     return result
+
+
+def _warn(path: Path, heat_map: HeatMap) -> None:
+    if warning := ood_warning(heat_map.ood_fraction):
+        rank_zero_warn(f"{path}: {warning}")
 
 
 def _open(path: Path, options: SlideOptions) -> tuple[SlideReader, SlideOptions]:
@@ -226,6 +236,7 @@ def _findings(heat_map: HeatMap, threshold: float) -> dict[str, Any]:
         "tumor_mm2": float((prob >= threshold).sum() * square_mm2),
         # Where it is known: mm2 that are unlike the training patches.
         "unlike_mm2": None if heat_map.unlike is None else float(heat_map.unlike.sum() * square_mm2),
+        "ood_fraction": heat_map.ood_fraction,
     }
 
 
@@ -236,6 +247,6 @@ def _write(result: SlideResult, reader: SlideReader, threshold: float) -> None:
     atomic_write(folder / "lesions.csv", result.lesions.to_csv(index=False, lineterminator="\n"))
     write_geojson(folder / "heatmap.geojson", heat_map, threshold)
     write_tiff(folder / "heatmap.tif", heat_map)
-    atomic_write(folder / "overlay.png", overlay_png(reader, heat_map))
+    atomic_write(folder / "overlay.png", encode(overlay(reader, heat_map), "png"))
     write_page(folder, reader, heat_map, result.lesions, result.summary)
     atomic_write(folder / "slide.json", json.dumps(result.summary, indent=2) + "\n")

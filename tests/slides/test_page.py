@@ -4,12 +4,14 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from pcam_lightning.slides import page
 from pcam_lightning.slides.heat_map import HeatMap
@@ -26,14 +28,18 @@ MODEL = "Bokeh.documents[0].get_model_by_name"
 PLOT = "Bokeh.documents[0].get_model_by_id(page.plot)"
 
 
-def write(folder: Path, slide: Path) -> tuple[HeatMap, pd.DataFrame]:
-    """Write the page of a map in which one group of squares is probable."""
+def write(folder: Path, slide: Path, most: float | None = None) -> tuple[HeatMap, pd.DataFrame]:
+    """Write the page of a map in which one group of squares is probable; square n has the distance n + 0.5."""
     reader = SlideReader(slide)
     logit = np.full((10, 10), np.nan, dtype=np.float32)
     logit[2:7, 3:8] = -3.0
     logit[3:5, 5:7] = 2.0  # not its own mirror image
     logit[6, 3] = 0.3
     heat_map = HeatMap(PatchGrid(reader.width, reader.height, reader.mpp), logit)
+    if most is not None:
+        distance = logit.copy()
+        distance[~np.isnan(logit)] = np.arange(25) + 0.5
+        heat_map = replace(heat_map, distance=distance, most=most)
     lesions = heat_map.lesions(0.5)
     page.write_page(folder, reader, heat_map, lesions, SUMMARY)
     return heat_map, lesions
@@ -130,10 +136,90 @@ def test_a_person_uses_the_page(
         handle.click()
         handle.send_keys(Keys.ARROW_RIGHT * 5)
     wait_for(lambda: run(f"{MODEL}('opacity').value") > 0.4 and run(f"{MODEL}('threshold').value") > 0)
-    low = "[...Bokeh.documents[0]._all_models.values()].find((one) => one.type === 'LinearColorMapper').low"
-    assert run(low) == pytest.approx(run(f"{MODEL}('threshold').value"))
+    threshold = run(f"{MODEL}('threshold').value")
+    assert (run(f"{MODEL}('scale').low"), run(f"{MODEL}('scale').high")) == (0, 1)
+    shown = run(f"{MODEL}('scale').palette")
+    assert len(shown) == page.COLORS
+    hidden = round(threshold * page.COLORS)
+    assert shown == ["rgba(0, 0, 0, 0)"] * hidden + page.scale_colors()[hidden:]
     errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert errors == []
+
+
+def test_zoom_ends_at_the_pixels_of_the_slide_and_at_the_whole_of_it(slide: Path, tmp_path: Path, browser: Any) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
+
+    write(tmp_path, slide)
+    browser.set_window_size(600, 800)
+    browser.get((tmp_path / "heatmap.html").as_uri())
+
+    def run(script: str) -> Any:
+        return browser.execute_script(f"return {script}")
+
+    wait_for(lambda: run(f"window.Bokeh && Bokeh.documents.length && {MODEL}('tiles').data.url.length"))
+    assert run("document.documentElement.scrollWidth") <= run("window.innerWidth")  # a narrow window has all of it
+    whole = run(f"{PLOT}.x_range.end - {PLOT}.x_range.start")
+    wide = run(f"{PLOT}.inner_width")
+    for steps, expected in ((-200, 0.243), (200, whole / wide)):
+        for _ in range(9):
+            ActionChains(browser).scroll_from_origin(ScrollOrigin.from_viewport(250, 400), 0, steps).perform()
+        across = run(f"{PLOT}.x_range.end - {PLOT}.x_range.start")
+        down = run(f"{PLOT}.y_range.end - {PLOT}.y_range.start")
+        assert across / wide == pytest.approx(expected, rel=0.15)
+        assert across / wide >= 0.243 * 0.999
+        assert across <= whole * 1.001
+        assert across / down == pytest.approx(wide / run(f"{PLOT}.inner_height"), rel=0.02)
+
+
+def test_a_map_of_unfamiliar_tissue_says_so(slide: Path, tmp_path: Path) -> None:
+    message = "92 % of the tissue is out of distribution: do not use this score."
+    for most, found in ((2.0, True), (13.0, False)):
+        write(tmp_path, slide, most)
+        text = (tmp_path / "heatmap.html").read_text().split("</style>")[-1]
+        assert (message in text) == found
+        assert "mark squares that are out of distribution" in text
+    write(tmp_path, slide)
+    assert "out of distribution</th><td>not measured" in (tmp_path / "heatmap.html").read_text()
+
+
+def test_the_index_lists_slides_by_score_and_leads_to_their_pages(tmp_path: Path, browser: Any) -> None:
+    from selenium.webdriver.common.by import By
+
+    names = ("a <b>&'#1", "plain", "ö 100%")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "heatmap.html").write_text("<title>the page</title>")
+        Image.new("RGB", (20, 10)).save(tmp_path / name / "thumbnail.jpg")
+    page.write_index(
+        tmp_path,
+        pd.DataFrame(
+            {
+                "slide": [f"slides/{name}.svs" for name in names],
+                "score": [0.25, 0.9936, np.nan],
+                "tissue_mm2": [1.0, 0.727, 2.0],
+                "tumor_mm2": [0.5, 0.1, 0.0],
+                "lesions": [1, 8, 0],
+                "ood_fraction": [0.1, 0.974, np.nan],
+                "damaged_squares": [0, 2, 1],
+                "folder": [str(tmp_path / name) for name in names],
+            }
+        ),
+    )
+    browser.get((tmp_path / "index.html").as_uri())
+    rows = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "tbody tr")]
+    assert [row.split()[0] for row in rows] == ["plain.svs", "a", "ö"]
+    assert "0.9936" in rows[0]
+    assert "97 % of the tissue is out of distribution: do not use this score." in rows[0]
+    assert rows[1].startswith("a <b>&'#1.svs")
+    assert "do not use" not in rows[1]
+    assert ["cannot be read" in row for row in rows] == [True, False, True]
+    assert browser.execute_script("return [...document.images].every((one) => one.naturalWidth === 20)")
+    for number in range(3):
+        browser.find_elements(By.CSS_SELECTOR, "tbody a")[2 * number].click()
+        assert browser.title == "the page"
+        browser.back()
+    assert not list(tmp_path.glob(".*"))  # no temporary file
 
 
 def _handle(name: str) -> str:

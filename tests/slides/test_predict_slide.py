@@ -79,6 +79,21 @@ def test_the_files_agree_with_each_other(slide: Path, result: predict.SlideResul
     assert Image.open(folder / "tissue.png").size == (40, 40)
 
 
+def test_tissue_out_of_distribution_is_loud_everywhere(slide: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = "100 % of the tissue is out of distribution: do not use this score."
+    for _ in range(2):  # also where the slide is finished already
+        assert main(["heatmap", str(slide), *ARGS, "--stride=96"]) == 0
+        error = capsys.readouterr().err
+        assert f"warning: {slide}: {message}" in error
+        assert "(do not use it)" in error
+        assert "100 % of it out of distribution" in error
+    folder = Path("heatmaps") / slide.stem
+    assert json.loads((folder / "slide.json").read_text())["ood_fraction"] == 1
+    assert pd.read_csv("heatmaps/slides.csv")["ood_fraction"].tolist() == [1]
+    for page in (folder / "heatmap.html", Path("heatmaps/index.html")):
+        assert message in page.read_text()
+
+
 def test_the_tiff_lies_over_the_slide(result: predict.SlideResult) -> None:
     tiff = openslide.OpenSlide(result.folder / "heatmap.tif")
     assert tiff.dimensions == (10, 10)
