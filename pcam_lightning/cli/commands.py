@@ -109,8 +109,8 @@ def _heatmap(
     from pcam_lightning.slides.heatmaps import heatmap
     from pcam_lightning.slides.predict import CAUTION
 
-    table = heatmap(slides, ckpt_path, output, **options)
-    for row in table.itertuples():
+    rows: Any = heatmap(slides, ckpt_path, output, **options).itertuples()
+    for row in rows:
         score = f"{row.score:.4f} (do not use it)" if ood_warning(row.ood_fraction) else f"{row.score:.4f}"
         ood = f", {100 * row.ood_fraction:.0f} % of it out of distribution" if row.ood_fraction >= 0 else ""  # or NaN
         rank_zero_info(
