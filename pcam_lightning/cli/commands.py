@@ -207,7 +207,10 @@ def _export(
             f"{one.file}: logits differ from those of the {one.compared_with} by {one.largest:.1e} at most, "
             f"{one.mean:.1e} in the mean; AUROC {one.auroc:.4f} and {one.checkpoint_auroc:.4f}."
         )
-    rank_zero_info(f"{result.folder}: README.md describes it. To use it: {PROG} serve {result.folder}")
+    folder, data = shlex.quote(str(result.folder)), "DIR" if root is None else shlex.quote(str(root))
+    rank_zero_info(f"{result.folder}: README.md describes it.")
+    rank_zero_info(f"a page:     {PROG} serve {folder}")
+    rank_zero_info(f"submission: {PROG} predict-onnx {folder} --root {data}")
 
 
 def _predict_onnx(
