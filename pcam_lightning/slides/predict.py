@@ -32,10 +32,7 @@ from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.system import supported_precision
 
-FILES = (
-    *("tissue.png", "patches.csv", "heatmap.geojson", "heatmap.tif", "heatmap.html", "overlay.png"),
-    "thumbnail.jpg",
-)
+FILES = ("tissue.png", "patches.csv", "heatmap.geojson", "heatmap.tif", "heatmap.html", "overlay.png", "thumbnail.jpg")
 CAUTION = (
     "The network was trained on selected patches, about half of them tumor. In a slide tumor is rarer, so that "
     "probabilities are too high unless a prior is given, and a threshold chosen on patches finds too much."
