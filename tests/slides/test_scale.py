@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pcam_lightning.utils.errors import UserError
 
 NAMESPACE = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 OME = f'<?xml version="1.0"?><OME xmlns="{NAMESPACE}"><Image><Pixels {{}}/></Image></OME>'
-CPU = {"accelerator": "cpu", "precision": "32-true", "num_workers": 0, "stride": 96}
+CPU: dict[str, Any] = {"accelerator": "cpu", "precision": "32-true", "num_workers": 0, "stride": 96}
 TILED = pytest.mark.parametrize("tile", [False, True], ids=["strips", "tiles"])
 
 
