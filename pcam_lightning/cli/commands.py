@@ -127,6 +127,8 @@ def _evaluate_slides(
     annotations: Path | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
+    tumor_class: list[str] | None = None,
+    camelyon16: bool = False,
 ) -> None:
     """Score the heat maps of slides: AUROC of slides, and the FROC of their lesions by CAMELYON16's rules.
 
@@ -138,10 +140,13 @@ def _evaluate_slides(
             .geojson.
         bootstrap_samples: for the intervals.
         seed: of the bootstrap.
+        tumor_class: a class of outlines that is tumor, besides tumor, metastases, _0 and _1; none is outlines without
+            class. Repeatable.
+        camelyon16: compute the FROC as CAMELYON16's own script does, and write camelyon16/<slide>.csv for it.
     """
     from pcam_lightning.slides.evaluate import evaluate_slides
 
-    scores = evaluate_slides(heatmaps, reference, annotations, bootstrap_samples, seed)
+    scores = evaluate_slides(heatmaps, reference, annotations, bootstrap_samples, seed, tumor_class or (), camelyon16)
     for name, value in (("AUROC of slides", scores.auroc), ("FROC", scores.froc)):
         if value is not None:
             bounds = "no interval" if value.low is None else f"95 % {value.low:.4f} to {value.high:.4f}"
@@ -158,6 +163,7 @@ def _mine_negatives(
     annotations: Path | None = None,
     threshold: float = 0.5,
     per_slide: int = 1000,
+    tumor_class: list[str] | None = None,
 ) -> None:
     """Write the false positives of annotated slides as a data folder, which fit adds with --data.extra_train.
 
@@ -169,10 +175,12 @@ def _mine_negatives(
             that neither says anything of is skipped.
         threshold: probability from which a patch counts as positive.
         per_slide: patches of a slide at most, those with the highest probabilities.
+        tumor_class: a class of outlines that is tumor, besides tumor, metastases, _0 and _1; none is outlines without
+            class. Repeatable.
     """
     from pcam_lightning.slides.mine import mine_negatives
 
-    mine_negatives(heatmaps, output, reference, annotations, threshold, per_slide)
+    mine_negatives(heatmaps, output, reference, annotations, threshold, per_slide, tumor_class or ())
 
 
 def _export(

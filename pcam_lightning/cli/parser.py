@@ -8,6 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
+import docstring_parser
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -199,8 +200,12 @@ def function_parser(name: str, function: Callable[..., Any]) -> RunParser:
     lists = {name for name, one in signature(function).parameters.items() if one.annotation == list[Path]}
     for argument in lists:
         parser.add_argument(argument, type=Path, nargs="+", help="One, or several.")
+    texts = {one.arg_name: one.description for one in docstring_parser.parse(function.__doc__ or "").params}
+    repeated = {name for name, one in signature(function).parameters.items() if one.annotation == list[str] | None}
+    for option in repeated:
+        parser.add_argument(f"--{option}", action="append", metavar="NAME", help=texts[option])
     group = "data" if name == "pack" else None
-    parser.add_function_arguments(function, group, as_positional=name != "pack", skip={*lists})
+    parser.add_function_arguments(function, group, as_positional=name != "pack", skip={*lists, *repeated})
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:  # `--whole` alone, and `--whole true`
             action.nargs, action.const = "?", True

@@ -1,158 +1,172 @@
-"""Outlines of metastases, from ASAP's XML or GeoJSON, and the lesions that they make on a slide."""
+"""Annotations of slides: which outlines are of tumor or of regions of interest, and what they reach."""
 
-import json
-import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import shapely
-from scipy import ndimage
 
-from pcam_lightning.utils.errors import UserError, rank_zero_info
+from pcam_lightning.slides.outlines import UNCLASSIFIED, Geometry, Outline, read_outlines
+from pcam_lightning.slides.patch_grid import PatchGrid
+from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn, shorten
 
 SUFFIXES = (".xml", ".geojson", ".json")
-MASK_MPP = 7.776  # um per pixel of masks: level 5 of slides with 0.243
-MERGED = 75.0  # um: outlines less than this apart are one lesion
-SMALLEST = 275.0  # um: a lesion with a shorter major axis is ignored, as isolated tumor cells
-_TUMOR = {"_0", "_1", "tumor", "tumour", "metastasis", "metastases", "none", ""}  # groups and classes, in lower case
-_HOLES = {"_2", "exclusion", "normal", "hole"}  # cut out of the others
-
-Geometry = shapely.geometry.base.BaseGeometry
+_TUMOR = {"_0", "_1", "tumor", "tumour", "metastasis", "metastases"}  # groups and classes, in lower case
+_NORMAL = {"_2", "exclusion", "normal", "hole"}  # cut out of tumor
+_EXCLUDED = {"_2", "exclusion", "hole", "ignore*"}  # cut out of regions of interest
+_MOST = 5  # files that a message lists
 
 
-def find_annotation(folder: Path, name: str) -> Path | None:
-    """Return the annotations of a slide in a folder: its name with .xml, .geojson or .json."""
-    return next((path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()), None)
+def find_annotation(folder: Path, slide: Path) -> Path | None:
+    """Return the annotations of a slide in a folder: its name, with or without suffix, with .xml, .geojson or .json.
+
+    Raises:
+        UserError: there are two.
+    """
+    names = [f"{name}{suffix}" for name in dict.fromkeys((slide.stem, slide.name)) for suffix in SUFFIXES]
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if len(found) > 1:
+        raise UserError(f"{found[0]}, {found[1]}: both are annotations of {slide.name}; remove one of them.")
+    return found[0] if found else None
 
 
-def read_annotations(path: Path) -> Geometry:
-    """Read the outlines of tumor of a slide.
+def list_unmatched(folder: Path, slides: Iterable[Path]) -> bool:
+    """Warn of the annotations in a folder that are of none of the slides; return whether others are.
 
-    Those without a group or class, or with one that is called tumor or metastases, or `_0` or `_1` as in CAMELYON16,
-    are tumor. What is in `_2`, or is called exclusion, normal or hole, is cut out. Others are ignored, and reported.
+    Raises:
+        UserError: a slide has two.
+    """
+    matched = {find_annotation(folder, slide) for slide in slides} - {None}
+    rest = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path not in matched]
+    if rest:
+        more = f" and {len(rest) - _MOST:,} more" if len(rest) > _MOST else ""
+        rank_zero_warn(f"{folder}: annotations of none of the slides: {', '.join(rest[:_MOST])}{more}.")
+    return bool(matched)
+
+
+def tumor_outlines(
+    path: Path,
+    grid: PatchGrid,
+    origin: tuple[int, int] = (0, 0),
+    tumor_class: Collection[str] = (),
+    label: int | None = None,
+) -> Geometry:
+    """Read the outlines of tumor of a slide, and report the area of each class.
+
+    Outlines called tumor, metastasis or metastases are tumor, or `_0` or `_1` as in CAMELYON16. Those called `_2`,
+    exclusion, normal or hole are cut out. Others are neither.
+
+    Args:
+        path: as `read_outlines` takes it.
+        grid: of the slide.
+        origin: as `read_outlines` takes it.
+        tumor_class: names of other classes of tumor; `none` is outlines without class.
+        label: 1 for a slide with metastases, 0 for one without; None where it is not known.
 
     Returns:
         Polygons in pixels of level 0; empty where there is no tumor.
 
     Raises:
-        UserError: the file is damaged, or of another kind.
+        UserError: the file is damaged, an outline of tumor lies outside the slide, or all outlines are of classes that
+            may be tumor or not, while the label is not 0.
     """
-    try:
-        found = list(_read_asap(path) if path.suffix.lower() == ".xml" else _read_geojson(path))
-        polygons = {
-            kind: shapely.union_all([shapely.make_valid(polygon) for name, polygon in found if name in names])
-            for kind, names in (("tumor", _TUMOR), ("holes", _HOLES))
-        }
-    except (OSError, ElementTree.ParseError, LookupError, RecursionError) as error:
-        raise UserError(f"{path}: neither ASAP's XML nor GeoJSON with polygons ({error}).") from None
-    except (ValueError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
-        raise UserError(f"{path}: neither ASAP's XML nor GeoJSON with polygons ({error}).") from None
-    if ignored := sorted({name for name, _ in found} - _TUMOR - _HOLES):
-        rank_zero_info(f"{path}: annotations of {', '.join(ignored)} are not of tumor and are ignored.")
-    tumor: Geometry = polygons["tumor"] - polygons["holes"]
+    found = read_outlines(path, origin)
+    names = _TUMOR | {name.strip().lower() for name in tumor_class}
+    kinds = {
+        one.name: "tumor" if one.name in names else "cut out" if one.name in _NORMAL else "ignored" for one in found
+    }
+    _check_inside(path, [one for one in found if one.name in names], grid)
+    tumor: Geometry = _union(found, names) - _union(found, _NORMAL - names)
+    unclear = {one.name for one in found if one.name in names or (kinds[one.name] == "ignored" and one.polygon.area)}
+    if unclear and not tumor.area and label != 0:
+        raise UserError(
+            f"{path}: no polygon is tumor; its classes: {', '.join(map(_shown, sorted(unclear)))}. `tumor_class` names "
+            "that of tumor, or none for outlines without class; a slide without tumor has a 0 in `reference`."
+        )
+    if found:
+        _report_areas(path, found, kinds, tumor, grid)
     return tumor
 
 
-def slide_outlines(annotations: Path, name: str, label: int | None) -> Geometry:
-    """Return a slide's outlines of tumor, empty where it has no annotations.
+def _report_areas(path: Path, found: list[Outline], kinds: dict[str, str], tumor: Geometry, grid: PatchGrid) -> None:
+    """Report the area of tumor, and of each class by what it is taken for."""
+    scale = grid.slide_mpp**2 / 1e6
+    mm2 = {name: _union(found, {name}).area * scale for name in sorted(kinds)}
+    texts = (
+        f"{kind}: " + ", ".join(f"{_shown(name)} {area:.4g}" for name, area in mm2.items() if kinds[name] == kind)
+        for kind in ("tumor", "cut out", "ignored")
+        if kind in kinds.values()
+    )
+    rank_zero_info(f"{path}: {tumor.area * scale:.4g} mm2 of tumor ({'; '.join(texts)}).")
+
+
+def regions_of_interest(path: Path, slide: Path, grid: PatchGrid, origin: tuple[int, int]) -> Geometry:
+    """Read the regions of interest of a slide: outlines of any class, but those called exclusion, hole or Ignore*.
+
+    Args:
+        path: as `read_outlines` takes it, or a folder of such files by the names of the slides.
+        slide: its file.
+        grid: of the slide.
+        origin: as `read_outlines` takes it.
+
+    Returns:
+        Polygons in pixels of level 0.
 
     Raises:
-        UserError: it has metastases and no outlines.
+        UserError: the file is missing or damaged, or an outline lies outside the slide.
     """
-    file = find_annotation(annotations, name)
-    tumor: Geometry = shapely.Polygon() if file is None else read_annotations(file)
-    if label and tumor.is_empty:
-        found = f"{annotations}: no annotations of {name}" if file is None else f"{file}: no outline of tumor of {name}"
-        raise UserError(f"{found}, which has metastases: {name}.xml or .geojson.")
-    return tumor
+    file = find_annotation(path, slide) if path.is_dir() else path
+    if file is None:
+        raise UserError(f"`regions` {path}: no regions of {slide.name}; should be {slide.stem}.geojson or .xml.")
+    found = read_outlines(file, origin)
+    counted = [one for one in found if one.name not in _EXCLUDED]
+    _check_inside(file, counted, grid)
+    regions: Geometry = _union(counted, {one.name for one in counted}) - _union(found, _EXCLUDED)
+    if not regions.area:
+        raise UserError(f"`regions` {file}: no polygon of a region.")
+    return regions
 
 
-def _read_asap(path: Path) -> Iterator[tuple[str, Geometry]]:
-    """Yield group and polygon of each annotation."""
-    root = ElementTree.parse(path).getroot()
-    if root.tag != "ASAP_Annotations":
-        raise ValueError(f"its root is {root.tag}")
-    for annotation in root.iter("Annotation"):
-        points = sorted(annotation.iter("Coordinate"), key=lambda point: float(point.attrib["Order"]))
-        if len(points) > 2:  # a dot or a line is drawn with fewer
-            values = [(float(point.attrib["X"]), float(point.attrib["Y"])) for point in points]
-            yield annotation.get("PartOfGroup", "").lower(), shapely.Polygon(_finite(values))
+def _check_inside(path: Path, outlines: list[Outline], grid: PatchGrid) -> None:
+    """Check that no outline lies outside the slide.
+
+    Raises:
+        UserError: one does.
+    """
+    polygons = [one.polygon for one in outlines if one.polygon.area]
+    outside = [one for one in polygons if not one.intersects(shapely.box(0, 0, grid.width, grid.height))]
+    if outside:
+        x, y = (round(value) for value in outside[0].bounds[:2])
+        raise UserError(
+            f"{path}: {len(outside):,} of {len(polygons):,} outlines lie outside the slide of {grid.width:,} x "
+            f"{grid.height:,} pixels, one at x {x:,}, y {y:,}. Is it of another slide, or in other units than pixels?"
+        )
 
 
-def _read_geojson(path: Path) -> Iterator[tuple[str, Geometry]]:
-    """Yield class and polygons of each annotation."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    for feature in content["features"] if isinstance(content, dict) else content:
-        properties = feature.get("properties") or {}
-        name = str((properties.get("classification") or {}).get("name", "")).lower()
-        geometry = feature["geometry"]
-        polygons = {"Polygon": [geometry["coordinates"]], "MultiPolygon": geometry["coordinates"]}
-        if properties.get("objectType", "annotation") == "annotation":
-            for outer, *inner in polygons.get(geometry["type"], []):
-                yield name, shapely.Polygon(_finite(outer), [_finite(ring) for ring in inner])
+def _union(outlines: Iterable[Outline], names: Collection[str]) -> Geometry:
+    union: Geometry = shapely.union_all([one.polygon for one in outlines if one.name in names])
+    return union
 
 
-def _finite(ring: Any) -> np.ndarray:
-    """Return the points of a ring, float64 (N, 2)."""
-    points = np.array(ring, dtype=np.float64)
-    if points.ndim != 2 or points.shape[1] < 2 or not np.isfinite(points).all():
-        raise ValueError("a point is not a pair of finite numbers")
-    return points[:, :2]
+def _shown(name: str) -> str:
+    return "no class" if name == UNCLASSIFIED else shorten(name)
 
 
-def tumor_mask(tumor: Geometry, width: int, height: int, downsample: float) -> np.ndarray:
-    """Draw outlines as a mask: a pixel is tumor where its center is.
+def reaches(outlines: Geometry, x: np.ndarray, y: np.ndarray, side: int) -> np.ndarray:
+    """Mark the squares that outlines reach, from the center of a corner pixel to that of the opposite one.
 
     Args:
-        tumor: as `read_annotations` returns it.
-        width: of the slide, in pixels of level 0.
-        height: of the slide.
-        downsample: pixels of level 0 for one of the mask.
+        outlines: in pixels of level 0.
+        x: of the squares' upper left corners, in pixels of level 0, shape (N,).
+        y: of the corners, shape (N,).
+        side: of the squares.
 
     Returns:
-        bool, (H, W).
+        bool, (N,).
     """
-    rows, columns = (max(1, math.ceil(side / downsample)) for side in (height, width))
-    mask = np.zeros((rows, columns), dtype=bool)
-    for part in shapely.get_parts(tumor):
-        if not part.area:  # nothing at all, or a line that make_valid has left
-            continue
-        left, top, right, bottom = part.bounds
-        x = np.arange(max(0, int(left / downsample)), min(columns, int(right / downsample) + 1))
-        y = np.arange(max(0, int(top / downsample)), min(rows, int(bottom / downsample) + 1))
-        if len(x) and len(y):
-            shapely.prepare(part)
-            centers = np.meshgrid((x + 0.5) * downsample, (y + 0.5) * downsample)
-            mask[y[0] : y[-1] + 1, x[0] : x[-1] + 1] |= shapely.contains_xy(part, *centers)
+    left, top, right, bottom = outlines.bounds  # NaN where there are none
+    mask = (x + side > left) & (x < right) & (y + side > top) & (y < bottom)
+    x, y = x[mask] + 0.5, y[mask] + 0.5
+    shapely.prepare(outlines)
+    mask[mask] = shapely.intersects(outlines, shapely.box(x, y, x + side - 1, y + side - 1))
     return mask
-
-
-def lesions(mask: np.ndarray, mpp: float) -> tuple[np.ndarray, list[int]]:
-    """Number the lesions of a mask by CAMELYON16's rules.
-
-    Outlines grow by half of 75 um, so that those less than that apart are one; holes are filled.
-
-    Args:
-        mask: of tumor, bool (H, W).
-        mpp: um per pixel of the mask.
-
-    Returns:
-        The number of each pixel's lesion, 0 for none, int (H, W); and the numbers of those whose major axis is shorter
-        than 275 um, which are ignored.
-    """
-    if not mask.any():
-        return np.zeros(mask.shape, dtype=np.int64), []
-    grown = ndimage.distance_transform_edt(~mask) < MERGED / mpp / 2
-    label, count = ndimage.label(ndimage.binary_fill_holes(grown), np.ones((3, 3)))
-    ignored = [number for number in range(1, count + 1) if major_axis(label == number) < SMALLEST / mpp]
-    return label, ignored
-
-
-def major_axis(mask: np.ndarray) -> float:
-    """Return the length of the major axis of the ellipse with the same second moments as a mask, in pixels."""
-    points = np.argwhere(mask).astype(np.float64)
-    variance = np.cov(points.T, bias=True) if len(points) > 1 else np.zeros((2, 2))
-    return float(4 * np.sqrt(max(np.linalg.eigvalsh(variance)[-1], 0)))

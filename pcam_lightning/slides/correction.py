@@ -13,7 +13,7 @@ from pcam_lightning.utils.errors import UserError
 
 
 def logit_correction(
-    options: SlideOptions, ckpt_path: Path | str, positive_fraction: float | None, weights: str
+    options: SlideOptions, ckpt_path: Path | str, positive_fraction: float | None, weights: str, tta: str
 ) -> dict[str, float]:
     """Return scale and shift of the logits.
 
@@ -22,13 +22,14 @@ def logit_correction(
         ckpt_path: of the network, for messages.
         positive_fraction: share of tumor among its training patches; None where it is not known.
         weights: `weights_sha256` of the network.
+        tta: its views.
 
     Raises:
-        UserError: the checkpoint does not record what a prior needs, or a calibration cannot be read, or is another
-            network's.
+        UserError: the checkpoint does not record what a prior needs, or a calibration cannot be read, or was fitted to
+            another network, other views or another stride.
     """
     if options.calibration is not None:
-        return read_calibration(options.calibration.expanduser(), weights)
+        return read_calibration(options.calibration, weights, tta, options.stride)
     if options.prior is None:
         return {"scale": 1.0, "shift": 0.0}
     if positive_fraction is None:
@@ -36,22 +37,26 @@ def logit_correction(
     return {"scale": 1.0, "shift": prior_shift(options.prior, positive_fraction)}
 
 
-def read_calibration(path: Path, weights: str) -> dict[str, float]:
+def read_calibration(path: Path, weights: str, tta: str, stride: int) -> dict[str, float]:
     """Read scale and shift from the calibration.json that `evaluate_slides` writes.
 
     Raises:
-        UserError: it is missing or malformed, or was fitted to another network.
+        UserError: it is missing or malformed, or was fitted to another network, other views or another stride.
     """
     try:
         content = json.loads(path.read_text())
         found = {name: float(content[name]) for name in ("scale", "shift")}
         network = content["network"]["sha256"]
+        fitted = {"tta": content["network"]["tta"], "stride": content["stride"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no calibration.json of evaluate-slides ({error}).") from None
     if not all(map(math.isfinite, found.values())) or found["scale"] <= 0:
         raise UserError(f"{path}: scale and shift should be finite numbers, and the scale more than 0.")
     if network != weights:
         raise UserError(f"{path}: was fitted to another network, {content['network'].get('ckpt_path')}.")
+    for name, value in (("tta", tta), ("stride", stride)):
+        if fitted[name] != value:
+            raise UserError(f"{path}: was fitted with `{name}` {fitted[name]}, and here it is {value}.")
     return found
 
 

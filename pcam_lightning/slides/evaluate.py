@@ -1,29 +1,27 @@
 """evaluate_slides: how well heat maps tell slides with metastases from others, and how many lesions they find."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import shapely
 
 from pcam_lightning.metrics.bootstrap import Interval, bootstrap_rows, bootstrap_scores, percentile_interval
 from pcam_lightning.metrics.calibration import fit_platt
 from pcam_lightning.metrics.classification import auroc
-from pcam_lightning.metrics.froc import FALSE_POSITIVES, SlideDetections, froc, match_detections
-from pcam_lightning.slides.annotations import (
-    MASK_MPP,
-    Geometry,
-    lesions,
-    slide_outlines,
-    tumor_mask,
-)
+from pcam_lightning.metrics.froc import FALSE_POSITIVES, SlideDetections, froc, match_detections, number_lesions
+from pcam_lightning.slides.annotations import reaches
 from pcam_lightning.slides.heat_map_folder import HeatMapFolder, read_folders
-from pcam_lightning.slides.reference import label_of, read_reference
+from pcam_lightning.slides.outlines import Geometry, outline_mask
+from pcam_lightning.slides.reference import Reference
 from pcam_lightning.utils.atomic_io import atomic_write
-from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info, rank_zero_warn
+from pcam_lightning.utils.errors import check_number, rank_zero_info, rank_zero_warn
 
-CELLS = 4  # along a side of a square, of the mask by which it counts as tumor
+MASK_MPP = 7.776  # um per pixel of masks: level 5 of slides with 0.243
+CAMELYON16_MPP = 0.243  # um per pixel that CAMELYON16's script takes for all slides, though some have 0.226
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,14 @@ def evaluate_slides(
     annotations: Path | None = None,
     bootstrap_samples: int = 1000,
     seed: int = 0,
+    tumor_class: Collection[str] = (),
+    camelyon16: bool = False,
 ) -> SlideScores:
     """Score the slides of a folder of heat maps: AUROC of slides, and the FROC of their lesions by CAMELYON16's rules.
 
     Writes `slide_scores.json` and `slide_scores.csv` into the folder; with annotations `calibration.json` too, by which
-    `heatmap` corrects the probabilities of other slides.
+    `heatmap` corrects the probabilities of other slides. Each square is tumor there if an outline reaches the center of
+    its patch, as PCam's labels say it.
 
     Args:
         heatmaps: folder that `heatmap` has written.
@@ -63,26 +64,29 @@ def evaluate_slides(
             .geojson.
         bootstrap_samples: for the intervals.
         seed: of the bootstrap.
+        tumor_class: classes of outlines that are tumor, besides tumor, metastases, `_0` and `_1`; `none` is outlines
+            without class.
+        camelyon16: compute the FROC as CAMELYON16's own script does, and write `camelyon16/<slide>.csv` for it.
 
     Raises:
         UserError: a file is missing or malformed, or the heat maps are not of one network and one set of options.
     """
     check_number("bootstrap_samples", bootstrap_samples, 1, whole=True)
-    if reference is None and annotations is None:
-        raise UserError("`reference`, `annotations`: one of them is required, to know which slides have metastases.")
-    if annotations is not None and not annotations.is_dir():
-        raise UserError(f"`annotations` {annotations}: no such folder.")
+    truth = Reference(reference, annotations, tumor_class)
     maps = read_folders(heatmaps)
-    labels = None if reference is None else read_reference(reference)
-    if labels is not None and (missing := len(labels) - len(maps)) > 0:
-        rank_zero_warn(f"{missing:,} of {len(labels):,} slides of {reference} have no finished heat map in {heatmaps}.")
+    truth.check([one.slide for one in maps])
+    if truth.labels is not None and (missing := len(truth.labels) - len(maps)) > 0:
+        rank_zero_warn(
+            f"{missing:,} of {len(truth.labels):,} slides of {reference} have no finished heat map in {heatmaps}."
+        )
     rows, detections, outlines = [], [], []
     for one in maps:
-        label = None if labels is None else label_of(labels, one.slide, reference)
-        if annotations is not None:
-            outlines.append(slide_outlines(annotations, one.slide.stem, label))
-            detections.append(_detections(one, outlines[-1]))
-            label = int(not outlines[-1].is_empty) if label is None else label
+        label = truth.label(one.slide)
+        if truth.annotations is not None:
+            tumor = truth.tumor(one) or shapely.Polygon()
+            label = int(tumor.area > 0) if label is None else label
+            outlines.append(tumor)
+            detections.append(_detections(one, tumor, label, camelyon16=camelyon16))
         rows.append({"slide": one.slide.stem, "label": label, "score": one.score})
     table = pd.DataFrame(rows)
     if detections:
@@ -90,32 +94,48 @@ def evaluate_slides(
         table["found"] = [len(one.found) for one in detections]
         table["false"] = [len(one.false) for one in detections]
     area = _auroc(table, bootstrap_samples, seed)
-    scores = SlideScores(area, *_froc(detections, bootstrap_samples, seed), slides=table)
+    scores = SlideScores(area, *_froc(detections, bootstrap_samples, seed, camelyon16), slides=table)
     _write(heatmaps, scores)
+    if camelyon16:
+        _write_camelyon16(heatmaps / "camelyon16", maps)
     if outlines:
         _write_calibration(heatmaps, maps, outlines)
     return scores
 
 
-def _detections(one: HeatMapFolder, tumor: Geometry) -> SlideDetections:
+def _detections(one: HeatMapFolder, tumor: Geometry, label: int, *, camelyon16: bool) -> SlideDetections:
     """Match a slide's lesions.csv with its annotations."""
-    downsample = 2.0 ** round(np.log2(MASK_MPP / one.heat_map.grid.slide_mpp))
-    mask = tumor_mask(tumor, one.heat_map.grid.width, one.heat_map.grid.height, downsample)
-    numbered, ignored = lesions(mask, one.heat_map.grid.slide_mpp * downsample)
+    slide_mpp = CAMELYON16_MPP if camelyon16 else one.heat_map.grid.slide_mpp
+    if camelyon16 and not label:  # all detections of such a slide are false there
+        tumor = shapely.Polygon()
+    downsample = 2.0 ** round(np.log2(MASK_MPP / slide_mpp))
+    mask = outline_mask(tumor, one.heat_map.grid.width, one.heat_map.grid.height, downsample)
+    numbered, ignored = number_lesions(mask, slide_mpp * downsample)
     row, column = ((one.detections[axis].to_numpy() / downsample).astype(np.int64) for axis in ("y", "x"))
     return match_detections(numbered, ignored, one.detections["confidence"].to_numpy(), row, column)
 
 
+def _write_camelyon16(folder: Path, maps: list[HeatMapFolder]) -> None:
+    """Write the detections of each slide as CAMELYON16's script reads them: confidence, x and y, without a header."""
+    folder.mkdir(exist_ok=True)
+    for file in folder.glob("*.csv"):  # the script takes all that it finds there
+        file.unlink()
+    for one in maps:
+        table = one.detections[["confidence", "x", "y"]]
+        atomic_write(folder / f"{one.slide.stem}.csv", table.to_csv(header=False, index=False, lineterminator="\n"))
+
+
 def _write_calibration(heatmaps: Path, maps: list[HeatMapFolder], outlines: list[Geometry]) -> None:
-    """Fit scale and shift of the logits of all squares, a square being tumor where an outline reaches it."""
+    """Fit scale and shift of the logits of all squares, by the labels of the centers of their patches."""
     file = heatmaps / "calibration.json"
-    file.unlink(missing_ok=True)
     labels, logits = [], []
     for one, tumor in zip(maps, outlines, strict=True):
-        grid, known = one.heat_map.grid, ~np.isnan(one.heat_map.logit)
-        cells = tumor_mask(tumor, grid.columns * grid.square, grid.rows * grid.square, grid.square / CELLS)
-        labels.append(grid.squares_with(cells)[known])
-        logits.append(one.heat_map.logit[known])
+        grid = one.heat_map.grid
+        row, column = np.nonzero(~np.isnan(one.heat_map.logit))
+        x, y = grid.corners(row, column)
+        margin = (grid.patch - grid.center) // 2
+        labels.append(reaches(tumor, x + margin, y + margin, grid.center))
+        logits.append(one.heat_map.logit[row, column])
     label, logit = np.concatenate(labels).astype(np.int64), np.concatenate(logits).astype(np.float64)
     if len(np.unique(label)) < 2:
         rank_zero_info(f"{file}: not written, all squares are of one kind.")
@@ -128,6 +148,7 @@ def _write_calibration(heatmaps: Path, maps: list[HeatMapFolder], outlines: list
         "scale": scale,
         "shift": shift,
         "network": maps[0].network,
+        "stride": maps[0].heat_map.grid.stride,
         "slides": [one.slide.stem for one in maps],
         "squares": len(label),
         "tumor": float(label.mean()),
@@ -144,14 +165,16 @@ def _auroc(table: pd.DataFrame, samples: int, seed: int) -> Interval | None:
     return percentile_interval(auroc(label, score), drawn)
 
 
-def _froc(detections: list[SlideDetections], samples: int, seed: int) -> tuple[Interval | None, dict[float, float]]:
+def _froc(
+    detections: list[SlideDetections], samples: int, seed: int, camelyon16: bool
+) -> tuple[Interval | None, dict[float, float]]:
     if not sum(slide.lesions for slide in detections):
         if detections:
             rank_zero_info("FROC: none, since no lesion is as long as 275 um.")
         return None, {}
-    curve = froc(detections)
+    curve = froc(detections, camelyon16)
     draws = ([detections[row] for row in rows] for rows in bootstrap_rows(np.arange(len(detections)), samples, seed))
-    drawn = [froc(slides).score for slides in draws if any(slide.lesions for slide in slides)]
+    drawn = [froc(slides, camelyon16).score for slides in draws if any(slide.lesions for slide in slides)]
     at = np.interp(FALSE_POSITIVES, curve.false_positives, curve.sensitivity)
     return percentile_interval(curve.score, np.array(drawn)), dict(zip(FALSE_POSITIVES, map(float, at), strict=True))
 

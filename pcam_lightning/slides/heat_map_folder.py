@@ -29,6 +29,7 @@ class HeatMapFolder:
         network: what slide.json says of it.
         options: of `SlideOptions`.
         detections: confidence, x and y, as in lesions.csv.
+        origin: of GeoJSON, as `SlideReader.bounds_origin` has it.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class HeatMapFolder:
     network: dict[str, Any]
     options: dict[str, Any]
     detections: pd.DataFrame
+    origin: tuple[int, int]
 
     @classmethod
     def read(cls, folder: Path) -> "HeatMapFolder":
@@ -56,13 +58,14 @@ class HeatMapFolder:
             detections = pd.read_csv(folder / "lesions.csv")[["confidence", "x", "y"]]
             correction = {name: float(summary["correction"][name]) for name in ("scale", "shift")}
             score, network = float(summary["score"]), dict(summary["network"])
+            left, top = map(int, summary["geojson_origin"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: damaged ({error}); remove it and run heatmap again.") from None
         if np.isnan(logit).all():
             raise UserError(f"{folder / 'logits.npz'}: not of {file}; remove both and run heatmap again.")
         heat_map = HeatMap(grid, logit, correction["scale"], correction["shift"])
         content = summary.get("content_sha256")
-        return cls(folder, Path(summary["slide"]), content, score, heat_map, network, options, detections)
+        return cls(folder, Path(summary["slide"]), content, score, heat_map, network, options, detections, (left, top))
 
     def check_slide(self) -> None:
         """Check that the slide is there, and is the one that was predicted.
@@ -103,9 +106,13 @@ def read_folders(heatmaps: Path) -> list[HeatMapFolder]:
     for one, other in itertools.pairwise(maps):
         if one.slide.stem == other.slide.stem:
             raise UserError(f"{heatmaps}: two heat maps of {one.slide.stem}.")
-        for name in ("stride", "threshold", "prior", "calibration"):
+        for name in ("stride", "threshold", "prior"):
             if one.options.get(name) != other.options.get(name):
                 raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} differ in `{name}`.")
+        if (one.options.get("regions") is None) != (other.options.get("regions") is None):
+            raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} differ in `regions`.")
+        if (one.heat_map.scale, one.heat_map.shift) != (other.heat_map.scale, other.heat_map.shift):
+            raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} differ in what `calibration` holds.")
         if any(one.network.get(name) != other.network.get(name) for name in ("sha256", "tta")):
             raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} are of different networks.")
     return maps

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from pcam_lightning.slides.annotations import list_unmatched
 from pcam_lightning.slides.heat_map_folder import read_summary
 from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.page import write_index
@@ -44,6 +45,10 @@ def heatmap(
     find_feature_distance(ckpt_path)
     found = list_slides(slides)
     check_table(choices.mpp, found)
+    if choices.regions is not None and choices.regions.is_dir():
+        list_unmatched(choices.regions, found)
+    elif choices.regions is not None and len(found) > 1:
+        raise UserError(f"`regions` {choices.regions}: of one slide, not of {len(found):,}; should be a folder.")
     output.mkdir(parents=True, exist_ok=True)
     failures: dict[Path, str] = {}
     for path in found:

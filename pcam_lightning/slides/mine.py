@@ -1,20 +1,20 @@
 """mine_negatives: patches in which a network finds tumor where there is none, as a data folder that fit adds."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import shapely
 from PIL import Image
 from tqdm import tqdm
 
 from pcam_lightning.data.slide_map import SLIDES_FILES
-from pcam_lightning.slides.annotations import Geometry, find_annotation, slide_outlines
+from pcam_lightning.slides.annotations import reaches
 from pcam_lightning.slides.heat_map import HeatMap
 from pcam_lightning.slides.heat_map_folder import HeatMapFolder, read_folders
-from pcam_lightning.slides.reference import label_of, read_reference
+from pcam_lightning.slides.outlines import Geometry
+from pcam_lightning.slides.reference import Reference
 from pcam_lightning.slides.regions import SlideRegions, cut_patches
 from pcam_lightning.utils.atomic_io import atomic_folder, atomic_write
 from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info, rank_zero_warn
@@ -27,6 +27,7 @@ def mine_negatives(
     annotations: Path | None = None,
     threshold: float = 0.5,
     per_slide: int = 1000,
+    tumor_class: Collection[str] = (),
 ) -> pd.DataFrame:
     """Write the false positives of annotated slides as a data folder, whose patches fit adds with data.extra_train.
 
@@ -44,6 +45,8 @@ def mine_negatives(
             that neither says anything of is skipped.
         threshold: probability from which a patch counts as positive.
         per_slide: patches of a slide at most, those with the highest probabilities.
+        tumor_class: classes of outlines that are tumor, besides tumor, metastases, `_0` and `_1`; `none` is outlines
+            without class.
 
     Returns:
         A row for each patch, as in mined_patches.csv: id, slide, minx and miny in pixels of level 0, and prob_tumor.
@@ -54,15 +57,13 @@ def mine_negatives(
     """
     check_number("per_slide", per_slide, 1, whole=True)
     check_number("threshold", threshold)
-    if reference is None and annotations is None:
-        raise UserError("`reference`, `annotations`: one of them is required, to know where there is no tumor.")
-    if annotations is not None and not Path(annotations).is_dir():
-        raise UserError(f"`annotations` {annotations}: no such folder.")
-    labels = None if reference is None else read_reference(Path(reference))
+    truth = Reference(reference, annotations, tumor_class)
+    maps = read_folders(Path(heatmaps))
+    truth.check(one.slide for one in maps)
     chosen: list[tuple[HeatMapFolder, np.ndarray]] = []
     skipped = []
-    for one in read_folders(Path(heatmaps)):
-        tumor = _known_outlines(one.slide, labels, reference, annotations)
+    for one in maps:
+        tumor = truth.tumor(one)
         if tumor is None:
             skipped.append(one.slide.stem)
         else:
@@ -102,29 +103,12 @@ def false_positives(heat_map: HeatMap, tumor: Geometry, threshold: float, count:
     grid, prob = heat_map.grid, heat_map.prob
     row, column = np.nonzero(prob >= threshold)
     x, y = grid.corners(row, column)
-    shapely.prepare(tumor)
-    outside = ~shapely.intersects(tumor, shapely.box(x, y, x + grid.patch, y + grid.patch))
+    outside = ~reaches(tumor, x, y, grid.patch)
     row, column = row[outside], column[outside]
     first = np.argsort(-prob[row, column], kind="stable")[:count]
     mask = np.zeros(prob.shape, dtype=bool)
     mask[row[first], column[first]] = True
     return mask
-
-
-def _known_outlines(
-    slide: Path, labels: dict[str, int] | None, reference: Path | None, annotations: Path | None
-) -> Geometry | None:
-    """Return a slide's outlines of tumor, empty of a slide without metastases; None where nothing is known of it.
-
-    Raises:
-        UserError: it has metastases and no outlines, or the reference does not name it.
-    """
-    label = None if labels is None else label_of(labels, slide, reference)
-    if annotations is None:
-        return shapely.Polygon() if label == 0 else None
-    if label is None and find_annotation(Path(annotations), slide.stem) is None:
-        return None
-    return slide_outlines(Path(annotations), slide.stem, label)
 
 
 def _write(folder: Path, chosen: list[tuple[HeatMapFolder, np.ndarray]]) -> pd.DataFrame:

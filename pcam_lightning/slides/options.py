@@ -21,6 +21,8 @@ class SlideOptions:
             that differs from it is an error, and a row of the CSV corrects it.
         stride: distance of neighboring patches, in pixels of 0.972 um, a multiple of 32; more than 32 leaves gaps.
         tissue: predict tissue alone (auto), or everything (none).
+        regions: regions of interest, GeoJSON or ASAP's XML, of a slide, or a folder of them by the names of the slides:
+            only squares whose centers lie inside are predicted.
         tta: test-time augmentation, none or d4; by default what the network's run had.
         threshold: probability from which a square counts as tumor, in outlines, lesions and areas.
         prior: share of the tissue that is expected to be tumor, for which probabilities are corrected.
@@ -39,6 +41,7 @@ class SlideOptions:
     mpp: float | Path | None = None
     stride: int = CENTER
     tissue: Literal["auto", "none"] = "auto"
+    regions: Path | None = None
     tta: Literal["none", "d4"] | None = None
     threshold: float = 0.5
     prior: float | None = None
@@ -60,6 +63,9 @@ class SlideOptions:
                 raise UserError(f"`{name}` {value}: should be more than 0 and less than 1.")
         if self.prior is not None and self.calibration is not None:
             raise UserError("`prior`, `calibration`: only one of them corrects probabilities.")
+        for name in ("calibration", "regions"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path).expanduser().absolute())
         check_number("batch_size", self.batch_size, 1, whole=True)
         check_number("num_workers", self.num_workers, 0, whole=True)
 

@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import openslide
 import pandas as pd
+import shapely
 import torch
 
 from pcam_lightning import __version__
+from pcam_lightning.slides.annotations import regions_of_interest
 from pcam_lightning.slides.correction import logit_correction, weights_sha256
-from pcam_lightning.slides.geojson import write_geojson
 from pcam_lightning.slides.heat_map import HeatMap, ood_warning
 from pcam_lightning.slides.heat_map_folder import read_summary
 from pcam_lightning.slides.options import SlideOptions
+from pcam_lightning.slides.outlines import Geometry, outline_mask, write_geojson
 from pcam_lightning.slides.page import write_page
 from pcam_lightning.slides.patch_grid import PatchGrid
 from pcam_lightning.slides.pictures import encode, mask_png, overlay, write_tiff
@@ -77,6 +79,9 @@ def predict_slide(
     if reader.mpp > 1.5 * grid.mpp:
         rank_zero_warn(f"{path}: {reader.mpp:g} um per pixel is coarser than the training patches' {grid.mpp:.3g}.")
     network = load_pretrained(ckpt_path, choices.tta)
+    regions = None
+    if choices.regions is not None:
+        regions = regions_of_interest(choices.regions, path, grid, reader.bounds_origin)
     folder = (Path("heatmaps") / path.stem if output is None else Path(output)).expanduser()
     content = content_sha256(path)
     _check_folder(folder, path, content)
@@ -84,15 +89,21 @@ def predict_slide(
     weights = weights_sha256(network)
     distance = find_feature_distance(ckpt_path)
     key = _fingerprint(path, content, weights, network.hparams["tta"], grid, choices, distance)
-    correction = logit_correction(choices, ckpt_path, network.positive_fraction, weights)
-    same = {"key": key, "options": asdict(choices) | _as_text(choices.calibration), "correction": correction}
+    correction = logit_correction(choices, ckpt_path, network.positive_fraction, weights, network.hparams["tta"])
+    same = {
+        "key": key,
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(choices).items()},
+        "correction": correction,
+        "regions": regions and hashlib.sha256(shapely.to_wkb(regions)).hexdigest(),
+        "geojson_origin": [*reader.bounds_origin],
+    }
     if finished := _finished(folder, grid, same, distance):
         rank_zero_info(f"{path}: predicted already, see {folder}.")
         _warn(path, finished.heat_map)
         return finished
     if is_rank_zero():
         (folder / "slide.json").unlink(missing_ok=True)  # written again once all files belong together
-    squares = _find_tissue(reader, grid, choices, folder)
+    squares = _find_tissue(reader, grid, choices, regions, folder)
     found = predict_squares(path, grid, squares, network, folder / "logits.npz", key, choices, distance)
     heat_map = _heat_map(grid, found, correction, distance)
     lesions = heat_map.lesions(choices.threshold)
@@ -183,11 +194,9 @@ def _finished(
     return SlideResult(folder, _heat_map(grid, found, same["correction"], distance), lesions, summary)
 
 
-def _as_text(calibration: Path | None) -> dict[str, str | None]:
-    return {"calibration": None if calibration is None else str(calibration)}
-
-
-def _find_tissue(reader: SlideReader, grid: PatchGrid, options: SlideOptions, folder: Path) -> np.ndarray:
+def _find_tissue(
+    reader: SlideReader, grid: PatchGrid, options: SlideOptions, regions: Geometry | None, folder: Path
+) -> np.ndarray:
     """Return the squares to predict, bool (rows, columns); write the mask.
 
     Raises:
@@ -199,9 +208,14 @@ def _find_tissue(reader: SlideReader, grid: PatchGrid, options: SlideOptions, fo
     atomic_write(picture, mask_png(mask))
     rank_zero_info(f"{reader.path}: {squares.mean():.1%} of {squares.size:,} squares hold tissue, see {picture}.")
     if options.tissue == "none":
-        return np.ones_like(squares)
+        squares = np.ones_like(squares)
     if not squares.any():
         raise UserError(f"{reader.path}: no tissue found, see {picture}; `tissue` none predicts everything.")
+    if regions is not None:
+        squares &= outline_mask(regions, grid.width, grid.height, grid.square)
+        rank_zero_info(f"{reader.path}: {squares.sum():,} of them have their centers in {options.regions}.")
+        if not squares.any():
+            raise UserError(f"{options.regions}: no tissue of {reader.path} inside, see {picture}.")
     return squares
 
 
@@ -242,7 +256,7 @@ def _write(result: SlideResult, reader: SlideReader, threshold: float) -> None:
     folder, heat_map = result.folder, result.heat_map
     atomic_write(folder / "patches.csv", heat_map.patches().to_csv(index=False, lineterminator="\n"))
     atomic_write(folder / "lesions.csv", result.lesions.to_csv(index=False, lineterminator="\n"))
-    write_geojson(folder / "heatmap.geojson", heat_map, threshold)
+    write_geojson(folder / "heatmap.geojson", heat_map, threshold, reader.bounds_origin)
     write_tiff(folder / "heatmap.tif", heat_map)
     atomic_write(folder / "overlay.png", encode(overlay(reader, heat_map), "png"))
     write_page(folder, reader, heat_map, result.lesions, result.summary)

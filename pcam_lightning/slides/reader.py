@@ -90,6 +90,13 @@ class SlideReader:
         """Of level 0, in pixels."""
         return self.levels[0].height
 
+    @property
+    def bounds_origin(self) -> tuple[int, int]:
+        """X and y of the corner of the image as QuPath shows it, in pixels of level 0: of the bounds, if any."""
+        names = ("x", "y", "width", "height")  # QuPath crops where all four are there
+        bounds = [self._slide.properties.get(f"openslide.bounds-{name}", "") for name in names]
+        return (int(bounds[0]), int(bounds[1])) if all(map(str.isdecimal, bounds)) else (0, 0)
+
     def _open(self) -> openslide.OpenSlide:
         try:
             return openslide.OpenSlide(self.path)

@@ -5,13 +5,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcam_lightning.metrics.froc import FALSE_POSITIVES, SlideDetections, froc, match_detections
+from pcam_lightning.metrics.froc import (
+    FALSE_POSITIVES,
+    SlideDetections,
+    froc,
+    major_axis,
+    match_detections,
+    number_lesions,
+)
 
 
-def brute_force(slides: list[tuple[list[int], list[tuple[float, int]]]]) -> float:
-    """Count at each threshold, lesion by lesion; a detection is its confidence and the lesion that it hits."""
+def brute_force(slides: list[tuple[list[int], list[tuple[float, int]]]], ignored: int | None = None) -> float:
+    """Count at each threshold, lesion by lesion; a detection is its confidence and the lesion that it hits.
+
+    Where the number of ignored lesions is given, leave out the lowest threshold, as CAMELYON16's script does.
+    """
     lesions = sum(len(numbers) for numbers, _ in slides)
     values = sorted({confidence for _, detections in slides for confidence, _ in detections}, reverse=True)
+    if ignored is not None:
+        slides = [(numbers, [(float(np.float32(c)) if hit else c, hit) for c, hit in dets]) for numbers, dets in slides]
+        best = [max([0.0, *(c for c, hit in dets if hit == number)]) for numbers, dets in slides for number in numbers]
+        false_ = [confidence for _, dets in slides for confidence, hit in dets if not hit]
+        values = sorted({*best, *false_, *[0.0] * ignored}, reverse=True)[:-1]
     curve = [(0.0, 0.0)]
     for threshold in values:
         false = sum(confidence >= threshold and not hit for _, dets in slides for confidence, hit in dets)
@@ -55,6 +70,9 @@ def test_froc_is_what_a_brute_force_count_gives(slides: list[tuple[list[int], li
             SlideDetections(len(lesions), np.array(found), np.array([conf for conf, hit in dets if not hit]))
         )
     assert froc(detections).score == pytest.approx(brute_force(slides))
+    for ignored in (0, 1):
+        detections[0] = detections[0]._replace(ignored=ignored)
+        assert froc(detections, camelyon16=True).score == pytest.approx(brute_force(slides, ignored))
 
 
 def test_perfect_and_useless_detections() -> None:
@@ -63,6 +81,17 @@ def test_perfect_and_useless_detections() -> None:
     assert froc([SlideDetections(2, none, np.array([0.9] * 20))]).score == 0
     with pytest.raises(ValueError, match="no lesion"):
         froc([SlideDetections(0, none, none)])
+
+
+def test_camelyon16_leaves_out_the_lowest_threshold_where_all_lesions_are_found() -> None:
+    confidence = np.array([0.9, 0.3])
+    all_found = SlideDetections(2, confidence, np.array([]))
+    assert froc([all_found]).score == 1
+    assert froc([all_found], camelyon16=True).score == 0.5
+    one_too_small = all_found._replace(ignored=1)
+    assert froc([one_too_small], camelyon16=True).score == 1
+    rounded = SlideDetections(1, np.array([0.1]), np.array([0.1] * 9), 1)  # 0.1 is more in float32
+    assert froc([rounded]).score < froc([rounded], camelyon16=True).score == 1
 
 
 def test_hits_of_ignored_lesions_count_nowhere() -> None:
@@ -74,3 +103,26 @@ def test_hits_of_ignored_lesions_count_nowhere() -> None:
     assert found.lesions == 2
     assert found.found.tolist() == [0.9, 0.7]  # the highest of each lesion's hits
     assert found.false.tolist() == [0.4, 0.3]  # one of them beyond the mask
+    assert found.ignored == 1
+
+
+def test_lesions_less_than_75_um_apart_are_one_and_small_ones_are_ignored() -> None:
+    mpp = 7.776
+    mask = np.zeros((200, 200), dtype=bool)
+    mask[20:60, 20:40] = mask[20:60, 46:60] = True  # 47 um apart
+    mask[20:60, 80:100] = True  # 156 um
+    mask[150:155, 150:155] = True  # 39 um, and 114 um when grown
+    mask[100:140, 20:60] = True
+    mask[115:125, 35:45] = False  # a hole
+    label, ignored = number_lesions(mask, mpp)
+    assert len(np.unique(label)) - 1 == 4
+    assert label[30, 30] == label[30, 50] != label[30, 90]
+    assert label[120, 40] == label[101, 21] != 0
+    assert ignored == [label[152, 152]]
+
+
+def test_the_major_axis_is_that_of_an_ellipse() -> None:
+    rows, columns = np.mgrid[:200, :300]
+    ellipse = ((rows - 100) / 40) ** 2 + ((columns - 150) / 120) ** 2 <= 1
+    assert major_axis(ellipse) == pytest.approx(240, rel=0.01)
+    assert major_axis(ellipse.T) == pytest.approx(240, rel=0.01)

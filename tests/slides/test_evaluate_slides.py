@@ -1,4 +1,4 @@
-"""Annotations, CAMELYON16's lesions, and the scores of slides."""
+"""The scores of slides, and what is known of them."""
 
 import json
 from pathlib import Path
@@ -9,115 +9,11 @@ import pandas as pd
 import pytest
 
 from pcam_lightning.cli.main import main
-from pcam_lightning.slides.annotations import lesions, major_axis, read_annotations, tumor_mask
 from pcam_lightning.slides.evaluate import evaluate_slides
+from pcam_lightning.slides.patch_grid import PatchGrid
 from pcam_lightning.slides.predictor import write_logits
 from pcam_lightning.slides.reference import label_of, read_reference
 from pcam_lightning.utils.errors import UserError
-
-ASAP = """<?xml version="1.0"?><ASAP_Annotations><Annotations>
-<Annotation Name="a" Type="Polygon" PartOfGroup="_0"><Coordinates>
-<Coordinate Order="1" X="800" Y="0" /><Coordinate Order="0" X="0" Y="0" />
-<Coordinate Order="2" X="800" Y="800" /><Coordinate Order="3" X="0" Y="800" /></Coordinates></Annotation>
-<Annotation Name="b" Type="Polygon" PartOfGroup="_2"><Coordinates>
-<Coordinate Order="0" X="200" Y="200" /><Coordinate Order="1" X="400" Y="200" />
-<Coordinate Order="2" X="400" Y="400" /><Coordinate Order="3" X="200" Y="400" /></Coordinates></Annotation>
-</Annotations></ASAP_Annotations>"""
-SQUARE = [[0, 0], [800, 0], [800, 800], [0, 800], [0, 0]]
-HOLE = [[200, 200], [400, 200], [400, 400], [200, 400], [200, 200]]
-GEOJSON = {
-    "type": "FeatureCollection",
-    "features": [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [SQUARE, HOLE]},
-            "properties": {"objectType": "annotation", "classification": {"name": "Tumor"}},
-        },
-        {
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [[[900, 0], [950, 0], [950, 50], [900, 0]]]},
-            "properties": {"objectType": "tile"},
-        },
-    ],
-}
-
-
-@pytest.mark.parametrize(("name", "text"), [("a.xml", ASAP), ("a.geojson", json.dumps(GEOJSON))])
-def test_outlines_become_a_mask_with_holes(tmp_path: Path, name: str, text: str) -> None:
-    path = tmp_path / name
-    path.write_text(text)
-    mask = tumor_mask(read_annotations(path), 1005, 1000, 10.0)
-    expected = np.zeros((100, 101), dtype=bool)  # the last column is half a pixel wide
-    expected[:80, :80] = True
-    expected[20:40, 20:40] = False
-    assert np.array_equal(mask, expected)
-
-
-def test_an_island_in_a_hole_is_tumor_and_other_classes_are_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def feature(kind: str, polygons: list[Any], name: str | None) -> dict[str, Any]:
-        properties = {} if name is None else {"classification": {"name": name}}
-        return {"type": "Feature", "geometry": {"type": kind, "coordinates": polygons}, "properties": properties}
-
-    island = [[250, 250], [350, 250], [350, 350], [250, 350], [250, 250]]
-    features = [
-        feature("MultiPolygon", [[SQUARE, HOLE], [island]], None),
-        feature("Polygon", [[[0, 0], [1000, 0], [1000, 1000], [0, 1000], [0, 0]]], "Tissue"),
-        feature("Polygon", [[[0, 0], [100, 0], [100, 800], [0, 800], [0, 0]]], "Normal"),
-    ]
-    path = tmp_path / "a.geojson"
-    path.write_text(json.dumps(features))
-    mask = tumor_mask(read_annotations(path), 1000, 1000, 10.0)
-    assert mask[30, 30]
-    assert not mask[22, 22]
-    assert not mask[50, 5]
-    assert mask.sum() == 80 * 70 - 20 * 20 + 10 * 10
-    assert "a.geojson: annotations of tissue are not of tumor and are ignored." in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "<a/>",
-        "{",
-        '{"features": [{}]}',
-        '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[1]]}}]}',
-        "[" * 100_000,
-        '<?xml version="1.0" encoding="none"?><ASAP_Annotations/>',
-        '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[1], [2], [3]]]}}]}',
-        '{"features": [{"geometry": {"type": "Polygon", "coordinates": [[[1, 2]]]}}]}',
-    ],
-)
-@pytest.mark.parametrize("suffix", [".xml", ".geojson"])
-def test_damaged_annotations_are_named(tmp_path: Path, text: str, suffix: str) -> None:
-    path = tmp_path / f"broken{suffix}"
-    path.write_text(text)
-    with pytest.raises(UserError, match=r"broken.* neither ASAP's XML nor GeoJSON"):
-        read_annotations(path)
-
-
-def test_lesions_less_than_75_um_apart_are_one_and_small_ones_are_ignored() -> None:
-    mpp = 7.776
-    mask = np.zeros((200, 200), dtype=bool)
-    mask[20:60, 20:40] = mask[20:60, 46:60] = True  # 47 um apart
-    mask[20:60, 80:100] = True  # 156 um
-    mask[150:155, 150:155] = True  # 39 um, and 114 um when grown
-    mask[100:140, 20:60] = True
-    mask[115:125, 35:45] = False  # a hole
-    label, ignored = lesions(mask, mpp)
-    assert len(np.unique(label)) - 1 == 4
-    assert label[30, 30] == label[30, 50] != label[30, 90]
-    assert label[120, 40] == label[101, 21] != 0
-    assert ignored == [label[152, 152]]
-
-
-def test_the_major_axis_is_that_of_an_ellipse() -> None:
-    rows, columns = np.mgrid[:200, :300]
-    ellipse = ((rows - 100) / 40) ** 2 + ((columns - 150) / 120) ** 2 <= 1
-    assert major_axis(ellipse) == pytest.approx(240, rel=0.01)
-    assert major_axis(ellipse.T) == pytest.approx(240, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -151,14 +47,18 @@ def test_a_reference_without_labels_is_refused(tmp_path: Path) -> None:
         read_reference(path)
 
 
-def write_heatmap(folder: Path, name: str, score: float, detections: list[tuple[float, int, int]]) -> None:
+def write_heatmap(
+    folder: Path, name: str, score: float, detections: list[tuple[float, int, int]], mpp: float = 0.243
+) -> None:
     """Write what evaluate_slides reads of a heat map."""
     (folder / name).mkdir(parents=True)
-    summary: dict[str, Any] = {"slide": f"slides/{name}.tif", "score": score, "mpp": 0.243, "key": "k"}
+    summary: dict[str, Any] = {"slide": f"slides/{name}.tif", "score": score, "mpp": mpp, "key": "k"}
+    summary["geojson_origin"] = [0, 0]
     summary["correction"] = {"scale": 1.0, "shift": 0.0}
     summary |= {"width": 40_000, "height": 40_000, "options": {"stride": 32}, "network": {"sha256": "n", "tta": "none"}}
     rng = np.random.default_rng(0)
-    logit = rng.normal(-2.0, 2.0, (313, 313)).astype(np.float32)  # squares of 128 pixels
+    grid = PatchGrid(40_000, 40_000, mpp)
+    logit = rng.normal(-2.0, 2.0, (grid.rows, grid.columns)).astype(np.float32)
     if name.startswith("t"):
         logit[78:110, 78:110] += 6  # those that the outline from 10,000 to 14,000 reaches
     write_logits(folder / name / "logits.npz", logit, "k")
@@ -167,15 +67,20 @@ def write_heatmap(folder: Path, name: str, score: float, detections: list[tuple[
     table.to_csv(folder / name / "lesions.csv", index=False)
 
 
+def outline(left: int, top: int, right: int, bottom: int, name: str | None = "Tumor") -> dict[str, Any]:
+    """Return a rectangle as QuPath writes it."""
+    ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+    properties = {} if name is None else {"classification": {"name": name}}
+    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": properties}
+
+
 @pytest.fixture
 def annotated(tmp_path: Path) -> Path:
     """Heat maps of two slides with a lesion each and two without, and annotations."""
     folder = tmp_path / "annotations"
     folder.mkdir()
-    square = [[[10_000, 10_000], [14_000, 10_000], [14_000, 14_000], [10_000, 14_000], [10_000, 10_000]]]
-    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": square}, "properties": {}}
     for name in ("t1", "t2"):
-        (folder / f"{name}.geojson").write_text(json.dumps({"features": [feature]}))
+        (folder / f"{name}.geojson").write_text(json.dumps({"features": [outline(10_000, 10_000, 14_000, 14_000)]}))
     heatmaps = tmp_path / "heatmaps"
     write_heatmap(heatmaps, "t1", 0.9, [(0.9, 12_000, 12_000), (0.3, 100, 100)])
     write_heatmap(heatmaps, "t2", 0.4, [(0.6, 30_000, 12_000)])
@@ -221,6 +126,8 @@ def test_heat_maps_that_do_not_compare_are_refused(annotated: Path, capsys: pyte
     for change, message in (
         ({"network": {"sha256": "m", "tta": "none"}}, "n1.tif and n2.tif are of different networks"),
         ({"options": {"stride": 32, "prior": 0.1}}, "n1.tif and n2.tif differ in `prior`"),
+        ({"options": {"stride": 32, "regions": "r"}}, "n1.tif and n2.tif differ in `regions`"),
+        ({"correction": {"scale": 1.5, "shift": 0.0}}, "n1.tif and n2.tif differ in what `calibration` holds"),
         ({"slide": "other/n2.svs"}, "two heat maps of n2"),
         ({"key": "other"}, "logits.npz: not of"),
         ({"score": None}, "slide.json: damaged"),
@@ -246,3 +153,95 @@ def test_what_is_missing_is_named(annotated: Path) -> None:
     reference.write_text("slide,label\nt1,1\nt2,1\nn1,1\nn2,0\n")
     with pytest.raises(UserError, match="no annotations of n1, which has metastases"):
         evaluate_slides(heatmaps, reference, annotations)
+
+
+def test_another_calibration_file_of_the_same_content_is_no_difference(annotated: Path) -> None:
+    file = annotated / "heatmaps" / "n1" / "slide.json"
+    summary = json.loads(file.read_text())
+    summary["options"]["calibration"] = "elsewhere/calibration.json"
+    file.write_text(json.dumps(summary))
+    evaluate_slides(annotated / "heatmaps", annotations=annotated / "annotations", bootstrap_samples=5)
+
+
+def test_a_calibration_is_replaced_only_by_a_new_one(annotated: Path) -> None:
+    heatmaps, file = annotated / "heatmaps", annotated / "heatmaps" / "calibration.json"
+    evaluate_slides(heatmaps, annotations=annotated / "annotations", bootstrap_samples=5)
+    before = file.read_bytes()
+    assert json.loads(before)["stride"] == 32
+    for path in (annotated / "annotations").iterdir():
+        path.write_text('{"features": []}')
+    evaluate_slides(heatmaps, annotations=annotated / "annotations", bootstrap_samples=5)
+    assert file.read_bytes() == before
+
+
+def test_a_label_for_calibration_is_about_the_center_of_a_patch(tmp_path: Path) -> None:
+    heatmaps, annotations = tmp_path / "heatmaps", tmp_path / "annotations"
+    write_heatmap(heatmaps, "t1", 0.9, [])
+    file = heatmaps / "t1" / "slide.json"
+    summary = json.loads(file.read_text())
+    summary["options"]["stride"] = 96  # squares of 384 pixels, of which the middle 128 count
+    file.write_text(json.dumps(summary))
+    logit = np.random.default_rng(0).normal(-2.0, 2.0, (105, 105)).astype(np.float32)
+    logit[20:22] += 6
+    write_logits(heatmaps / "t1" / "logits.npz", logit, "k")
+    annotations.mkdir()
+    # From the middle of row 20 to below that of row 21; columns 30 and 31 are reached at their borders alone.
+    rows, border = (20 * 384, 21 * 384 + 256), 31 * 384
+    features = [outline(0, rows[0], 30 * 384, rows[1]), outline(border - 100, rows[0], border + 100, rows[1])]
+    (annotations / "t1.geojson").write_text(json.dumps({"features": features}))
+    evaluate_slides(heatmaps, annotations=annotations, bootstrap_samples=5)
+    written = json.loads((heatmaps / "calibration.json").read_text())
+    assert written["tumor"] == pytest.approx(2 * 30 / 105**2)
+
+
+def test_outlines_of_another_class_count_on_request(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heatmaps, annotations, reference = (annotated / name for name in ("heatmaps", "annotations", "r.csv"))
+    reference.write_text("slide,label\nt1,1\nt2,1\nn1,0\nn2,0\n")
+    (annotations / "n1.tif.geojson").write_text(json.dumps([outline(0, 0, 9_000, 9_000, None)]))  # tissue
+    (annotations / "t2.geojson").write_text(json.dumps([outline(10_000, 10_000, 14_000, 14_000, "Carcinoma")]))
+    args = ["evaluate-slides", str(heatmaps), f"--annotations={annotations}", "--bootstrap_samples=5"]
+    assert main(args) == 2
+    assert "n1.tif.geojson: no polygon is tumor; its classes: no class. --tumor_class" in capsys.readouterr().err
+    assert main([*args, f"--reference={reference}"]) == 2
+    assert "t2.geojson: no polygon is tumor; its classes: carcinoma. --tumor_class" in capsys.readouterr().err
+    assert main([*args, f"--reference={reference}", "--tumor_class=Carcinoma"]) == 0
+    error = capsys.readouterr().err
+    assert "t1.geojson: 0.9448 mm2 of tumor (tumor: tumor 0.9448)." in error
+    assert "t2.geojson: 0.9448 mm2 of tumor (tumor: carcinoma 0.9448)." in error
+    assert "n1.tif.geojson: 0 mm2 of tumor (ignored: no class 4.783)." in error
+    assert "AUROC of slides 0.7500" in error
+    assert main([*args, f"--reference={reference}", "--tumor_class=Carcinoma", "--tumor_class", "none"]) == 0
+    assert f"warning: {reference}: says 0 of n1, which has outlines of tumor in " in capsys.readouterr().err
+
+
+def test_annotations_of_no_slide_are_listed(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heatmaps, annotations = annotated / "heatmaps", annotated / "annotations"
+    (annotations / "t1.geojson").rename(annotations / "T1.geojson")
+    evaluate_slides(heatmaps, annotations=annotations, bootstrap_samples=5)
+    assert "annotations: annotations of none of the slides: T1.geojson." in capsys.readouterr().err
+    (annotations / "t2.geojson").unlink()
+    with pytest.raises(UserError, match="annotations: of none of the slides"):
+        evaluate_slides(heatmaps, annotations=annotations, bootstrap_samples=5)
+
+
+def test_camelyon16_takes_one_scale_for_all_slides(tmp_path: Path) -> None:
+    heatmaps, annotations = tmp_path / "heatmaps", tmp_path / "annotations"
+    annotations.mkdir()
+    write_heatmap(heatmaps, "t1", 0.9, [(0.9, 12_000, 12_000), (0.8, 16_000, 12_000), (0.25, 5, 7)], mpp=0.226)
+    write_heatmap(heatmaps, "n1", 0.1, [])
+    # Ten pixels of the mask apart: 72 um at 0.226 um per pixel, and 78 um at 0.243.
+    features = [outline(10_240, 10_240, 14_080, 14_080), outline(14_400, 10_240, 18_240, 14_080)]
+    (annotations / "t1.geojson").write_text(json.dumps({"features": features}))
+    (heatmaps / "camelyon16").mkdir()
+    (heatmaps / "camelyon16" / "old.csv").touch()
+    official = evaluate_slides(heatmaps, annotations=annotations, bootstrap_samples=5, camelyon16=True)
+    ours = evaluate_slides(heatmaps, annotations=annotations, bootstrap_samples=5)
+    assert [one.slides.set_index("slide").loc["t1", "lesions"] for one in (ours, official)] == [1, 2]
+    files = {path.name: path.read_text() for path in (heatmaps / "camelyon16").iterdir()}
+    assert files == {"t1.csv": "0.9,12000,12000\n0.8,16000,12000\n0.25,5,7\n", "n1.csv": ""}
+    reference = tmp_path / "r.csv"
+    reference.write_text("slide,label\nt1,0\nn1,1\n")
+    (annotations / "n1.geojson").write_text(json.dumps({"features": features}))
+    scores = evaluate_slides(heatmaps, reference, annotations, 5, camelyon16=True)
+    counts = scores.slides.set_index("slide")[["lesions", "false"]].to_dict("index")
+    assert counts["t1"] == {"lesions": 0, "false": 3}  # all are false where the reference says normal

@@ -88,11 +88,33 @@ def test_slides_of_which_nothing_is_known_are_skipped(
 ) -> None:
     annotations = tmp_path / "annotations"
     annotations.mkdir()
-    with pytest.raises(UserError, match="no false positive at `threshold` 0 in 0 slides"):
+    with pytest.raises(UserError, match="annotations: of none of the slides"):
         mine_negatives(heatmaps, Path("mined"), annotations=annotations, threshold=0)
-    assert f"1 slides have no annotations and are skipped, {slide.stem} first" in capsys.readouterr().err
+    other = annotations / "other"
+    shutil.copytree(heatmaps, other)
+    (other / slide.stem).rename(other / "normal")
+    file = other / "normal" / "slide.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"slide": "normal.tif"}))
+    shutil.copytree(heatmaps / slide.stem, other / slide.stem)
     (annotations / f"{slide.stem}.geojson").write_text(json.dumps({"features": []}))
-    assert len(mine_negatives(heatmaps, Path("mined"), annotations=annotations, threshold=0)) == 25
+    assert len(mine_negatives(other, Path("mined"), annotations=annotations, threshold=0)) == 25
+    assert "1 slides have no annotations and are skipped, normal first" in capsys.readouterr().err
+
+
+def test_tumor_of_another_class_is_not_mined(
+    slide: Path, heatmaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / f"{slide.name}.geojson"
+    ring = [[512, 384], [768, 384], [768, 640], [512, 640], [512, 384]]
+    feature = {"geometry": {"type": "Polygon", "coordinates": [ring]}}
+    content = {"features": [feature | {"properties": {"classification": {"names": ["Tumor", "Positive"]}}}]}
+    file.write_text(json.dumps(content))
+    args = ["mine-negatives", str(heatmaps), "--output=mined", f"--annotations={tmp_path}", "--threshold=0"]
+    assert main(args) == 2
+    assert f"{file}: no polygon is tumor; its classes: tumor: positive." in capsys.readouterr().err
+    assert main([*args, "--tumor_class=Tumor: Positive"]) == 0
+    assert "0.00387 mm2 of tumor (tumor: tumor: positive 0.00387)" in capsys.readouterr().err
+    assert len(pd.read_csv("mined/mined_patches.csv")) == 9  # of 25; the outline reaches 4 x 4 patches
 
 
 def test_a_slide_with_metastases_is_not_mined_without_annotations(

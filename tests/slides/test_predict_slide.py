@@ -29,7 +29,6 @@ from pcam_lightning.training.feature_distance import find_feature_distance
 from pcam_lightning.utils.errors import UserError
 from pcam_lightning.utils.system import supported_precision
 
-SCALES = ('-1, "shift": 0', '1, "shift": NaN', '1, "shift": 0')
 CPU = {"accelerator": "cpu", "precision": "32-true", "num_workers": 0}
 ARGS = ("--accelerator=cpu", "--precision=32-true", "--num_workers=0", "--ckpt_path=pcam-small")
 FILES = {*predict.FILES, "lesions.csv", "slide.json", "logits.npz"}
@@ -171,15 +170,23 @@ def test_a_calibration_file_corrects_probabilities(
 ) -> None:
     folder, file = tmp_path / "map", tmp_path / "calibration.json"
     shutil.copytree(result.folder, folder)
-    network = {"sha256": result.summary["network"]["sha256"]}
-    file.write_text(json.dumps({"scale": 0.5, "shift": -1.5, "network": network}))
+    network = {"sha256": result.summary["network"]["sha256"], "tta": "none"}
+    content = {"scale": 0.5, "shift": -1.5, "network": network, "stride": 32}
+    file.write_text(json.dumps(content))
     other = predict_slide(slide, "pcam-small", folder, calibration=file, **CPU)
     assert other.heat_map.prob[4, 4] == pytest.approx(1 / (1 + np.exp(1.5 - 0.5 * result.heat_map.logit[4, 4])))
     assert json.loads((folder / "slide.json").read_text())["options"]["calibration"] == str(file)
-    for content in ("", "{}", *(f'{{"scale": {one}, "network": {{"sha256": "other"}}}}' for one in SCALES)):
-        file.write_text(content)
+    for change, message in (
+        ({"stride": 96}, "was fitted with --stride 96, and here it is 32"),
+        ({"network": network | {"tta": "d4"}}, "was fitted with --tta d4, and here it is none"),
+        ({"network": network | {"sha256": "a"}}, "was fitted to another network"),
+        ({"scale": -1}, "scale and shift should be finite"),
+        ({"shift": float("nan")}, "scale and shift should be finite"),
+        ({"stride": None, "network": None}, "no calibration.json of evaluate-slides"),
+    ):
+        file.write_text(json.dumps(content | change))
         assert main(["heatmap", str(slide), *ARGS, f"--calibration={file}"]) == 2
-        assert f"error: {file}: " in capsys.readouterr().err
+        assert f"error: {file}: {message}" in capsys.readouterr().err
     assert main(["heatmap", str(slide), *ARGS, f"--calibration={file}", "--prior=0.1"]) == 2
     assert "--prior, --calibration: only one of them" in capsys.readouterr().err
 
@@ -212,6 +219,47 @@ def test_nothing_is_predicted_twice(
     assert other.summary["options"]["threshold"] == 0.9
     predict_slide(slide, "pcam-small", folder, tta="d4", **CPU)
     assert sum(counts) == 25
+
+
+def test_regions_of_interest_are_predicted_alone(
+    slide: Path,
+    result: predict.SlideResult,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def write(left: int, right: int) -> Path:
+        ring = [[left, 0], [right, 0], [right, 1280], [left, 1280], [left, 0]]
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        path = tmp_path / "regions" / f"{slide.stem}.geojson"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps([{"type": "Feature", "geometry": geometry, "properties": None}]))
+        return path
+
+    shutil.copytree(result.folder, "map")
+    counts = _count(monkeypatch)
+    first = predict_slide(slide, "pcam-small", "map", regions=write(0, 500), **CPU)  # the centers of column 3
+    assert not counts  # all are known
+    assert np.argwhere(~np.isnan(first.heat_map.logit)).tolist() == [[row, 3] for row in range(2, 7)]
+    second = predict_slide(slide, "pcam-small", "map", regions=write(0, 700), **CPU)
+    assert sum(counts) == 5  # column 4 alone
+    assert second.heat_map.logit[:, :5] == pytest.approx(result.heat_map.logit[:, :5], abs=1e-4, nan_ok=True)
+    assert second.summary["regions"] != first.summary["regions"]
+    again = predict_slide(slide, "pcam-small", "map", regions=write(0, 700), **CPU)
+    assert again.summary == second.summary
+    with pytest.raises(UserError, match=r"tumor_001.geojson: no tissue of .*tumor_001.tif inside"):
+        predict_slide(slide, "pcam-small", "map", regions=write(0, 300), **CPU)
+    other = tmp_path / "other.tif"
+    shutil.copyfile(slide, other)
+    args = ["heatmap", str(slide), str(other), *ARGS]
+    assert main([*args, f"--regions={write(0, 500)}"]) == 2
+    assert "tumor_001.geojson: of one slide, not of 2; should be a folder" in capsys.readouterr().err
+    (tmp_path / "regions" / "third.xml").touch()
+    assert main([*args, f"--regions={tmp_path / 'regions'}"]) == 2
+    error = capsys.readouterr().err
+    assert "regions: annotations of none of the slides: third.xml" in error
+    assert "regions: no regions of other.tif; should be other.geojson or .xml" in error
+    assert pd.read_csv("heatmaps/slides.csv")["folder"].tolist() == [f"heatmaps/{slide.stem}"]
 
 
 def test_an_interrupted_slide_is_resumed(

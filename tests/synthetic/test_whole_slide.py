@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from pcam_lightning.cli.main import main
-from pcam_lightning.slides.annotations import read_annotations, tumor_mask
+from pcam_lightning.slides.annotations import tumor_outlines
+from pcam_lightning.slides.outlines import outline_mask
+from pcam_lightning.slides.patch_grid import PatchGrid
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.tissue import is_tissue
 from pcam_lightning.synthetic.kaggle_folder import draw_slide
@@ -43,7 +45,8 @@ def test_a_slide_has_tissue_and_glass_at_camelyons_scale(drawn: Path) -> None:
 def test_outlines_lie_on_tissue(drawn: Path) -> None:
     for name in ("tumor_001", "tumor_002"):
         slide = SlideReader(drawn / f"{name}.tif")
-        mask = tumor_mask(read_annotations(drawn / f"{name}.xml"), slide.width, slide.height, 4.0)
+        tumor = tumor_outlines(drawn / f"{name}.xml", PatchGrid(slide.width, slide.height, slide.mpp))
+        mask = outline_mask(tumor, slide.width, slide.height, 4.0)
         assert mask.any()
         pixels = slide.read(0, 0, slide.levels[2].width, slide.levels[2].height, 2)
         assert is_tissue(pixels)[mask].mean() > 0.9
