@@ -1,6 +1,8 @@
 """Command line arguments: the order of configs and flags, and suggestions for unknown options."""
 
+import json
 import re
+import sys
 from argparse import ArgumentParser
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,6 +34,19 @@ def configs_first(args: list[str]) -> tuple[list[str], list[str]]:
     found, rest = flags.parse_known_args(args)
     paths: list[str] = [expand_home(path) for path in found.config]
     return [*(f"--config={path}" for path in paths), *rest], paths
+
+
+def modules_to_import(args: list[str]) -> tuple[list[str], list[str]]:
+    """Return the modules that arguments and their configs name by `import`, and the arguments without that flag."""
+    flags = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    flags.add_argument("--import", dest="modules", action="append", default=[], type=yaml.safe_load)
+    found, rest = flags.parse_known_args(args)
+    named = []
+    for path in map(Path, configs_first(rest)[1]):
+        check_config(path)
+        named.append(yaml.safe_load(path.read_text(encoding="utf-8")).get("import") or [])
+    every = [one for each in (*named, *found.modules) for one in (each if isinstance(each, list) else [each])]
+    return [name for number, name in enumerate(every) if name not in every[:number]], rest
 
 
 def without_option(args: list[str], option: str) -> list[str]:
@@ -86,3 +101,8 @@ def suggest_options(message: str, parser: ArgumentParser, command: str) -> str:
     leaves = {one.removeprefix("--").rpartition(".")[2]: one for one in options}
     near = [] if group else get_close_matches(name.removeprefix("--"), leaves, 1)
     return f"; did you mean {leaves[near[0]]}?" if near else f"; {command} --help lists the options."
+
+
+def print_json(value: Any) -> None:
+    """Print a result as JSON on stdout, which has nothing else."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pcam_lightning.cli.arguments import print_json
 from pcam_lightning.cli.parser import PROG
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.sources import parts
@@ -52,6 +53,7 @@ def _evaluate(
     bootstrap_samples: int = 1000,
     seed: int = 0,
     abstain: float | None = None,
+    json: bool = False,
 ) -> None:
     """Score a run, a cross-validation or a file of predictions: report.html and report.json.
 
@@ -65,6 +67,7 @@ def _evaluate(
         seed: of the bootstrap and of the parts that thresholds and temperature are cross-fitted on.
         abstain: share of each class that may be called the other one, such as 0.05; patches between the two thresholds
             that follow are called neither. By default all are called.
+        json: print what report.json holds on stdout; messages go to stderr as always.
     """
     from pcam_lightning.evaluation.evaluate import evaluate
 
@@ -92,6 +95,33 @@ def _evaluate(
         if message:
             rank_zero_info(message)
     rank_zero_info(f"{result.page}: open it in a browser.")
+    if json:
+        print_json(report)
+
+
+def _compare(
+    first: Path,
+    second: Path,
+    slides: Path | None = None,
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Compute the difference of two runs' AUROCs on the same patches, with intervals.
+
+    Args:
+        first: a run's folder, a cross-validation's, or a CSV with id,label,logit.
+        second: another one, of the same patches.
+        slides: CSV with id,wsi, where the slides are not known already.
+        bootstrap_samples: for the interval over slides.
+        seed: of the bootstrap.
+        json: print the numbers on stdout as JSON; messages go to stderr as always.
+    """
+    from pcam_lightning.evaluation.compare import compare
+
+    found = compare(first, second, slides, bootstrap_samples, seed)
+    if json:
+        print_json(found)
 
 
 def _heatmap(
@@ -277,14 +307,13 @@ def _serve(folder: Path, host: str = "127.0.0.1", port: int = 8000, max_mb: int 
 def functions() -> Mapping[str, Callable[..., Any]]:
     """Return the commands whose options are a function's arguments; their libraries take half a second to load."""
     from pcam_lightning.data.slide_map import slides
-    from pcam_lightning.evaluation.compare import compare
     from pcam_lightning.evaluation.curves import curves
     from pcam_lightning.evaluation.explain import explain
     from pcam_lightning.synthetic.kaggle_folder import synthesize
 
     return {
         "evaluate": _evaluate,
-        "compare": compare,
+        "compare": _compare,
         "curves": curves,
         "explain": explain,
         "heatmap": _heatmap,

@@ -1,5 +1,6 @@
 """The command line: run one command, and report how it ended."""
 
+import json
 import logging
 import sys
 from argparse import ArgumentError
@@ -9,12 +10,13 @@ from contextlib import contextmanager
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from pcam_lightning.cli.arguments import options_as_flags
+from pcam_lightning.cli.arguments import modules_to_import, options_as_flags
 from pcam_lightning.cli.commands import functions
 from pcam_lightning.cli.parser import PCamCLI, command_list, function_parser, parse
 from pcam_lightning.cli.run_commands import RUN_COMMANDS
 from pcam_lightning.training.options import expand_home
 from pcam_lightning.utils.errors import UserError, logger
+from pcam_lightning.utils.extensions import import_modules
 from pcam_lightning.utils.system import catch_signals, silence_third_party
 
 
@@ -54,8 +56,10 @@ def run() -> None:
 
 def _run(args: list[str]) -> None:
     name, rest = (args[0], args[1:]) if args else ("", [])
+    modules, rest = modules_to_import(rest)
+    import_modules(modules)
     if command := RUN_COMMANDS.get(name):
-        command.function(PCamCLI(name, command, rest))
+        command.function(PCamCLI(name, command, [*rest, *([f"--import={json.dumps(modules)}"] if modules else [])]))
     elif function := functions().get(name):
         parser = function_parser(name, function)
         options: Namespace = expand_home(parse(parser, rest, name))

@@ -21,6 +21,7 @@ from pcam_lightning.training.checkpoint import read_checkpoint, run_config
 from pcam_lightning.training.lightning_internals import RunParser
 from pcam_lightning.training.options import Config, add_run_arguments, check_seed, expand_home
 from pcam_lightning.training.upgrade import read_config
+from pcam_lightning.transforms.augment import augmentation_options
 from pcam_lightning.utils.errors import UserError
 from pcam_lightning.utils.run_dir import Run, newest_run
 
@@ -94,6 +95,11 @@ class PCamCLI(LightningCLI):
             args=args,
         )
 
+    def setup_parser(self, *args: Any) -> None:
+        """Set the parser up, and note for which augmentations."""
+        self._setup, self._augmentations = args, augmentation_options()
+        super().setup_parser(*args)
+
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add nothing: the options of a run are added together."""
 
@@ -116,7 +122,7 @@ class PCamCLI(LightningCLI):
         args = self._parse([arg for arg in args if arg not in prints], prints=bool(prints))
         check_seed(self.config.seed_everything)
         if prints:
-            parser.parse_args([*args, *prints])
+            self.parser.parse_args([*args, *prints])
 
     def instantiate_classes(self) -> None:
         """Build nothing: the command's function does, once all has been checked."""
@@ -170,6 +176,8 @@ class PCamCLI(LightningCLI):
         return self._parse_with(read_config(self.resumed.config), args, configs, self.resumed.config)
 
     def _parse_with(self, config: dict[str, Any], args: list[str], position: int, origin: Path) -> list[str]:
+        if self._augmentations != augmentation_options():  # the checkpoint's run has imported another one
+            self.setup_parser(*self._setup)
         args = [*args[:position], f"--config={json.dumps(config)}", *args[position:]]
         try:
             self.config = expand_home(self.parser.parse_args(args))

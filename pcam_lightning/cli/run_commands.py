@@ -1,7 +1,6 @@
 """Commands that take the options of a run: each calls a function of the library and prints what it returns."""
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,7 +163,7 @@ def _explore(cli: PCamCLI) -> None:
     )
 
 
-RUN_COMMANDS: Mapping[str, RunCommand] = {
+RUN_COMMANDS: dict[str, RunCommand] = {
     "fit": RunCommand(
         _fit,
         "Train, and keep the best and the last epoch's checkpoint in a run folder of its own.",

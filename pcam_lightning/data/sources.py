@@ -102,7 +102,7 @@ class PatchSource(Protocol):
 
 
 # The first that detects its layout counts; KaggleFolder takes any folder with train/ or test/, PatchFolder any other.
-SOURCES: tuple[type[PatchSource], ...] = (TableFile, PCamH5, Wilds, ClassFolders, KaggleFolder, PatchFolder)
+SOURCES: list[type[PatchSource]] = [TableFile, PCamH5, Wilds, ClassFolders, KaggleFolder, PatchFolder]
 _MARKS: dict[type[PatchSource], str] = {
     PCamH5: "PCam's .h5 files",
     Wilds: "metadata.csv and patches/",

@@ -1,6 +1,7 @@
 """compare: the difference of two AUROCs on the same patches, with its interval."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ SHOWN = 10  # groups of a level
 
 def compare(
     first: Path, second: Path, slides: Path | None = None, bootstrap_samples: int = 1000, seed: int = 0
-) -> None:
+) -> dict[str, Any]:
     """Compute the difference of two runs' AUROCs on the same patches, with intervals.
 
     Args:
@@ -25,6 +26,12 @@ def compare(
         slides: CSV with id,wsi, where the slides are not known already.
         bootstrap_samples: for the interval over slides.
         seed: of the bootstrap.
+
+    Returns:
+        `patches`; `first` and `second`, each with `auroc` and `training_overlap`, how many of the patches trained its
+        network; `delong`, the difference (first minus second) with `value`, `low`, `high` and `p`; `bootstrap`, the
+        same over `clusters` of `clustered_by`, None where there are no groups; and `groups`, by center, patient and
+        slide where these are known, a list of `name`, both AUROCs and the difference, the lowest first.
     """
     check_bootstrap(bootstrap_samples, seed)
     for target in (first, second):  # before the first one is validated for nothing
@@ -33,9 +40,11 @@ def compare(
     read = [read_labeled_predictions(target, None, slides, pictures=False) for target in (first, second)]
     one, other = _pair(first, second, *(predictions.rows.set_index("id") for predictions in read))
     label, a, b = (np.asarray(column) for column in (one["label"], one["logit"], other["logit"]))
-    for target, predictions, logit in zip((first, second), read, (a, b), strict=True):
+    found: dict[str, Any] = {"patches": len(label)}
+    for key, target, predictions, logit in zip(("first", "second"), (first, second), read, (a, b), strict=True):
+        found[key] = {"auroc": auroc(label, logit), "training_overlap": predictions.overlap}
         best = " (best.ckpt, chosen by these patches)" if predictions.chosen_by_these else ""
-        rank_zero_info(f"{target}{best}: AUROC {auroc(label, logit):.4f}")
+        rank_zero_info(f"{target}{best}: AUROC {found[key]['auroc']:.4f}")
         if predictions.overlap:
             rank_zero_info(
                 f"{target}: {predictions.overlap:,} of these patches trained its network; its AUROC is optimistic."
@@ -43,8 +52,10 @@ def compare(
     rank_zero_info(f"n = {len(label):,} patches")
     difference, p = delong_test(label, a, b)
     _tell("difference, patches taken for independent (DeLong)", difference, f", p = {p:.2g}")
+    found["delong"] = {**difference._asdict(), "p": p}
     cluster, name = clusters((one if set(LEVELS) & set(one) else other).reset_index())
     count = len(np.unique(cluster))
+    found |= {"clustered_by": name, "clusters": count, "bootstrap": None, "groups": {}}
     if name == "patches":
         rank_zero_info("no slides are known: `slides` FILE gives the interval that counts.")
     elif count == 1:
@@ -52,14 +63,17 @@ def compare(
     else:
         drawn = _bootstrap_differences(label, a, b, cluster, bootstrap_samples, seed)
         above = f", {np.mean(drawn > 0):.1%} of {len(drawn):,} draws above 0"
-        _tell(f"difference, bootstrap over {count:,} {name}", percentile_interval(difference.value, drawn), above)
+        interval = percentile_interval(difference.value, drawn)
+        found["bootstrap"] = interval._asdict()
+        _tell(f"difference, bootstrap over {count:,} {name}", interval, above)
         if count < FEW:
             rank_zero_info(f"{count} {name} are few: an interval from fewer than {FEW} is too narrow.")
     known = {level: (one if level in one else other)[level] for level in LEVELS if level in one or level in other}
     rows = pd.DataFrame({"label": label, "logit": a, "other": b, **known}, index=one.index).reset_index()
     for level in known:
         if len(set(rows[level])) > 1:
-            _tell_groups(rows, level, bootstrap_samples, seed)
+            found["groups"][level] = _tell_groups(rows, level, bootstrap_samples, seed)
+    return found
 
 
 def _bootstrap_differences(
@@ -71,8 +85,8 @@ def _bootstrap_differences(
     return difference
 
 
-def _tell_groups(rows: pd.DataFrame, level: str, samples: int, seed: int) -> None:
-    """Tell the difference in each group of a level, the lowest first.
+def _tell_groups(rows: pd.DataFrame, level: str, samples: int, seed: int) -> list[dict[str, Any]]:
+    """Tell the difference in each group of a level, and return all, the lowest first.
 
     Args:
         rows: with id, label, logit, `other` (the second one's logit), and the columns of the levels.
@@ -80,26 +94,28 @@ def _tell_groups(rows: pd.DataFrame, level: str, samples: int, seed: int) -> Non
         samples: of the bootstrap.
         seed: of the bootstrap.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for name, group in rows.groupby(level):
         label, a, b = (group[column].to_numpy() for column in ("label", "logit", "other"))
         if label.min() == label.max():
             continue
-        scores, bounds = (auroc(label, a), auroc(label, b)), ""
+        scores = (auroc(label, a), auroc(label, b))
+        interval = Interval(scores[0] - scores[1], None, None)
         cluster, clustered_by = clusters(group.drop(columns=level))
         if level == LEVELS[0] and len(np.unique(cluster)) > 1:
             drawn = _bootstrap_differences(label, a, b, cluster, samples, seed)
-            interval = percentile_interval(scores[0] - scores[1], drawn)
-            if interval.low is not None:
-                bounds = f" (95 % {interval.low:+.4f} to {interval.high:+.4f}, over {clustered_by})"
-        found.append(
-            (scores[0] - scores[1], f"{name}: {scores[0]:.4f} - {scores[1]:.4f} = {scores[0] - scores[1]:+.4f}{bounds}")
-        )
-    found.sort()
+            interval = percentile_interval(interval.value, drawn)
+        both = {"first": scores[0], "second": scores[1]}
+        found.append({"name": str(name), **both, **interval._asdict(), "clustered_by": clustered_by})
+    found.sort(key=lambda group: (group["value"], group["name"]))
     more = f"; the {SHOWN} lowest of {len(found):,}" if len(found) > SHOWN else ""
     rank_zero_info(f"difference by {level}, the lowest first{more}:")
-    for _, text in found[:SHOWN]:
-        rank_zero_info(f"  {text}")
+    for one in found[:SHOWN]:
+        bounds = ""
+        if one["low"] is not None:
+            bounds = f" (95 % {one['low']:+.4f} to {one['high']:+.4f}, over {one['clustered_by']})"
+        rank_zero_info(f"  {one['name']}: {one['first']:.4f} - {one['second']:.4f} = {one['value']:+.4f}{bounds}")
+    return found
 
 
 def _pair(first: Path, second: Path, one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

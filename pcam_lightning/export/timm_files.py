@@ -9,9 +9,9 @@ import timm
 import torch
 
 from pcam_lightning.data.image_io import MPP
-from pcam_lightning.models.backbones import TIMM
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.heads import head_of
+from pcam_lightning.models.timm_networks import TIMM
 from pcam_lightning.slides.patch_grid import PATCH
 
 CLASSES = ["normal", "tumor"]

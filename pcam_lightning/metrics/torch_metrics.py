@@ -1,7 +1,9 @@
 """AUROC, accuracy and loss of a whole epoch, as each stage logs them."""
 
+from collections.abc import Callable
+
 import torch
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 from torchmetrics.utilities import dim_zero_cat
 
@@ -38,11 +40,15 @@ class Accuracy(BinaryAccuracy):
         super().update((preds > 0).int(), target)
 
 
-def build_metrics(stage: str) -> tuple[MetricCollection, MeanMetric]:
-    """Return a stage's metrics of logits and labels, named `stage/name`, and the mean of its loss.
+# By the name that a stage logs it under, after its slash. Each is updated with logits (B,) of any precision and integer
+# labels (B,), and should not look at them before the epoch ends: that would wait for the device in every step.
+EPOCH_METRICS: dict[str, Callable[[], Metric]] = {
+    "auroc": lambda: AUROC(validate_args=False),
+    "accuracy": lambda: Accuracy(validate_args=False),
+}
 
-    None of them looks at what it is given before the epoch ends: that would wait for the device in every step.
-    """
-    auroc, accuracy = AUROC(validate_args=False), Accuracy(validate_args=False)
-    metrics = MetricCollection({"auroc": auroc, "accuracy": accuracy}, prefix=f"{stage}/")
+
+def build_metrics(stage: str) -> tuple[MetricCollection, MeanMetric]:
+    """Return a stage's metrics of logits and labels, named `stage/name`, and the mean of its loss."""
+    metrics = MetricCollection({name: build() for name, build in EPOCH_METRICS.items()}, prefix=f"{stage}/")
     return metrics, MeanMetric(nan_strategy="disable")

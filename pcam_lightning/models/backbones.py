@@ -12,10 +12,9 @@ from torchvision import models
 from pcam_lightning.models.depthwise import replace_depthwise
 from pcam_lightning.models.heads import Head, StageHead, find_head
 from pcam_lightning.models.p4m_resnet import P4MResNet
+from pcam_lightning.models.timm_networks import TIMM, build_timm, stages_of_timm
 from pcam_lightning.utils.errors import UserError
 
-TIMM = "timm/"  # prefix of any network of timm's
-HUB = "hf-hub:"  # prefix, after that, of a model on the Hugging Face Hub
 P4M_SIDE = 16  # what the four halvings of p4m_resnet16 divide the side of an image by
 
 
@@ -108,7 +107,7 @@ def build_backbone(name: str, side: int = 96, features: str = "last") -> nn.Modu
     """Build a network from random weights.
 
     Args:
-        name: one of `BACKBONES`, or timm/ and one of timm's names.
+        name: one of `BACKBONES`, or timm/ and one of timm's names, see `build_timm`.
         side: of the images, in pixels; networks of convolutions take any.
         features: what the head is given: `last`, the network's own, or `stages`, see `StageHead`.
 
@@ -116,26 +115,24 @@ def build_backbone(name: str, side: int = 96, features: str = "last") -> nn.Modu
         Module that takes float (B, 3, side, side) and returns float32 logits (B, 1).
 
     Raises:
-        UserError: no such name, or a network without stages.
+        UserError: no such name, a network without stages, or one that would not see all of an image.
     """
     network: Any
     stages: Mapping[str, int]
     if name.startswith(TIMM):
         network, head = build_timm(name, side)
-        stages = _stages_of_timm(network)
+        stages = stages_of_timm(network)
     elif name in BACKBONES:
         backbone = BACKBONES[name]
-        if side % (multiple := backbone.multiple):
-            nearest = min(range(2 * multiple, 513, multiple), key=lambda other: abs(other - side))
-            raise UserError(
-                f"`model.backbone` {name}: gives turned and mirrored patches the same logit for sides that {multiple} "
-                f"divides, and {side} pixels is none; the nearest is {nearest} (`model.crop`, or `model.size` where "
-                "that is set)."
-            )
+        _check_side(name, side, backbone.multiple, "gives turned and mirrored patches the same logit for")
         network, head, stages = backbone.build(), backbone.head, backbone.stages
     else:
         names = ", ".join(BACKBONES)
-        raise UserError(f"`model.backbone` {name}: unknown; one of {names}, or timm/ and a name of timm's.")
+        raise UserError(
+            f"`model.backbone` {name}: unknown; one of {names}, or timm/ and a name of timm's; "
+            "`import` MODULE adds others."
+        )
+    _check_side(name, side, _patch_side(network), "sees all of")
     if features == "stages" and not stages:
         raise UserError(f"`model.features` stages: {name} has none; use last.")
     replace_depthwise(network)
@@ -147,30 +144,24 @@ def build_backbone(name: str, side: int = 96, features: str = "last") -> nn.Modu
     return whole
 
 
-def build_timm(name: str, side: int, **options: Any) -> tuple[Any, str]:
-    """Return one of timm's networks and the name of its last layer."""
-    import timm  # half a second, which networks of torchvision's do without
+def _check_side(name: str, side: int, multiple: int, does: str) -> None:
+    """Check that a number divides the side of a network's images."""
+    if side % multiple:
+        nearest = min(range(-(-32 // multiple) * multiple, 513, multiple), key=lambda other: abs(other - side))
+        raise UserError(
+            f"`model.backbone` {name}: {does} images with a side that {multiple} divides, and {side} pixels is none; "
+            f"the nearest is {nearest} (`model.size`)."
+        )
 
-    plain = name.removeprefix(TIMM)
-    try:
-        if not plain.startswith(HUB) and not timm.is_model(plain):
-            raise UserError(f"`model.backbone` {name}: timm has no such network; timm.list_models() has their names.")
-        network: Any
-        try:
-            network = timm.create_model(plain, num_classes=1, img_size=side, **options)
-        except TypeError:  # most networks take images of any size, and no such option
-            network = timm.create_model(plain, num_classes=1, **options)
-    except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        if options:
-            raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        what = "from its repository" if plain.startswith(HUB) else f"for {side} x {side} pixels"
-        raise UserError(f"`model.backbone` {name}: cannot be built {what} ({reason}).") from None
-    last = network.get_classifier()
-    head = next((str(layer) for layer, module in network.named_modules() if module is last), "")
-    if not isinstance(last, nn.Linear):
-        raise UserError(f"`model.backbone` {name}: does not end in one linear layer, which the logit needs.")
-    return network, head
+
+def _patch_side(network: nn.Module) -> int:
+    """Return the side of the squares that a network cuts its images into; 1 where these overlap or borders are padded.
+
+    What is left over at two borders of an image gets no square, and no output depends on it.
+    """
+    stems = [one for one in network.modules() if isinstance(one, nn.Conv2d) and one.in_channels == 3]
+    cuts = [one.stride[0] for one in stems if one.kernel_size == one.stride and one.padding in (0, (0, 0))]
+    return max(cuts, default=1)
 
 
 def _set_stage_head(network: Any, name: str, head: str, side: int, stages: Mapping[str, int]) -> None:
@@ -185,16 +176,6 @@ def _set_stage_head(network: Any, name: str, head: str, side: int, stages: Mappi
     network.train(training)
 
 
-def _stages_of_timm(network: Any) -> dict[str, int]:
-    """Return the stages that one of timm's networks lists, about four of a transformer's many blocks."""
-    listed = [(info["module"], info["num_chs"]) for info in getattr(network, "feature_info", [])]
-    # Of networks of convolutions without layers in between, the features are the mean of the last stage already.
-    if listed and listed[-1][1] == network.num_features and not getattr(network, "num_prefix_tokens", 0):
-        listed.pop()
-    every = max(1, len(listed) // 4)
-    return dict(listed[every - 1 :: every])
-
-
 def early_stages(network: nn.Module, name: str) -> list[str]:
     """Return the names of a network's stages within it, the first ones first; at least one.
 
@@ -202,7 +183,7 @@ def early_stages(network: nn.Module, name: str) -> list[str]:
         network: what `build_backbone` returns.
         name: of it.
     """
-    stages = list(_stages_of_timm(network) if name.startswith(TIMM) else BACKBONES[name].stages)
+    stages = list(stages_of_timm(network) if name.startswith(TIMM) else BACKBONES[name].stages)
     if not stages:  # whatever has layers one after another
         inner = max(network.children(), key=lambda layer: len(list(layer.children())))
         prefix = next(str(child) for child, layer in network.named_children() if layer is inner)

@@ -1,15 +1,24 @@
 """Checks of PCamClassifier's options, and of checkpoints against them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 
+from pcam_lightning.models.losses import LOSSES
 from pcam_lightning.models.optim import OPTIMIZERS, SCHEDULES
+from pcam_lightning.transforms.preprocess import STATISTICS
 from pcam_lightning.utils.errors import UserError, check_number
 
-_NUMBERS = ("lr", "weight_decay", "momentum", "warmup_epochs", "label_smoothing", "layer_decay")
-_INTEGERS = ("freeze_epochs", "crop", "size")
+_NUMBERS = ("lr", "weight_decay", "momentum", "warmup_epochs", "label_smoothing", "layer_decay", "positive_weight")
+_INTEGERS = ("freeze_epochs", "crop", "size", "patience")
+_NAMES: dict[str, Collection[str]] = {
+    "normalize": ("none", *STATISTICS, "own"),
+    "features": ("last", "stages"),
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+}
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -34,13 +43,14 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise UserError(f"`model.crop` {crop}: should be even, from 32, the square that labels are about, to 96.")
     if size is not None and not 32 <= size <= 512:
         raise UserError(f"`model.size` {size}: should be from 32 to 512 pixels.")
-    for name, table in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("features", ("last", "stages"))):
-        if options[name] not in table:
-            raise UserError(f"`model.{name}` {options[name]!r}: unknown; one of {', '.join(table)}.")
-    if SCHEDULES[options["schedule"]].warmup is not None and options["warmup_epochs"]:
-        raise UserError(
-            f"`model.schedule` {options['schedule']}: has its own warmup; leave `model.warmup_epochs` out, or 0."
-        )
+    if not options["positive_weight"]:
+        raise UserError("`model.positive_weight` 0: should be more than 0.")
+    for name, names in _NAMES.items():
+        if options[name] not in names:
+            others = "; `import` MODULE adds others" if isinstance(names, dict) else ""
+            raise UserError(f"`model.{name}` {options[name]!r}: unknown; one of {', '.join(names)}{others}.")
+    if options["warmup_epochs"] and not SCHEDULES[options["schedule"]].warms_up:
+        raise UserError(f"`model.schedule` {options['schedule']}: goes with `model.warmup_epochs` 0 alone.")
 
 
 def check_checkpoint(

@@ -2,14 +2,14 @@
 
 import math
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch.nn import functional
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
 from pcam_lightning.data.batches import Batch
@@ -18,24 +18,18 @@ from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.metrics.torch_metrics import build_metrics
 from pcam_lightning.models.backbones import build_backbone, freeze
 from pcam_lightning.models.checks import check_checkpoint, check_options
-from pcam_lightning.models.optim import OPTIMIZERS, SCHEDULES, build_optimizer, build_schedule
+from pcam_lightning.models.losses import LOSSES
+from pcam_lightning.models.optim import SCHEDULES, Schedule, StepSchedule, build_optimizer, build_schedule
 from pcam_lightning.models.patch_network import PatchNetwork, mean_logit
 from pcam_lightning.models.pretrained import load_weights
+from pcam_lightning.models.timm_networks import absolute_name
 from pcam_lightning.transforms.augment import Augmentation, augment
-from pcam_lightning.transforms.preprocess import STATISTICS, Preprocess
+from pcam_lightning.transforms.preprocess import Preprocess
 from pcam_lightning.utils.bundled import bundled_file
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.safe_load import safe_load
 
-if TYPE_CHECKING:
-    NormalizeName: TypeAlias = str
-    OptimizerName: TypeAlias = str
-    ScheduleName: TypeAlias = str
-else:  # of what the tables hold, for --help and the checks of the command line
-    NormalizeName = Literal[("none", *STATISTICS, "own")]
-    OptimizerName = Literal[tuple(OPTIMIZERS)]
-    ScheduleName = Literal[tuple(SCHEDULES)]
-
+_NEVER = sys.maxsize  # epochs between two steps of a schedule that Lightning is to leave alone
 FIT_PATCHES = 512  # training patches that stains or pixel statistics are measured on
 
 
@@ -46,7 +40,8 @@ class PCamClassifier(PatchNetwork):
         backbone: resnet18, resnet34, resnet50, convnext_tiny, efficientnet_b0, efficientnet_b3, efficientnet_lite0,
             efficientnet_lite0_s16 (its stages up to stride 16, a fifth of the parameters), efficientnet_lite1,
             efficientnet_lite2, p4m_resnet16, which gives all eight symmetries of a patch the same logit, or timm/NAME
-            for any network of timm's, such as timm/vit_small_patch16_224.
+            for any network of timm's, such as timm/vit_small_patch16_224, timm/hf-hub:OWNER/NAME or
+            timm/local-dir:PATH.
         weights: what it starts from: imagenet, none (random), pcam or pcam-small (which come with the package), or the
             path of a state dict (.safetensors too).
         normalize: mean and deviation that pixels in [0, 1] are brought to: none, imagenet, half (0.5 both; what
@@ -65,9 +60,15 @@ class PCamClassifier(PatchNetwork):
         layer_decay: factor of the rate from each layer to the one before it, in (0, 1]; the head has `lr`.
         weight_decay: as the optimizer defines it.
         momentum: of sgd.
-        schedule: cosine, from the highest rate to zero, step by step; or one_cycle, which rises from a twenty-fifth of
-            it over the first three tenths of the run.
+        schedule: cosine, from the highest rate to zero, step by step; one_cycle, which rises from a twenty-fifth of it
+            over the first three tenths of the run; or plateau, which takes a tenth of it where val/auroc no longer
+            rises.
         warmup_epochs: of cosine: epochs in which the rate rises from zero first.
+        patience: of plateau: validations without a higher val/auroc that the rate outlasts.
+        loss: bce, the binary cross-entropy; or focal (Lin et al. 2017), in which patches that are classified well
+            already count for little. Validation has the same.
+        positive_weight: factor of the loss of tumor patches: more than 1 where these are rare or must not be missed.
+            Probabilities shift with it.
         label_smoothing: share of each label that is spread evenly over both classes, in [0, 1).
         tta: test-time augmentation in all stages but training, validation within fit too: none, or d4, the mean of
             the logits of the eight symmetries of the square.
@@ -78,25 +79,29 @@ class PCamClassifier(PatchNetwork):
         self,
         backbone: str = "resnet18",
         weights: str = "imagenet",
-        normalize: NormalizeName = "none",
+        normalize: str = "none",
         crop: int = 96,
         size: int | None = None,
         features: Literal["last", "stages"] = "last",
         stain: Literal["none", "macenko", "reinhard"] = "none",
         augment: Augmentation = Augmentation(degrees=90.0),  # noqa: B008 - never changed, and shown in --help
         freeze_epochs: int = 1,
-        optimizer: OptimizerName = "adamw",
+        optimizer: str = "adamw",
         lr: float = 1e-3,
         layer_decay: float = 1.0,
         weight_decay: float = 0.01,
         momentum: float = 0.9,
-        schedule: ScheduleName = "cosine",
+        schedule: str = "cosine",
         warmup_epochs: float = 0.0,
+        patience: int = 2,
+        loss: str = "bce",
+        positive_weight: float = 1.0,
         label_smoothing: float = 0.0,
         tta: Literal["none", "d4"] = "none",
         compile: bool = False,  # noqa: A002 - what torch calls it
     ) -> None:
         super().__init__()
+        backbone = absolute_name(backbone)
         self.augmentation = Augmentation.of(augment)
         # A checkpoint carries its weights; where they once started from is no parameter for loading it.
         self.save_hyperparameters(ignore=["weights", "augment"], logger=False)
@@ -109,7 +114,6 @@ class PCamClassifier(PatchNetwork):
         self._load_pretrained_weights = True  # whether the weights it starts from are still to be loaded
         self.preprocess = Preprocess(stain, crop, size, normalize)
         self.net = build_backbone(backbone, self.preprocess.side, features).to(memory_format=torch.channels_last)
-        self.ensemble: list[PCamClassifier] = []  # of an ensemble, in predict; of no weight in this one's checkpoint
         self.teachers: list[PCamClassifier] = []  # of a distillation, in fit
         self.teacher_share = 0.0  # of the targets
         self._seed = 0
@@ -145,6 +149,17 @@ class PCamClassifier(PatchNetwork):
         """Whether there is a frozen epoch at the start."""
         return self.hparams["freeze_epochs"] > 0 and self.init_weights != "none"
 
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the learning rate."""
+        return SCHEDULES[self.hparams["schedule"]]
+
+    @property
+    def logged_metrics(self) -> list[str]:
+        """Names of the metrics that an epoch logs, of training and validation."""
+        names = [name for metrics in (self.train_metrics, self.val_metrics) for name in metrics]
+        return [*map(str, names), "train/loss", "val/loss"]
+
     def augmented(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment and preprocess training patches; return float (B, 3, side, side) and labels (B,)."""
         patches, target = self._augment(batch)
@@ -177,7 +192,7 @@ class PCamClassifier(PatchNetwork):
             target = target * (1 - smoothing) + smoothing / 2
         else:
             logit = self.predict_logits(batch["image"])
-        losses = functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
+        losses = LOSSES[self.hparams["loss"]](logit, target, self.hparams)
         mean: MeanMetric = getattr(self, f"{stage}_loss")
         metrics: MetricCollection = getattr(self, f"{stage}_metrics")
         mean.update(losses.detach())
@@ -198,27 +213,6 @@ class PCamClassifier(PatchNetwork):
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
         """Update the test metrics; return `row` int64 (B,) of `PCamDataModule.ids` and `logit` float32 (B,)."""
         return {"row": batch["row"], "logit": self._step(batch, "test")[1]}
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
-        """Return `row` int64 (B,) of `PCamDataModule.ids` and `logit` float32 (B,), with others the mean of all.
-
-        With several views or networks, `spread` (B,) is the sd of their logits.
-        """
-        views = [network.view_logits(batch["image"], folded=True) for network in (self, *self.ensemble)]
-        predicted = {"row": batch["row"], "logit": mean_logit([mean_logit(logits) for logits in views])}
-        every = torch.stack([logit for logits in views for logit in logits])
-        return predicted if len(every) == 1 else {**predicted, "spread": every.float().std(dim=0, correction=0)}
-
-    def on_predict_start(self) -> None:
-        """Take the others to the device, and fold BatchNorm into convolutions."""
-        for network in (self, *self.ensemble):
-            network.to(self.device).eval()
-            network.fold()
-
-    def on_predict_end(self) -> None:
-        """Drop the folded copies."""
-        for network in (self, *self.ensemble):
-            network.drop_folded()
 
     def on_fit_start(self) -> None:
         """Load the weights that training starts from, measure what preprocessing needs, and note the seed.
@@ -249,11 +243,10 @@ class PCamClassifier(PatchNetwork):
             )
 
     def on_train_start(self) -> None:
-        """Set the learning rate of the first step: a resumed optimizer has that of its earlier, perhaps shorter run."""
-        optimizer: Any = self.trainer.optimizers[0]
-        schedule: Any = self.trainer.lr_scheduler_configs[0].scheduler
-        for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-            group["lr"] = base * factor(schedule.last_epoch)
+        """Set the learning rate of the first step, where it follows the number of steps."""
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, StepSchedule):
+                config.scheduler.restore()
 
     def on_train_epoch_start(self) -> None:
         """Freeze the backbone, or unfreeze it."""
@@ -272,7 +265,20 @@ class PCamClassifier(PatchNetwork):
             self.trainer.fit_loop.setup_data()
         an_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         schedule = build_schedule(optimizer, self.hparams, steps, an_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/lr"}}
+        config = LRSchedulerConfigType(scheduler=schedule, interval="step", name="train/lr")
+        if self.schedule.by_score:  # Lightning would step it once the epoch's checkpoint has been saved
+            config |= LRSchedulerConfigType(scheduler=schedule, interval="epoch", frequency=_NEVER, monitor="val/auroc")
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def on_validation_end(self) -> None:
+        """Step a schedule that goes by val/auroc."""
+        score = self.trainer.callback_metrics.get("val/auroc", torch.tensor(torch.nan))
+        if self.trainer.sanity_checking or self.trainer.state.fn != "fit" or not score.isfinite():
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            if config.frequency == _NEVER:
+                scheduler: Any = config.scheduler
+                scheduler.step(score.item())
 
     def _fuses(self) -> bool:
         """Return whether the optimizer runs one kernel for all parameters.
@@ -299,7 +305,8 @@ class PCamClassifier(PatchNetwork):
         self.init_weights = checkpoint.get("init_weights", "none")
         for state in checkpoint.get("optimizer_states", []) if self._is_attached else []:
             for group in state["param_groups"]:
-                group["fused"] = self._fuses()
+                if group.get("fused") is not None:  # as ours have it
+                    group["fused"] = self._fuses()
         self._load_pretrained_weights = False
         self.trained = TrainingPatches.of_record(checkpoint.get("trained"))
         self.positive_fraction = checkpoint.get("positive_fraction")  # None of version 0.2.0 and before

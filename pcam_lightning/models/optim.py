@@ -6,64 +6,88 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from pcam_lightning.models.backbones import layers
 
 Options = Mapping[str, Any]  # of PCamClassifier
-Factor = Callable[[int], float]  # of the learning rate, by step
 
 
-def _adamw(groups: Any, options: Options, *, fused: bool) -> torch.optim.Optimizer:
+def _adamw(groups: Any, options: Options, *, fused: bool) -> Optimizer:
     return torch.optim.AdamW(groups, options["lr"], weight_decay=options["weight_decay"], fused=fused)
 
 
-def _sgd(groups: Any, options: Options, *, fused: bool) -> torch.optim.Optimizer:
+def _sgd(groups: Any, options: Options, *, fused: bool) -> Optimizer:
     decay = options["weight_decay"]
     return torch.optim.SGD(groups, options["lr"], options["momentum"], weight_decay=decay, fused=fused)
 
 
 # By the name that `model.optimizer` takes: from parameter groups, the options and whether to fuse kernels.
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
 
 
 class Schedule(NamedTuple):
     """A learning rate schedule.
 
     Attributes:
-        build: from the steps of the run and the steps that the rate rises: the factor of the rate by step.
-        warmup: share of the run in which the rate rises; None where `model.warmup_epochs` says it.
+        build: from the optimizer, whose rates are the highest ones, the model's options, the steps of the run and those
+            of an epoch: a scheduler of torch's.
+        warms_up: whether `model.warmup_epochs` goes with it.
+        by_score: whether it is stepped with val/auroc after each validation, as ReduceLROnPlateau is; others are
+            stepped after each step of the optimizer.
     """
 
-    build: Callable[[int, int], Factor]
-    warmup: float | None = None
+    build: Callable[[Optimizer, Options, int, int], LRScheduler]
+    warms_up: bool = False
+    by_score: bool = False
 
 
-def _cosine(share: float) -> float:
+class StepSchedule(LambdaLR):
+    """A factor of the highest rates for each step."""
+
+    def restore(self) -> None:
+        """Set the rates of the present step: a resumed optimizer has those of its earlier, perhaps shorter run."""
+        for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
+            group["lr"] = base * factor(self.last_epoch)
+
+
+def _half_cosine(share: float) -> float:
     """Fall from 1 to 0 along half a cosine."""
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
 
 
 def _fall(step: int, steps: int, warmup: int) -> float:
-    return _cosine((step - warmup) / max(1, steps - warmup))
+    return _half_cosine((step - warmup) / max(1, steps - warmup))
 
 
-def _linear_then_cosine(steps: int, warmup: int) -> Factor:
-    return lambda step: _fall(step, steps, warmup) if step >= warmup else (step + 1) / (warmup + 1)
+def _cosine(optimizer: Optimizer, options: Options, steps: int, steps_per_epoch: int) -> LRScheduler:
+    warmup = round(steps_per_epoch * float(options["warmup_epochs"]))
+    return StepSchedule(
+        optimizer, lambda step: _fall(step, steps, warmup) if step >= warmup else (step + 1) / (warmup + 1)
+    )
 
 
-def _one_cycle(steps: int, warmup: int) -> Factor:
-    return lambda step: _fall(step, steps, warmup) if step >= warmup else 1 - 0.96 * _cosine(step / warmup)
+def _one_cycle(optimizer: Optimizer, options: Options, steps: int, steps_per_epoch: int) -> LRScheduler:
+    rise = round(0.3 * steps)
+    return StepSchedule(
+        optimizer, lambda step: _fall(step, steps, rise) if step >= rise else 1 - 0.96 * _half_cosine(step / rise)
+    )
+
+
+def _plateau(optimizer: Optimizer, options: Options, steps: int, steps_per_epoch: int) -> LRScheduler:
+    return ReduceLROnPlateau(optimizer, mode="max", patience=options["patience"])
 
 
 # By the name that `model.schedule` takes.
 SCHEDULES: dict[str, Schedule] = {
-    "cosine": Schedule(_linear_then_cosine),
-    "one_cycle": Schedule(_one_cycle, warmup=0.3),
+    "cosine": Schedule(_cosine, warms_up=True),
+    "one_cycle": Schedule(_one_cycle),
+    "plateau": Schedule(_plateau, by_score=True),
 }
 
 
-def build_optimizer(net: nn.Module, options: Options, *, fused: bool) -> torch.optim.Optimizer:
+def build_optimizer(net: nn.Module, options: Options, *, fused: bool) -> Optimizer:
     """Build the optimizer of a network.
 
     Args:
@@ -79,15 +103,13 @@ def build_optimizer(net: nn.Module, options: Options, *, fused: bool) -> torch.o
     return OPTIMIZERS[options["optimizer"]](groups, options, fused=fused)
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, options: Options, steps: int, steps_per_epoch: int) -> LambdaLR:
-    """Build the schedule of the learning rate, step by step.
+def build_schedule(optimizer: Optimizer, options: Options, steps: int, steps_per_epoch: int) -> LRScheduler:
+    """Build the schedule of the learning rate.
 
     Args:
         optimizer: whose rates are the highest ones.
-        options: `schedule` and `warmup_epochs`, as PCamClassifier explains them.
+        options: `schedule` and its own, as PCamClassifier explains them.
         steps: of the whole run.
         steps_per_epoch: of one epoch.
     """
-    schedule = SCHEDULES[options["schedule"]]
-    rise = steps_per_epoch * float(options["warmup_epochs"]) if schedule.warmup is None else schedule.warmup * steps
-    return LambdaLR(optimizer, schedule.build(steps, round(rise)))
+    return SCHEDULES[options["schedule"]].build(optimizer, options, steps, steps_per_epoch)

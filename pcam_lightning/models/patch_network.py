@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pcam_lightning.data.batches import Batch
 from pcam_lightning.models.batchnorm import fold_batchnorm
 from pcam_lightning.transforms.geometry import d4_views
 from pcam_lightning.transforms.preprocess import Preprocess
@@ -26,6 +27,7 @@ class PatchNetwork(L.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
+        self.ensemble: list[PatchNetwork] = []  # others, in predict; in no checkpoint of this one
         self._folded: list[nn.Module] = []  # `net` with BatchNorm folded; a list, to be no submodule
         self._largest_batch = 0  # patches of the largest batch that was not for training
 
@@ -63,6 +65,27 @@ class PatchNetwork(L.LightningModule):
         views = d4_views(image) if self.hparams["tta"] == "d4" else [image]
         net = self.predictor if folded else self.net
         return [self._run(net, view) for view in views]
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """Return `row` int64 (B,) of `PCamDataModule.ids` and `logit` float32 (B,), with others the mean of all.
+
+        With several views or networks, `spread` (B,) is the sd of their logits.
+        """
+        views = [network.view_logits(batch["image"], folded=True) for network in (self, *self.ensemble)]
+        predicted = {"row": batch["row"], "logit": mean_logit([mean_logit(logits) for logits in views])}
+        every = torch.stack([logit for logits in views for logit in logits])
+        return predicted if len(every) == 1 else {**predicted, "spread": every.float().std(dim=0, correction=0)}
+
+    def on_predict_start(self) -> None:
+        """Take the others to the device, and fold BatchNorm into convolutions."""
+        for network in (self, *self.ensemble):
+            network.to(self.device).eval()
+            network.fold()
+
+    def on_predict_end(self) -> None:
+        """Drop the folded copies."""
+        for network in (self, *self.ensemble):
+            network.drop_folded()
 
     def fold(self) -> None:
         """Make a copy of the network for predictions, with BatchNorm folded, where that is possible."""

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torchvision import models
 
-from pcam_lightning.models.backbones import BACKBONES, TIMM, build_timm
+from pcam_lightning.models.backbones import BACKBONES
 from pcam_lightning.models.heads import head_of
+from pcam_lightning.models.timm_networks import HOW_TO_ACCESS, TIMM, build_timm, first_line
 from pcam_lightning.utils.bundled import bundled_file
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.safe_load import safe_load
@@ -96,7 +97,9 @@ def _imagenet(name: str, side: int) -> Mapping[str, torch.Tensor]:
     """Return ImageNet weights from the first place that has them."""
     if name in BACKBONES and not (BACKBONES[name].torchvision or BACKBONES[name].package):
         raise UserError(f"`model.weights` imagenet: there are none of {name}; none, or the path of its own weights.")
-    tried = []
+    from huggingface_hub.errors import GatedRepoError
+
+    tried, hint = [], _HINT
     for place, read in _places(name, side):
         try:
             with _timeout(20):
@@ -104,9 +107,10 @@ def _imagenet(name: str, side: int) -> Mapping[str, torch.Tensor]:
         except UserError:  # a file that is there and cannot be read
             raise
         except Exception as error:  # of whatever the libraries that download raise
-            tried.append(f"{place} ({(str(error).splitlines() or [type(error).__name__])[0]})")
+            tried.append(f"{place} ({first_line(error)})")
+            hint = HOW_TO_ACCESS if isinstance(error, GatedRepoError) else hint
     raise WeightsUnavailable(
-        f"ImageNet weights of {name} are not on this machine and cannot be fetched; tried {', '.join(tried)}; {_HINT}."
+        f"ImageNet weights of {name} are not on this machine and cannot be fetched; tried {', '.join(tried)}; {hint}."
     )
 
 

@@ -14,6 +14,7 @@ from pcam_lightning.training.upgrade import upgrade_checkpoint
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.bundled import BUNDLED, bundled_file
 from pcam_lightning.utils.errors import UserError
+from pcam_lightning.utils.extensions import import_modules
 from pcam_lightning.utils.run_dir import Run
 from pcam_lightning.utils.safe_load import safe_load
 
@@ -43,14 +44,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of this project, tensors on the CPU.
+    """Read a checkpoint of this project, tensors on the CPU, and import the modules that its run did.
 
     Args:
         path: of a checkpoint, or of weights that `write_weights` wrote, or the name of a network that comes with the
             package: pcam or pcam-small.
 
     Raises:
-        UserError: missing, damaged, or not one of ours; a pickle that would run code is not read.
+        UserError: missing, damaged, or not one of ours; a pickle that would run code is not read. Or a module of its
+            run's `import` is not here.
     """
     path = bundled_file(path) or path
     if found := next((one for one in (Run(path).best, Run(path).last) if one.is_file()), None):
@@ -76,6 +78,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         upgrade_checkpoint(checkpoint)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged, or of another version of this project ({error}).") from None
+    import_modules(record["config"].get("import", []))
     upgraded: dict[str, Any] = checkpoint
     return upgraded
 
@@ -97,6 +100,7 @@ def run_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """
     config = checkpoint["pcam"]["config"]
     return {
+        "import": config.get("import", []),
         "seed_everything": config["seed_everything"],
         "data": config["data"],
         # To compile pays in training at most, and needs a compiler that the machine which predicts may not have.

@@ -142,7 +142,7 @@ class FitSession:
         self._prepare_weights()
         check_validation(self.trainer, data)
         self._report_training_overlap()
-        check_monitors(self.trainer, int(data.val_mask.sum()))
+        check_monitors(self.trainer, self.model, int(data.val_mask.sum()))
         self._report_data()
         weights = "random" if self.model.init_weights == "none" else self.model.init_weights
         precision = self.options.trainer.precision or "32-true"

@@ -17,15 +17,17 @@ from lightning.pytorch import Trainer
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.slide_map import SLIDES_FILES, find_slides
 from pcam_lightning.data.sources import source_of
-from pcam_lightning.data.table_file import TableFile
 from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.models.timm_networks import absolute_name
 from pcam_lightning.training.checkpoint import run_config
 from pcam_lightning.training.demo_run import NOT_REAL, is_demo_folder, is_synthetic, use_demo_data
 from pcam_lightning.training.lightning_internals import RunParser
+from pcam_lightning.transforms.augment import augmentation_options
 from pcam_lightning.utils.errors import UserError, rank_zero_info
+from pcam_lightning.utils.extensions import import_modules
 from pcam_lightning.utils.system import supported_precision
 
-_KEYS = ("seed_everything", "data", "model", "trainer")
+_KEYS = ("import", "seed_everything", "data", "model", "trainer")
 _PATHS = ("root", "cache_dir", "split_file", "slides", "extra_train")
 _TRAINER_DEFAULTS = {
     "devices": 1,
@@ -40,7 +42,9 @@ yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represe
 
 
 def add_run_arguments(parser: RunParser) -> None:
-    """Add the options of a run to a parser: `seed_everything`, `data`, `model` and `trainer`."""
+    """Add the options of a run to a parser: `import`, `seed_everything`, `data`, `model` and `trainer`."""
+    help_text = "Modules of your own that add entries to tables: losses, layouts, metrics; docs/architecture.md."
+    parser.add_argument("--import", type=list[str], default=[], help=help_text)
     parser.add_argument("--seed_everything", type=bool | int, default=42, help="Seed of all draws; true draws one.")
     parser.add_lightning_class_args(PCamDataModule, "data")
     parser.add_lightning_class_args(PCamClassifier, "model")
@@ -48,9 +52,14 @@ def add_run_arguments(parser: RunParser) -> None:
     parser.set_defaults({f"trainer.{name}": value for name, value in _TRAINER_DEFAULTS.items()})
 
 
-@cache
 def run_parser() -> RunParser:
     """Return a parser of the options of a run alone."""
+    return _run_parser(augmentation_options())
+
+
+@cache
+def _run_parser(augmentations: tuple[str, ...]) -> RunParser:
+    """Build the parser anew where an augmentation has been added since."""
     parser = RunParser(exit_on_error=False)
     add_run_arguments(parser)
     return parser
@@ -61,7 +70,8 @@ class Config:
 
     Args:
         parser: that checked the options, and builds what they describe.
-        options: with `seed_everything`, `data`, `model` and `trainer`, each as the class of that name explains them.
+        options: with `import`, `seed_everything`, `data`, `model` and `trainer`, the latter as the classes of these
+            names explain them.
         name: of the folder in lightning_logs/ that runs of these options go to.
         resolved: whether `resolve` has been called, and has said what there is to say.
     """
@@ -95,8 +105,9 @@ class Config:
         """Check plain values, as YAML holds them.
 
         Raises:
-            UserError: an option is unknown, or of another type.
+            UserError: an option is unknown or of another type, or a module of `import` cannot be imported.
         """
+        import_modules(plain.get("import", []))
         try:
             options = expand_home(run_parser().parse_object(dict(plain)))
         except ArgumentError as error:
@@ -186,6 +197,7 @@ class Config:
         for name in _PATHS:  # the run is to find them again from another folder
             if data[name] is not None:
                 data[name] = Path(data[name]).absolute()
+        self.options.model.backbone = absolute_name(self.options.model.backbone)
         if is_synthetic(data.root) and not no_data and not announced:
             rank_zero_info(f"SYNTHETIC TISSUE: {data.root}. {NOT_REAL}")
         if checkpoint is not None:
@@ -193,22 +205,21 @@ class Config:
         trainer.precision = supported_precision(trainer.accelerator, trainer.precision)
 
     def use_slides_for_folds(self) -> None:
-        """Let folds hold out whole slides where a map of them lies in the data folder."""
+        """Let folds hold out whole slides where the data folder or the CSV of patches names them."""
         data = self.options.data
         if data.slides is not None or data.split_file is not None or data.holdout is not None:
             return
         source = source_of(data.root, data.columns)
         if source.own_split:
             return
-        if isinstance(source, TableFile) and source.knows_slides():
-            data.holdout = "slide"
-            rank_zero_info(f"folds are of whole slides, by the column slide of {data.root}.")
+        demo = is_demo_folder(data.root)
+        if not demo and not source.knows_slides():
             return
         # The synthetic folder of a demo run may not be there yet.
-        found = data.root / SLIDES_FILES[0] if is_demo_folder(data.root) else find_slides(data.root)
-        if found is not None:
-            data.slides = found
-            rank_zero_info(f"folds are of whole slides, by {found}.")
+        data.slides = data.root / SLIDES_FILES[0] if demo else find_slides(data.root)
+        if data.slides is None:
+            data.holdout = "slide"
+        rank_zero_info(f"folds are of whole slides, by {data.slides or data.root}.")
 
 
 def _follow_slides(data: Namespace, recorded: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ def probe(config: Config) -> ProbeResult:
     validation part, whose score is slightly optimistic for that.
 
     Args:
-        config: the options; those of augmentation, optimizer and callbacks have no effect.
+        config: the options; those of augmentation, optimizer, schedule and callbacks have no effect.
 
     Returns:
         The run's folder, `<name>/probe_N`, and its score.
@@ -112,7 +112,10 @@ def _check(config: Config) -> None:
             f"`data.extra_train` {config.options.data.extra_train}: probe fits to the patches of `data.root` alone; "
             "leave it out."
         )
-    trainer = config.options.trainer
+    model, trainer = config.options.model, config.options.trainer
+    for name, value in (("loss", "bce"), ("positive_weight", 1)):
+        if model[name] != value:
+            raise UserError(f"`model.{name}` {model[name]}: probe fits a logistic regression; use {value}.")
     for name, neutral in (("fast_dev_run", False), ("limit_predict_batches", None), ("limit_val_batches", None)):
         if trainer[name] != neutral:
             instead = "null" if neutral is None else "false"

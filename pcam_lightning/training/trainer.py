@@ -15,21 +15,20 @@ from lightning.pytorch.callbacks import (
     DeviceStatsMonitor,
     EarlyStopping,
     EMAWeightAveraging,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
     ModelPruning,
+    StochasticWeightAveraging,
 )
 
+from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.checkpoint import AtomicCheckpointIO
 from pcam_lightning.training.lightning_internals import reads_at_epoch_end
 from pcam_lightning.utils.errors import UserError
 from pcam_lightning.utils.system import keep_freed_memory
 
-_SCORES = ("accuracy", "auroc", "loss")
-_VAL_METRICS = tuple(f"val/{name}" for name in _SCORES)  # known when validation ends
-_EPOCH_METRICS = (  # known when the epoch ends
-    *(f"train/{name}" for name in _SCORES), "train/patches_per_second", "train/waiting_for_data", "val/best_auroc"
-)  # fmt: skip
+_OF_CALLBACKS = ("train/patches_per_second", "train/waiting_for_data", "val/best_auroc")  # known when the epoch ends
 
 
 def build_trainer(options: Namespace, callbacks: list[Callback], *, fits: bool, **more: Any) -> Trainer:
@@ -155,6 +154,16 @@ def _refused_callbacks(callbacks: list[Any], *, logs: bool) -> list[tuple[bool, 
             "leave ModelPruning out, its checkpoints hold masks, which predict cannot load",
         ),
         (
+            _has(callbacks, StochasticWeightAveraging),
+            "leave StochasticWeightAveraging out, no checkpoint holds its average and its schedule cannot be resumed; "
+            "pcam_lightning.training.weight_averaging.ExponentialMovingAverage averages weights too",
+        ),
+        (
+            _has(callbacks, GradientAccumulationScheduler),
+            "leave GradientAccumulationScheduler out, schedules and resuming need one number of steps per epoch; "
+            "`trainer.accumulate_grad_batches` has it",
+        ),
+        (
             not logs and _has(callbacks, DeviceStatsMonitor, LearningRateMonitor),
             "DeviceStatsMonitor and LearningRateMonitor need a logger, and `trainer.logger` is false",
         ),
@@ -170,25 +179,28 @@ def _has(objects: list[Any], *classes: type) -> bool:
     return any(isinstance(one, classes) for one in objects)
 
 
-def check_monitors(trainer: Trainer, held_out: int) -> None:
-    """Check that each monitored metric is there when its callback reads it.
+def check_monitors(trainer: Trainer, model: PCamClassifier, held_out: int) -> None:
+    """Check that each monitored metric is there when its callback or the schedule reads it.
 
     Args:
         trainer: with the user's callbacks; each that has `monitor` is checked.
+        model: that logs the metrics.
         held_out: patches in the validation part.
 
     Raises:
-        UserError: there is such a callback.
+        UserError: a callback or the schedule would find none.
     """
-    unvalidated = _why_not_validated(trainer, held_out)
-    known = [name for name in (*_EPOCH_METRICS, *_VAL_METRICS) if not (unvalidated and name.startswith("val/"))]
+    unvalidated, logged = _why_not_validated(trainer, held_out), {*_OF_CALLBACKS, *model.logged_metrics}
+    known = [name for name in logged if not (unvalidated and name.startswith("val/"))]
+    if unvalidated and model.schedule.by_score:
+        raise UserError(f"`model.schedule` {model.hparams['schedule']}: goes by val/auroc, and {unvalidated}.")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         monitor, name = getattr(callback, "monitor", None), type(callback).__name__
         if not isinstance(monitor, str) or not getattr(callback, "strict", True):
             continue
         others = [one for one in trainer.callbacks if one is not callback]  # type: ignore[attr-defined]
         if monitor not in known and (monitor.startswith("val/") or not any(map(_may_log, others))):
-            reason = f": {unvalidated}" if unvalidated and monitor in (*_EPOCH_METRICS, *_VAL_METRICS) else ""
+            reason = f": {unvalidated}" if unvalidated and monitor in logged else ""
             raise UserError(
                 f"`trainer.callbacks` {name}: no metric {monitor} to monitor{reason}; the metrics are "
                 f"{', '.join(sorted(known))}."
@@ -213,7 +225,8 @@ def _check_time(callback: EarlyStopping, trainer: Trainer) -> None:
     """Check that early stopping does not read a metric before it has been logged."""
     every = trainer.check_val_every_n_epoch
     at_epoch_end = reads_at_epoch_end(callback, trainer)
-    late = at_epoch_end and every != 1 if callback.monitor in _VAL_METRICS else not at_epoch_end and every in (1, None)
+    of_validation = callback.monitor.startswith("val/") and callback.monitor not in _OF_CALLBACKS
+    late = at_epoch_end and every != 1 if of_validation else not at_epoch_end and every in (1, None)
     if late:
         raise UserError(
             f"`trainer.callbacks` {type(callback).__name__}: {callback.monitor} is not logged yet when it is first "

@@ -18,7 +18,7 @@ from pcam_lightning.transforms.color_augmentations import (
     StainJitter,
     StainMix,
 )
-from pcam_lightning.transforms.step import Patches
+from pcam_lightning.transforms.step import Patches, Step
 from pcam_lightning.utils.errors import UserError, check_number
 
 
@@ -46,7 +46,7 @@ class Augmentation(
             UserError: they are neither, or an option is unknown or out of its range.
         """
         if isinstance(options, Mapping):
-            names = [field.name for field in fields(cls)]
+            names = augmentation_options()
             if unknown := sorted(map(str, set(options) - set(names))):
                 raise UserError(f"`model.augment`: no option {unknown[0]}; it has {', '.join(names)}.")
             options = cls(**options)
@@ -72,6 +72,30 @@ class Augmentation(
                     bounds = "a number of at least 0" if highest == math.inf else f"from 0 to {highest}"
                     raise UserError(f"`model.augment.{name}` {value}: should be {bounds}.")
             step.check(self)
+
+
+def augmentation_options() -> tuple[str, ...]:
+    """Return the names of all options of `Augmentation`."""
+    return tuple(field.name for field in fields(Augmentation))
+
+
+def add_augmentation(step: type[Step], before: type[Step] | None = None) -> None:
+    """Add an augmentation of one's own, whose options become options of `Augmentation`.
+
+    Args:
+        step: what `Step` says.
+        before: the augmentation that it is applied before; by default it is the last of its stage.
+    """
+    AUGMENTATIONS.insert(len(AUGMENTATIONS) if before is None else AUGMENTATIONS.index(before), step)
+    set_bases((step, *Augmentation.__bases__))
+
+
+def set_bases(bases: tuple[type, ...]) -> None:
+    """Give `Augmentation` the options of these classes."""
+    Augmentation.__bases__ = bases
+    for name in ("__init__", "__repr__", "__eq__", "__match_args__"):  # dataclass replaces none of them
+        delattr(Augmentation, name)
+    dataclass(Augmentation)
 
 
 def augment(

@@ -164,7 +164,7 @@ class MixUp(Step):
 
 
 # In the order in which those of one stage draw and are applied. The bases of `Augmentation` are the reverse of it.
-AUGMENTATIONS: tuple[type[Step], ...] = (
+AUGMENTATIONS: list[type[Step]] = [
     D4,
     StainMix,
     RandStainNA,
@@ -177,4 +177,4 @@ AUGMENTATIONS: tuple[type[Step], ...] = (
     Blur,
     Noise,
     MixUp,
-)
+]

@@ -164,6 +164,26 @@ def test_compare_tells_each_hospital_and_slide(tmp_path: Path, capsys: pytest.Ca
     assert len(re.findall(r"^  s\d\d: \S+ - \S+ = \S+$", message, re.MULTILINE)) == 10
 
 
+def test_numbers_go_to_stdout_as_json_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    targets = [tmp_path / "0.csv", tmp_path / "1.csv"]
+    for number, path in enumerate(targets):
+        _predictions(path, seed=number)
+    assert main(["evaluate", str(targets[0]), FEW, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads((tmp_path / "0_report.json").read_text())
+    assert main(["compare", *map(str, targets), FEW, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["patches"] == 800
+    assert found["first"]["auroc"] == pytest.approx(report["auroc"]["value"])
+    assert found["delong"]["value"] == pytest.approx(found["first"]["auroc"] - found["second"]["auroc"])
+    assert (found["clustered_by"], found["clusters"]) == ("slides", 20)
+    assert found["bootstrap"]["low"] < found["bootstrap"]["value"] < found["bootstrap"]["high"]
+    slides = found["groups"]["slide"]
+    assert [one["value"] for one in slides] == sorted(one["first"] - one["second"] for one in slides)
+    assert main(["compare", *map(str, targets), FEW]) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_compare_needs_the_same_patches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _predictions(tmp_path / "one.csv")
     _predictions(tmp_path / "other.csv").iloc[1:].to_csv(tmp_path / "other.csv", index=False)

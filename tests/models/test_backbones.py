@@ -3,8 +3,11 @@
 import copy
 import json
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 from urllib.error import URLError
 
 import pytest
@@ -17,8 +20,10 @@ from torchvision import models
 
 from pcam_lightning.models.backbones import BACKBONES, build_backbone, freeze, layers
 from pcam_lightning.models.batchnorm import fold_batchnorm
+from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.heads import head_of
 from pcam_lightning.models.pretrained import WeightsUnavailable, load_weights
+from pcam_lightning.training.options import Config
 from pcam_lightning.utils.errors import UserError
 
 IMAGENET_FILE = models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1]
@@ -126,7 +131,7 @@ def test_a_network_that_the_hub_describes(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     name = "timm/hf-hub:someone/network"
-    with pytest.raises(UserError, match=rf"`model.backbone` {name}: cannot be built from its repository \(.*\)\.$"):
+    with pytest.raises(UserError, match=rf"`model.backbone` {name}: cannot be built from its repository \(.*\); where"):
         build_backbone(name)
     plain = timm.create_model("vit_tiny_patch16_224", num_classes=0, init_values=1e-5)
     _put_into_hub_cache("someone/network", plain.state_dict(), tmp_path / "hub")
@@ -139,6 +144,88 @@ def test_a_network_that_the_hub_describes(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(network.state_dict()["blocks.3.mlp.fc1.weight"], plain.state_dict()["blocks.3.mlp.fc1.weight"])
     assert network.state_dict()["pos_embed"].shape[1] == 1 + 6 * 6
     assert network(torch.rand(2, 3, 96, 96)).shape == (2, 1)
+
+
+class _Gated(BaseHTTPRequestHandler):
+    """Answers as the hub does where access has not been granted."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_HEAD(self) -> None:
+        """Refuse."""
+        self.asked.append(self.path)
+        self.send_response(401)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("X-Error-Message", "Access to model someone/gated is restricted.")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        """Print nothing."""
+
+
+def test_a_network_with_restricted_access_names_page_and_token_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Gated) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        with pytest.raises(UserError) as caught:
+            build_backbone("timm/hf-hub:someone/gated@v1")
+        server.shutdown()
+    message = str(caught.value)
+    assert message.startswith("`model.backbone` timm/hf-hub:someone/gated@v1: cannot be built from its repository (")
+    assert "where access is restricted, ask for it on the page of the repository" in message
+    assert "HF_TOKEN" in message
+    assert "\n" not in message
+    assert _Gated.asked == ["/someone/gated/resolve/v1/config.json"]  # and not again and again
+
+
+def test_a_folder_with_the_files_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "network"
+    torch.manual_seed(0)
+    plain = timm.create_model("test_vit", num_classes=7)
+    timm.models.save_for_hf(plain, str(folder), model_config={"num_classes": 7}, safe_serialization=True)
+    monkeypatch.chdir(tmp_path)
+    model = PCamClassifier("timm/local-dir:network", "imagenet", crop=48)
+    assert model.hparams["backbone"] == f"timm/local-dir:{folder}"  # found from elsewhere too
+    model.load_pretrained()
+    assert torch.equal(model.net.state_dict()["blocks.1.mlp.fc1.weight"], plain.state_dict()["blocks.1.mlp.fc1.weight"])
+    config = Config.load(data={"root": str(tmp_path)}, model={"backbone": "timm/local-dir:network"})
+    config.resolve()
+    assert config.options.model.backbone == f"timm/local-dir:{folder}"
+    with pytest.raises(UserError, match=r"timm/local-dir:\S*nowhere: cannot be built from its folder .*config.json"):
+        PCamClassifier("timm/local-dir:nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "nearest"),
+    [
+        ("timm/vit_small_patch14_dinov2", 96, 98),
+        ("timm/vit_tiny_patch16_224", 84, 80),
+        ("timm/test_vit", 34, 32),
+        ("timm/convnext_atto", 90, 88),
+        ("convnext_tiny", 90, 88),
+    ],
+)
+def test_a_network_that_would_not_see_the_borders_is_refused(name: str, side: int, nearest: int) -> None:
+    with pytest.raises(
+        UserError, match=rf"{name}: sees all of images .* {side} pixels .* {nearest} \(`model.size`\)\.$"
+    ):
+        build_backbone(name, side)
+
+
+@pytest.mark.parametrize("name", ["timm/test_vit", "timm/convnext_atto", "resnet18", NETWORK])
+def test_each_pixel_counts(name: str) -> None:
+    side = 32 if name == "timm/test_vit" else 36
+    torch.manual_seed(0)
+    image = torch.rand(4, 3, side, side, requires_grad=True)
+    build_backbone(name, side).eval()(image).sum().backward()
+    assert image.grad is not None
+    assert image.grad.abs().sum(dim=(0, 1)).all()
 
 
 # The first logits that efficientnet-lite-pytorch 0.1.0, whose weights these are, gives for `_image`.

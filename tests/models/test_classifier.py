@@ -239,7 +239,7 @@ def test_one_cycle_rises_over_three_tenths_and_falls() -> None:
     assert max(rates) == rates[6] == pytest.approx(0.1)
     assert rates[6:] == sorted(rates[6:], reverse=True)
     assert rates[-1] < 0.002
-    with pytest.raises(UserError, match="has its own warmup"):
+    with pytest.raises(UserError, match=r"`model.schedule` one_cycle: goes with `model.warmup_epochs` 0"):
         PCamClassifier(schedule="one_cycle", warmup_epochs=1)
 
 
