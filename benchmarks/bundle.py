@@ -112,7 +112,7 @@ def main() -> None:
     # Hashes of JPEG copies find nobody's patches, and would be a sixth of pcam-small.
     checkpoint["trained"] = TrainingPatches(known=False, origins=(ORIGIN,)).record()
     checkpoint["positive_fraction"] = float(data.table["label"][~data.val_mask].mean())
-    write_weights(file, checkpoint)
+    write_weights(file, checkpoint, half=True)
     write_features(file, data)
     network = load_pretrained(args.name).net
     text = CARD.format(

@@ -3,16 +3,21 @@
     python benchmarks/export.py networks DIR WORK
     python benchmarks/export.py environments WORK
     python benchmarks/export.py speed DIR FOLDER
+    python benchmarks/export.py wsinfer WORK NETWORK SLIDE [SLIDE ...]
 
 `networks`: trains each kind of network for a few steps on DIR, a data folder, exports it and prints how far the files'
 logits are from those of the checkpoint. `environments`: makes virtual environments with ONNX Runtime and numpy alone,
 with torch 2.5.1 and timm, and with wsinfer-zoo, and runs there what `networks` has exported into WORK: test vectors
 against what must come out, and `wsinfer-zoo validate-config`. Needs the network, 6 GB of disk and some 15 minutes.
 `speed`: patches/s of the files of an export in ONNX Runtime and of its checkpoint in torch, on patches of DIR's test
-part; with nothing else on the machine.
+part; with nothing else on the machine. `wsinfer`: WSInfer 0.6.1, in an environment of its own and without the network,
+runs an export of NETWORK, a checkpoint or pcam, on slides and on a synthetic one; its probabilities are compared with
+those of `heatmap`, and with those of model.onnx on the pixels that WSInfer reads. Its environment needs the package
+index and 7 GB of disk; where it cannot be made, that is printed, and nothing is run.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import time
@@ -22,12 +27,20 @@ from pathlib import Path
 
 import measure
 import numpy as np
+import openslide
+import pandas as pd
 import torch
+import torchvision
+from PIL import Image
+from scipy.special import expit
 
 from pcam_lightning import Config, PCamDataModule, fit, load_pretrained
 from pcam_lightning.export.export import export_network
 from pcam_lightning.export.onnx_file import OnnxNetwork
-from pcam_lightning.export.proof import Logits
+from pcam_lightning.export.readers import Logits
+from pcam_lightning.slides.predict import predict_slide
+from pcam_lightning.synthetic.kaggle_folder import draw_slide
+from pcam_lightning.synthetic.whole_slide import draw_whole_slide, write_whole_slide
 
 STEPS = 20
 BATCH = 64  # patches, in speed
@@ -46,6 +59,11 @@ KINDS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "ViT-S/16": ({"backbone": "timm/vit_small_patch16_224"}, {}),
 }
 ENSEMBLE = ("resnet18", "p4m_resnet16", "efficientnet_lite0, 128, d4")
+# WSInfer 0.6.1 asks for no versions; these are the last of which it takes names that the next ones lack.
+WSINFER = [
+    *("wsinfer==0.6.1", "zarr<3", "numcodecs<0.16", "tiffslide<3", "openslide-python", "openslide-bin"),
+    *(f"{one.__name__}=={one.__version__.partition('+')[0]}" for one in (torch, torchvision)),
+]
 # Run in an environment of its own, on the folder of an export: prints the largest difference of logits.
 WITH_ONNX = """
 import sys, numpy as np, onnxruntime
@@ -178,6 +196,72 @@ def speed(root: Path, folder: Path, rounds: int = 3) -> None:
     print(measure.machine())
 
 
+def wsinfer(work: Path, network: Path, *slides: Path) -> None:
+    """Compare WSInfer with `heatmap`, slide by slide."""
+    try:
+        python = make_environment(work / "wsinfer", WSINFER)
+    except (OSError, subprocess.CalledProcessError) as error:
+        shutil.rmtree(work / "wsinfer", ignore_errors=True)
+        print(f"skipped: WSInfer cannot be installed ({error}).")
+        return
+    export = work / "export_wsinfer"
+    if not export.exists():
+        export_network([network], export)
+    synthetic = work / "synthetic.tif"
+    if not synthetic.exists():
+        rng = np.random.default_rng(0)
+        write_whole_slide(synthetic, *draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), 1024, tumor=True))
+    rows = []
+    for slide in (*slides, synthetic):
+        own = predict_slide(slide, network, work / "heatmaps" / slide.stem, accelerator="cpu", precision="32-true")
+        square = own.heat_map.grid.square
+        found = run_wsinfer(python, work / "wsinfer_results" / slide.stem, export, slide)
+        found["row"], found["column"] = ((found[name] + found["width"] // 2) // square for name in ("miny", "minx"))
+        prob = own.heat_map.prob[found["row"], found["column"]]
+        both = np.isfinite(prob)
+        prob, other = prob[both], found["prob_tumor"].to_numpy()[both]
+        same = np.abs(logits_of(export, slide, found) - found["prob_tumor"]).max()
+        difference = np.abs(prob - other)
+        numbers = np.corrcoef(prob, other)[0, 1], difference.mean(), np.median(difference), difference.max()
+        rows.append([slide.name, f"{both.sum():,}", *(f"{one:.3f}" for one in numbers), f"{same:.1e}"])
+    header = ["slide", "squares", "correlation", "mean difference", "median", "largest", "model.onnx, same pixels"]
+    print(measure.table(header, rows))
+    print(measure.machine())
+
+
+def run_wsinfer(python: Path, results: Path, export: Path, slide: Path) -> pd.DataFrame:
+    """Run WSInfer on one slide, whose CSV of patches is returned."""
+    shutil.rmtree(results, ignore_errors=True)
+    (results / "slides").mkdir(parents=True)
+    (results / "slides" / slide.name).symlink_to(slide.resolve())
+    # WSInfer asks the Hugging Face hub for the list of its zoo, whatever it runs; offline it takes one that is there.
+    zoo = results / ".wsinfer-zoo" / "wsinfer-zoo-registry.json"
+    zoo.parent.mkdir()
+    zoo.write_text('{"models": {}}')
+    command = [
+        *(str(python), "-m", "wsinfer", "--backend=openslide", "run", f"--wsi-dir={results / 'slides'}"),
+        *(f"--results-dir={results}", f"--config={export / 'config.json'}"),
+        *(f"--model-path={export / 'torchscript_model.pt'}", "--patch-overlap-ratio=0.6667", "--num-workers=1"),
+    ]
+    environment = {"HOME": str(results), "HF_HUB_OFFLINE": "1", "WSINFER_FORCE_CPU": "1"}
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    table = results / "model-outputs-csv" / f"{slide.stem}.csv"
+    if not table.is_file():
+        raise SystemExit(f"WSInfer wrote no {table}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return pd.read_csv(table)
+
+
+def logits_of(export: Path, slide: Path, patches: pd.DataFrame) -> np.ndarray:
+    """Return probabilities by model.onnx of the pixels that WSInfer reads: those of level 0, shrunk by Pillow."""
+    session, prob = OnnxNetwork(export / "model.onnx"), []
+    with openslide.OpenSlide(slide) as opened:
+        for x, y, width, height in patches[["minx", "miny", "width", "height"]].to_numpy():
+            region = opened.read_region((int(x), int(y)), 0, (int(width), int(height))).convert("RGB")
+            image = np.asarray(region.resize((96, 96), Image.Resampling.BILINEAR))
+            prob.append(expit(session.logits(image[None])[0]))
+    return np.array(prob)
+
+
 def make_environment(folder: Path, packages: list[str]) -> Path:
     """Make a virtual environment, where it is not there; return its Python."""
     python = folder / "bin" / "python"
@@ -190,7 +274,7 @@ def make_environment(folder: Path, packages: list[str]) -> Path:
 def main() -> None:
     """Do as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("networks", "environments", "speed"))
+    parser.add_argument("what", choices=("networks", "environments", "speed", "wsinfer"))
     parser.add_argument("paths", type=Path, nargs="+")
     args = parser.parse_args()
     if args.what == "networks":
@@ -198,6 +282,9 @@ def main() -> None:
         networks(*args.paths)
     elif args.what == "speed":
         speed(*args.paths)
+    elif args.what == "wsinfer":
+        args.paths[0].mkdir(parents=True, exist_ok=True)
+        wsinfer(*args.paths)
     else:
         environments(*args.paths)
 

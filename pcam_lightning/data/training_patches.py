@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pcam_lightning.utils.errors import rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.run_dir import run_of
 
 _HEX = 16  # digits of a SHA-1 that are compared: 64 bits, of a million patches no two alike by chance
@@ -89,6 +90,24 @@ class TrainingPatches:
             return 0
         found = np.isin(_hash_ids(table["id"]), self.ids) | np.isin(_shorten(table["pixel_sha1"]), self.pixels)
         return int(found.sum())
+
+    def report(self, table: pd.DataFrame, network: Path | str) -> int | None:
+        """Warn where these patches, or copies of them, trained a network that is scored or compared on a table.
+
+        Args:
+            table: with columns `id` and `pixel_sha1`.
+            network: that they trained.
+
+        Returns:
+            How many patches of the table are among them; None where not all of them are recorded.
+        """
+        if self.caution:
+            rank_zero_warn(f"{network}: {self.caution}: scores may be optimistic.")
+        if overlap := self.count(table):
+            rank_zero_warn(f"{overlap:,} of these {len(table):,} patches trained the network of {network}.")
+        elif not self.known and not self.caution:
+            rank_zero_info(f"{network}: does not record all patches that trained it; these may be among them.")
+        return overlap if overlap or self.known else None
 
 
 def _hash_ids(ids: "pd.Series[str]") -> np.ndarray:

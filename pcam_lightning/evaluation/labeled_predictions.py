@@ -62,7 +62,9 @@ def read_labeled_predictions(
         data = _data(options, root, Run(target / "fold_0").split) if pictures else None
         rows = read_predictions_csv(target / "oof.csv", labels)
         overlap = _count_overlap(target, rows, data)
-        predictions = LabeledPredictions(rows, target / "report", data, split=options, overlap=overlap)
+        predictions = LabeledPredictions(
+            rows, target / "report", data, split=options, overlap=overlap, caution=_caution(target)
+        )
     elif isinstance(run, BundledRun) or target.is_dir():
         predictions = _validate_run(run, labels, root)
     else:
@@ -120,6 +122,12 @@ def _count_overlap(crossval: Path, rows: pd.DataFrame, data: PCamDataModule | No
             return None
         overlap += trained.count(table.loc[of_fold["id"]])
     return overlap
+
+
+def _caution(crossval: Path) -> str:
+    """Return the caution of the weights that all folds started from."""
+    path = Run(crossval / "fold_0").last
+    return TrainingPatches.of_checkpoint(path, read_checkpoint(path)).caution if path.is_file() else ""
 
 
 def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataModule | None:

@@ -13,7 +13,7 @@ from scipy.special import expit, logit
 
 from pcam_lightning import __version__
 from pcam_lightning.data.training_patches import TrainingPatches
-from pcam_lightning.export.proof import Difference
+from pcam_lightning.export.parity import Difference
 from pcam_lightning.export.source import Source
 from pcam_lightning.utils.run_dir import BundledRun
 
@@ -31,7 +31,7 @@ _FILES = {
     "torchscript_model.pt": "for WSInfer and QuPath: float (N, 3, 96, 96) in [0, 1] -> logits (N, 2) of normal, tumor",
     "config.json": "for WSInfer and timm",
     "model.safetensors": "for timm: `timm.create_model('local-dir:.', pretrained=True)`; the network alone",
-    "test_vectors.npz": "ten drawn patches, `image`, and what must come out, `logit` and `prob`",
+    "test_vectors.npz": "ten synthetic patches, `image`, and what must come out, `logit` and `prob`",
     "training_patches.json": "between which values brightness, contrast, sharpness and color of training patches lie",
     "training_features.safetensors": "for `serve`: features of training patches, to tell what is unlike them",
 }
@@ -53,7 +53,7 @@ def write_card(
     report = _report(first) if len(sources) == 1 else None
     files = {name: text for name, text in _FILES.items() if (path.parent / name).is_file()}
     files |= {
-        file.name: "the checkpoint in half precision, for pcam_lightning"
+        file.name: "the network in float32, and how it was trained, for pcam_lightning"
         for file in sorted(path.parent.glob("pcam_lightning*.safetensors"))
     }
     environment = Environment(

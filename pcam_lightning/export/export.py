@@ -11,28 +11,28 @@ from pcam_lightning.data.quality import patch_properties
 from pcam_lightning.export.card import write_card
 from pcam_lightning.export.network import ExportNetwork
 from pcam_lightning.export.onnx_file import write_onnx
-from pcam_lightning.export.proof import (
+from pcam_lightning.export.parity import (
+    ONNX,
+    TIMM,
+    TORCHSCRIPT,
     Comparison,
     Difference,
     Logits,
-    check,
     checkpoint_logits,
-    one_view_logits,
-    onnx_logits,
-    timm_logits,
-    torchscript_logits,
+    weights_names,
 )
 from pcam_lightning.export.quantize import quantize
-from pcam_lightning.export.source import Patches, Source, draw_patches, find_patches, read_sources, without_paths
+from pcam_lightning.export.source import Patches, Source, draw_patches, exported_checkpoint, find_patches, read_sources
 from pcam_lightning.export.timm_files import find_timm_network, write_config, write_timm_weights
 from pcam_lightning.export.torchscript_file import write_torchscript
+from pcam_lightning.training.checkpoint import load_classifier
 from pcam_lightning.training.feature_distance import FILE as FEATURES_FILE
 from pcam_lightning.training.feature_distance import find_feature_distance
 from pcam_lightning.utils.atomic_io import atomic_folder
-from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info
+from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.weights_file import write_weights
 
-VECTORS = 10  # drawn patches in test_vectors.npz
+VECTORS = 10  # synthetic patches in test_vectors.npz
 RANGE = (0.1, 99.9)  # percentiles of the properties of training patches
 
 
@@ -62,17 +62,19 @@ def export_network(
 ) -> Export:
     """Write a trained network as a folder of files that other programs open.
 
-    The files are compared with the checkpoint, patch by patch; where logits differ by more than 0.001, nothing is
-    written.
+    Each file is compared with the checkpoint, patch by patch, by the steps of the program that reads it; where a logit
+    differs by more than 0.001, nothing is written. What rounds by design is left out of the folder where it loses more
+    than its own limit: model_int8.onnx 0.002 of AUROC, and model.safetensors, where timm has to scale patches, 0.1 of
+    the logit in the mean.
 
     Args:
         targets: runs, whose best checkpoint counts, checkpoints, or pcam or pcam-small, which come with the package; of
             several, the mean of their logits is exported.
         output: folder to make; by default `export` in the run of a single target.
         tta: none or d4, the mean of eight views; by default what each run had.
-        calibrate: divide logits by the temperature that evaluate has found.
-        int8: also write a quantized ONNX file, where it loses less than 0.002 of AUROC on these patches.
-        sample: validation patches that files are compared on, drawn at random; 0 for all.
+        calibrate: divide the last layer by the temperature that evaluate has found.
+        int8: also write a quantized ONNX file.
+        sample: validation patches that files are compared on, sampled at random; 0 for all.
         root: data folder, where it has moved since the run.
 
     Raises:
@@ -90,9 +92,19 @@ def export_network(
     folder = sources[0].run.folder / "export" if output is None else Path(output).expanduser()
     temperature = sources[0].temperature() if calibrate else 1.0
     patches = find_patches(sources, root, sample)
+    rank_zero_info(f"export: {_names(sources, ' + ')}, compared on {patches.origin}.")
+    if int8:
+        _check_int8(patches)
+    networks = [source.network for source in sources]
     try:
         with atomic_folder(folder) as temporary:
-            differences = _write(temporary, sources, temperature, patches, int8=int8)
+            comparison = Comparison(networks, temperature, patches.image, patches.label)
+            if not np.isfinite(comparison.logit).all():
+                raise UserError(f"{sources[0].path}: some of its logits are NaN or infinite.")
+            _write_networks(temporary, sources, temperature, patches.training if int8 else None)
+            differences = check_files(temporary, comparison)
+            _write_records(temporary, sources, temperature, patches)
+            write_card(temporary / "README.md", sources, temperature, patches.origin, differences)
     except FileExistsError:
         raise UserError(f"{folder} is there already, and is no empty folder; name another `output`.") from None
     except OSError as error:
@@ -100,52 +112,76 @@ def export_network(
     return Export(folder, differences, patches.origin)
 
 
-def _write(
-    folder: Path, sources: list[Source], temperature: float, patches: Patches, *, int8: bool
-) -> list[Difference]:
-    """Write all files, and compare them."""
-    networks = [source.network for source in sources]
-    network = ExportNetwork(networks, temperature)
-    names = " + ".join(str(one.hparams["backbone"]) for one in networks)
-    rank_zero_info(f"export: {names}, compared on {patches.origin}.")
-    comparison, expected_of = Comparison(patches.image, patches.label), checkpoint_logits(networks, temperature)
-    expected = comparison.run(expected_of)
-    if not np.isfinite(expected).all():
-        raise UserError(f"{sources[0].path}: some of its logits are NaN or infinite.")
-    write_onnx(folder / "model.onnx", network, _metadata(sources, temperature))
-    write_torchscript(folder / "torchscript_model.pt", network)
-    differences = [
-        comparison.compare(file, "checkpoint", comparison.run(logits(folder / file)), expected)
-        for file, logits in (("model.onnx", onnx_logits), ("torchscript_model.pt", torchscript_logits))
-    ]
-    found = find_timm_network(networks[0]) if len(networks) == 1 else None
-    write_config(folder / "config.json", names, networks[0], found)
+def _check_int8(patches: Patches) -> None:
+    """Refuse to quantize where that cannot be calibrated or judged."""
+    if patches.training is None:
+        raise UserError("`int8`: is calibrated on training patches, which are not at hand; `root` names the data.")
+    if len(np.unique(patches.label)) < 2:
+        raise UserError("`int8`: the patches to compare on are of one class, of which there is no AUROC.")
+
+
+def _write_networks(folder: Path, sources: list[Source], temperature: float, training: np.ndarray | None) -> None:
+    """Write the files that hold a network; that of 8 bits where there are training patches to calibrate it on."""
+    checkpoints = [exported_checkpoint(source, temperature) for source in sources]
+    networks = [load_classifier(source.path, one, None) for source, one in zip(sources, checkpoints, strict=True)]
+    for name, checkpoint in zip(weights_names(len(sources)), checkpoints, strict=True):
+        write_weights(folder / name, checkpoint)
+    network = ExportNetwork(networks)
+    write_onnx(folder / ONNX, network, _metadata(sources, temperature))
+    if training is not None:
+        quantize(folder, training)
+    write_torchscript(folder / TORCHSCRIPT, network)
+    found = find_timm_network(networks)
+    write_config(folder / "config.json", _names(sources, " + "), networks[0], found)
     if found is not None:
-        write_timm_weights(folder / "model.safetensors", networks[0])
-        logit = comparison.run(timm_logits(folder, networks[0]))
-        of_one_view = comparison.run(one_view_logits(networks[0]))
-        differences.append(comparison.compare("model.safetensors", "checkpoint's network", logit, of_one_view))
-    check(differences)
-    if int8:
-        differences += quantize(folder, comparison, expected, patches.training)
-    for number, source in enumerate(sources, start=1):
-        name = "pcam_lightning.safetensors" if len(sources) == 1 else f"pcam_lightning_{number}.safetensors"
-        write_weights(folder / name, without_paths(source.checkpoint))
-    _write_vectors(folder / "test_vectors.npz", expected_of)
+        write_timm_weights(folder / TIMM, networks[0])
+
+
+def check_files(folder: Path, comparison: Comparison) -> list[Difference]:
+    """Compare the files of a folder with the checkpoint.
+
+    A file that rounds by design is removed where it exceeds its limit, with a warning.
+
+    Returns:
+        The differences of the files that are left.
+
+    Raises:
+        UserError: another file exceeds its limit.
+    """
+    differences = comparison.files(folder)
+    for one in [one for one in differences if not one.is_within]:
+        message = (
+            f"{one.file}: read as {one.reader} does, its logits differ from those of the {one.compared_with} by up to "
+            f"{one.largest:.2g}, {one.mean:.2g} in the mean, and lose {one.auroc_lost:.4f} of AUROC; the limit is "
+            f"{one.limit.text}"
+        )
+        if one.limit.required:
+            raise UserError(f"{message}; nothing is written.")
+        rank_zero_warn(f"{message}, so that this file is not written.")
+        (folder / one.file).unlink()
+        differences = [other for other in differences if other.file != one.file]
+    return differences
+
+
+def _write_records(folder: Path, sources: list[Source], temperature: float, patches: Patches) -> None:
+    """Write what else programs need: test vectors, and what training patches are like."""
+    _write_vectors(folder / "test_vectors.npz", checkpoint_logits([one.network for one in sources], temperature))
     if patches.training is not None:
         _write_properties(folder / "training_patches.json", patches.training)
     distance = find_feature_distance(sources[0].path) if len(sources) == 1 else None
     if distance is not None:
         distance.write(folder / FEATURES_FILE)
-    write_card(folder / "README.md", sources, temperature, patches.origin, differences)
-    return differences
+
+
+def _names(sources: list[Source], separator: str) -> str:
+    return separator.join(str(source.network.hparams["backbone"]) for source in sources)
 
 
 def _metadata(sources: list[Source], temperature: float) -> dict[str, str]:
     """Return what model.onnx says of itself."""
     return {
         "pcam_lightning": __version__,
-        "networks": ", ".join(str(source.network.hparams["backbone"]) for source in sources),
+        "networks": _names(sources, ", "),
         "tta": ", ".join(str(source.network.hparams["tta"]) for source in sources),
         "temperature": repr(temperature),
         "classes": "normal, tumor",
@@ -156,7 +192,7 @@ def _metadata(sources: list[Source], temperature: float) -> dict[str, str]:
 
 
 def _write_vectors(path: Path, logits: Logits) -> None:
-    """Write drawn patches and what must come out of the exported files."""
+    """Write synthetic patches and what must come out of the exported files."""
     image = draw_patches(VECTORS).image
     logit = logits(image)
     np.savez_compressed(path, image=image, logit=logit, prob=1 / (1 + np.exp(-logit.astype(np.float64))))

@@ -1,4 +1,4 @@
-"""ExportNetwork: patches -> logits with preprocessing, views, ensemble and temperature, as one module to trace."""
+"""ExportNetwork: patches -> logits with preprocessing, views and ensemble, as one module to trace."""
 
 import copy
 from collections.abc import Sequence
@@ -16,15 +16,13 @@ class ExportNetwork(nn.Module):
 
     Args:
         networks: trained ones; the mean of their logits counts.
-        temperature: that the mean is divided by.
     """
 
-    def __init__(self, networks: Sequence[PCamClassifier], temperature: float = 1.0) -> None:
+    def __init__(self, networks: Sequence[PCamClassifier]) -> None:
         super().__init__()
         self.nets = nn.ModuleList(copy.deepcopy(network.net) for network in networks)
         self.preprocess = nn.ModuleList(copy.deepcopy(network.preprocess) for network in networks)
         self.views = [network.hparams["tta"] for network in networks]
-        self.temperature = temperature
         for net in self.nets:
             as_plain_layers(net.eval())
         self.eval().requires_grad_(requires_grad=False)
@@ -38,7 +36,7 @@ class ExportNetwork(nn.Module):
                 seen = torch.cat(list(d4_views(seen)))
             logit = net(seen).squeeze(1)
             logits.append(logit.view(8, -1).mean(dim=0) if views == "d4" else logit)
-        return torch.stack(logits).mean(dim=0) / self.temperature
+        return torch.stack(logits).mean(dim=0)
 
 
 class FromBytes(nn.Module):

@@ -67,5 +67,4 @@ def _report_overlap(folder: Path, table: pd.DataFrame) -> None:
             rank_zero_warn(
                 f"{file}: cannot be read ({error}), so that patches which trained the network are not found."
             )
-    if overlap := trained.count(table):
-        rank_zero_warn(f"{overlap:,} of these {len(table):,} patches trained the network of {folder}.")
+    trained.report(table, folder)

@@ -9,11 +9,8 @@ import numpy as np
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from pcam_lightning.export.proof import Comparison, Difference, onnx_logits
-from pcam_lightning.utils.errors import UserError, rank_zero_warn
+from pcam_lightning.export.parity import INT8, ONNX
 
-INT8 = "model_int8.onnx"
-MOST_LOST = 0.002  # of AUROC
 _CALIBRATED_ON = 256  # training patches
 _BATCH = 32
 
@@ -32,34 +29,20 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return None if batch is None else {"image": np.ascontiguousarray(batch)}
 
 
-def quantize(
-    folder: Path, comparison: Comparison, expected: np.ndarray, training: np.ndarray | None
-) -> list[Difference]:
-    """Write model_int8.onnx beside model.onnx, calibrated on training patches, where it costs little.
+def quantize(folder: Path, training: np.ndarray) -> None:
+    """Write model_int8.onnx beside model.onnx.
 
     Args:
         folder: of model.onnx.
-        comparison: patches to compare on, of both classes.
-        expected: logits of the checkpoint.
-        training: patches that trained the network.
-
-    Returns:
-        How it differs from the checkpoint; empty where it loses 0.002 of AUROC or more, which a warning says.
-
-    Raises:
-        UserError: there are no training patches.
+        training: patches that trained the network, to calibrate on, uint8 (N, 96, 96, 3).
     """
-    if training is None:
-        raise UserError("`int8`: is calibrated on training patches, which are not at hand; `root` names the data.")
-    path, prepared = folder / INT8, folder / "prepared.onnx"
-    if len(np.unique(comparison.label)) < 2:
-        raise UserError("`int8`: the patches to compare on are of one class, of which there is no AUROC.")
+    prepared = folder / "prepared.onnx"
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # its notes are about its own options
-    quant_pre_process(folder / "model.onnx", prepared, skip_symbolic_shape=True)  # fails in some versions
+    quant_pre_process(folder / ONNX, prepared, skip_symbolic_shape=True)  # fails in some versions
     quantize_static(
         prepared,
-        path,
+        folder / INT8,
         _Reader(training[:_CALIBRATED_ON]),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=["Conv", "Gemm", "MatMul"],
@@ -70,10 +53,3 @@ def quantize(
     )
     prepared.unlink()
     logging.getLogger().setLevel(level)
-    found = comparison.compare(INT8, "checkpoint", comparison.run(onnx_logits(path)), expected)
-    lost = found.checkpoint_auroc - found.auroc
-    if not lost < MOST_LOST:
-        path.unlink()
-        rank_zero_warn(f"{INT8}: not written, since it loses {lost:.4f} of AUROC, {MOST_LOST} or more.")
-        return []
-    return [found]

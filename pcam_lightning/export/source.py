@@ -11,6 +11,7 @@ from pcam_lightning.data.datamodule import READ_OPTIONS, PCamDataModule
 from pcam_lightning.data.sources import parts
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.models.heads import head_of
 from pcam_lightning.synthetic.kaggle_folder import draw_slide
 from pcam_lightning.synthetic.tissue import draw_patch
 from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
@@ -93,7 +94,7 @@ def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> P
     Args:
         sources: networks; the run of the first one counts.
         root: data folder, where it has moved since the run.
-        sample: how many at most, drawn at random; 0 for all.
+        sample: how many at most, sampled at random; 0 for all.
 
     Raises:
         UserError: the data cannot be used.
@@ -104,7 +105,8 @@ def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> P
     if not folder.exists() or "train" not in parts(folder, options.get("columns")):
         if not isinstance(source.run, BundledRun):
             rank_zero_warn(
-                f"{folder}: no labeled patches there, so that files are compared on drawn ones; `root` names the data."
+                f"{folder}: no labeled patches there, so that files are compared on synthetic ones; `root` names the "
+                "data."
             )
         return draw_patches(DRAWN)
     # There is no split of a checkpoint that was moved, or of another machine.
@@ -121,13 +123,15 @@ def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> P
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
     table = data.table.iloc[rows]
     image = data.train_store.images[data.train_store.rows(table["id"])]
-    part = "validation patches" if known else "patches"
-    origin = f"{len(table):,} {part} of {folder.name}" + (", drawn at random" if sample else "")
-    trained = TrainingPatches()
-    for other in sources:
-        trained |= TrainingPatches.of_checkpoint(other.path, other.checkpoint)
-    if overlap := trained.count(table):
-        origin += f" ({overlap:,} of them trained a network, so that AUROC is optimistic)"
+    origin = f"{len(table):,} {'validation ' if known else ''}patches of {folder.name}"
+    origin += ", sampled at random" if sample else ""
+    for number, other in enumerate(sources, start=1):
+        trained = TrainingPatches.of_checkpoint(other.path, other.checkpoint)
+        network = f"network {number}" if len(sources) > 1 else "the network"
+        if overlap := trained.report(table, other.name):
+            origin += f"; {overlap:,} of them trained {network}, so that AUROC is optimistic"
+        elif trained.caution:
+            origin += f"; {network} was {trained.caution}, so that AUROC may be optimistic"
     return Patches(image, table["label"].to_numpy(), origin, data.sample(2000).numpy() if known else None)
 
 
@@ -140,7 +144,7 @@ def draw_patches(count: int) -> Patches:
     rng = np.random.default_rng(0)
     label = np.arange(count) % 2
     drawn = [draw_patch(rng, draw_slide(rng, "drawn", 1.0), int(one))[0] for one in label]
-    return Patches(np.stack(drawn), label, f"{count:,} drawn patches of synthetic tissue")
+    return Patches(np.stack(drawn), label, f"{count:,} patches of synthetic tissue")
 
 
 def read_sources(targets: Sequence[Path | str], tta: str | None) -> list[Source]:
@@ -158,12 +162,30 @@ def read_sources(targets: Sequence[Path | str], tta: str | None) -> list[Source]
     return sources
 
 
-def without_paths(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint in which paths of the machine that trained it are cut to their last part."""
-    pcam = checkpoint["pcam"]
-    config = {**pcam["config"], "data": _cut(pcam["config"]["data"]), "model": _cut(pcam["config"]["model"])}
-    init_weights = _last_part(checkpoint["init_weights"])
-    return {**checkpoint, "init_weights": init_weights, "pcam": {**pcam, "config": config, "data": _cut(pcam["data"])}}
+def exported_checkpoint(source: Source, temperature: float) -> dict[str, Any]:
+    """Return a source's checkpoint with all that the export changes.
+
+    Its last layer is divided by the temperature, its views are those of the export, and paths of the machine that
+    trained it are cut to their last part.
+    """
+    checkpoint, tta = source.checkpoint, source.network.hparams["tta"]
+    pcam, head = checkpoint["pcam"], f"net.{head_of(source.network.net)}."
+    model = _cut(pcam["config"]["model"]) | {"tta": tta}
+    return {
+        **checkpoint,
+        "state_dict": {
+            name: value / temperature if name.startswith(head) else value
+            for name, value in checkpoint["state_dict"].items()
+        },
+        "hyper_parameters": {**checkpoint["hyper_parameters"], "tta": tta},
+        "init_weights": _last_part(checkpoint["init_weights"]),
+        "pcam": {
+            **pcam,
+            "config": {**pcam["config"], "data": _cut(pcam["config"]["data"]), "model": model},
+            "data": _cut(pcam["data"]),
+            "temperature": temperature,
+        },
+    }
 
 
 def _cut(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """config.json, for WSInfer and timm, and model.safetensors, for timm."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.heads import head_of
 from pcam_lightning.models.timm_networks import TIMM
 from pcam_lightning.slides.patch_grid import PATCH
+from pcam_lightning.utils.errors import rank_zero_info
 
 CLASSES = ["normal", "tumor"]
 
@@ -24,8 +26,24 @@ class TimmNetwork(NamedTuple):
     options: dict[str, Any]
 
 
-def find_timm_network(network: PCamClassifier) -> TimmNetwork | None:
-    """Return how timm builds a network of the same parameters; None where it has none."""
+def find_timm_network(networks: Sequence[PCamClassifier]) -> TimmNetwork | None:
+    """Return how timm builds a network of the same parameters; None, which is logged, where it cannot."""
+    network = networks[0]
+    preprocess = network.preprocess
+    found = _same_in_timm(network)
+    for wrong, reason in (
+        (len(networks) > 1, "timm has no ensembles"),
+        (preprocess.stain is not None, "timm's transform does not normalize stains"),
+        (preprocess.side != preprocess.crop != PATCH, "timm's transform scales before it crops"),
+        (found is None, f"timm has no {network.hparams['backbone']} of these parameters"),
+    ):
+        if wrong:
+            rank_zero_info(f"model.safetensors: not written, since {reason}.")
+            return None
+    return found
+
+
+def _same_in_timm(network: PCamClassifier) -> TimmNetwork | None:
     name = str(network.hparams["backbone"])
     if name.startswith(TIMM):
         config: Any = network.net.pretrained_cfg
@@ -98,9 +116,3 @@ def write_timm_weights(path: Path, network: PCamClassifier) -> None:
     for name in (f"{head}.weight", f"{head}.bias"):
         state[name] = torch.cat([torch.zeros_like(state[name]), state[name]])
     path.write_bytes(safetensors.torch.save(state, {"format": "pt"}))
-
-
-def read_timm(folder: Path) -> torch.nn.Module:
-    """Build the network of a folder by timm."""
-    network: torch.nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    return network.eval()

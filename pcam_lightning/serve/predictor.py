@@ -119,7 +119,7 @@ class PatchPredictor:
 
 def _with_layer(path: Path) -> tuple[PCamClassifier, str | None]:
     """Load a network, and find the layer of its Grad-CAM; None where it has none."""
-    network = load_pretrained(path)
+    network = load_pretrained(path, "none")  # heat and distance are of one view
     try:
         return network, cam_layer(network, torch.zeros(1, 96, 96, 3, dtype=torch.uint8))
     except UserError:

@@ -74,6 +74,8 @@ def evaluate_slides(
     check_number("bootstrap_samples", bootstrap_samples, 1, whole=True)
     truth = Reference(reference, annotations, tumor_class)
     maps = read_folders(heatmaps)
+    if caution := maps[0].network.get("caution"):
+        rank_zero_warn(f"{heatmaps}: the network was {caution}: scores may be optimistic.")
     truth.check([one.slide for one in maps])
     if truth.labels is not None and (missing := len(truth.labels) - len(maps)) > 0:
         rank_zero_warn(

@@ -125,6 +125,7 @@ def predict_slide(
             "tta": network.hparams["tta"],
             "sha256": weights,
             "positive_fraction": network.positive_fraction,
+            "caution": network.trained.caution,
         },
         "versions": {
             "pcam_lightning": __version__,

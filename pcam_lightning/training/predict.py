@@ -90,15 +90,7 @@ class _Session:
         trained = TrainingPatches.of_checkpoint(self.path, self.checkpoint)
         for other in self.model.ensemble:
             trained |= other.trained
-        if trained.caution:
-            rank_zero_warn(f"{self.path}: {trained.caution}: scores may be optimistic.")
-        self.overlap = trained.count(table)
-        if self.overlap:
-            rank_zero_warn(f"{self.overlap:,} of these {len(table):,} patches trained the network of {self.path}.")
-        elif not trained.known:
-            self.overlap = None
-            if not trained.caution:
-                rank_zero_info(f"{self.path}: does not record all patches that trained it; these may be among them.")
+        self.overlap = trained.report(table, self.path)
 
     def collect(self, stage: str) -> pd.DataFrame:
         """Run a stage; return `logit` and what else its steps yield by id, empty in all processes but the first."""

@@ -87,6 +87,10 @@ class Preprocess(nn.Module):
         if self.side != self.crop:
             antialias = self.side < self.crop
             image = functional.interpolate(image, size=(self.side,) * 2, mode="bilinear", antialias=antialias)
+        return self.standardize(image)
+
+    def standardize(self, image: torch.Tensor) -> torch.Tensor:
+        """Bring pixels in [0, 1], float (B, 3, side, side), to their mean and deviation."""
         if self.normalize != "none":
             image = (image - self.mean) / self.std
         return image.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Small files of a trained network: its weights in half precision, and what a checkpoint records of their training."""
+"""Small files of a trained network: its weights, and what a checkpoint records of their training."""
 
 import json
 from pathlib import Path
@@ -16,15 +16,16 @@ _TRAINED = "trained."  # before the names of the tensors of the patches that tra
 _FLOAT32 = ".running_var"  # variances that half precision may take for 0 or infinity
 
 
-def write_weights(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write the network of a checkpoint of this project as a .safetensors file, in half precision.
+def write_weights(path: Path, checkpoint: dict[str, Any], *, half: bool = False) -> None:
+    """Write the network of a checkpoint of this project as a .safetensors file.
 
     Args:
         path: of the file.
         checkpoint: what `read_checkpoint` returns; states of optimizers and callbacks are left out.
+        half: store weights in half precision, which changes logits.
     """
     tensors = {
-        name: value.half() if value.dtype == torch.float32 and not name.endswith(_FLOAT32) else value
+        name: value.half() if half and value.dtype == torch.float32 and not name.endswith(_FLOAT32) else value
         for name, value in checkpoint["state_dict"].items()
     }
     trained = checkpoint["trained"]

@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import CONFIGS, FAST, TRAINER, stopping
 from scipy.special import expit
@@ -113,6 +114,12 @@ def test_folds_that_share_slides_are_said_to_flatter(undisturbed: Path, tmp_path
         rows.to_csv(copy / "oof.csv", index=False)
         assert main(["evaluate", str(copy), "--bootstrap_samples=200"]) == 0
         assert json.loads((copy / "report.json").read_text())["leak"].startswith(f"This score {message}")
+    checkpoint = torch.load(copy / "fold_0/checkpoints/last.ckpt", weights_only=True)
+    checkpoint["trained"]["origins"] = ["copies"]  # as of folds that started from pcam
+    torch.save(checkpoint, copy / "fold_0/checkpoints/last.ckpt")
+    assert main(["evaluate", str(copy), "--bootstrap_samples=200"]) == 0
+    leak = json.loads((copy / "report.json").read_text())["leak"]
+    assert leak.startswith("This score may be optimistic: the network was trained on copies")
 
 
 def test_another_test_part_is_predicted_again(

@@ -157,6 +157,7 @@ def test_a_prior_is_given_on_the_command_line(slide: Path, result: predict.Slide
     summary = json.loads((folder / "slide.json").read_text())
     fraction = summary["network"]["positive_fraction"]
     assert 0.4 < fraction < 0.6
+    assert summary["network"]["caution"].startswith("trained on JPEG copies")
     assert summary["correction"] == {"scale": 1, "shift": pytest.approx(prior_shift(0.02, fraction))}
     before = result.heat_map.prob[_tissue()]
     after = pd.read_csv(folder / "patches.csv")["prob_tumor"].to_numpy()

@@ -1,0 +1,69 @@
+"""Exported files -> logits, by the steps of the programs that read them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from pcam_lightning.data.image_io import MPP
+from pcam_lightning.export.onnx_file import OnnxNetwork
+from pcam_lightning.export.torchscript_file import read_torchscript
+from pcam_lightning.training.checkpoint import load_pretrained
+
+Logits = Callable[[np.ndarray], np.ndarray]  # uint8 (B, 96, 96, 3) -> float32 (B,)
+
+_OF_WSINFER = {one.__name__: one for one in (transforms.Resize, transforms.ToTensor, transforms.Normalize)}
+
+
+def onnx_logits(file: Path) -> Logits:
+    """Return what maps patches to logits by an ONNX file: ONNX Runtime takes the bytes of the patches."""
+    return OnnxNetwork(file).logits
+
+
+def own_logits(file: Path) -> Logits:
+    """Return what maps patches to logits by a checkpoint, as `predict` does."""
+    network = load_pretrained(file)
+
+    @torch.inference_mode()
+    def logits(image: np.ndarray) -> np.ndarray:
+        found: np.ndarray = network.predict_logits(torch.from_numpy(np.ascontiguousarray(image))).numpy()
+        return found
+
+    return logits
+
+
+def wsinfer_logits(file: Path) -> Logits:
+    """Return what maps patches to logits by a TorchScript file, as WSInfer does by the config.json beside it.
+
+    WSInfer cuts `patch_size_pixels` pixels of `spacing_um_px`, applies `transform`, and takes the classes by their
+    place in `class_names`.
+    """
+    config = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
+    side = round(config["patch_size_pixels"] * config["spacing_um_px"] / MPP)
+    steps = [_OF_WSINFER[one["name"]](**one.get("arguments", {})) for one in config["transform"]]
+    transform = transforms.Compose([transforms.CenterCrop(side), *steps])
+    return _logits_of(read_torchscript(file), transform, config["class_names"].index("tumor"))
+
+
+def timm_logits(file: Path) -> Logits:
+    """Return what maps patches to logits by timm's network and timm's transform, which config.json describes."""
+    network = timm.create_model(f"local-dir:{file.parent}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+    return _logits_of(network, transform, network.pretrained_cfg["label_names"].index("tumor"))
+
+
+def _logits_of(module: torch.nn.Module, transform: Callable[[Image.Image], torch.Tensor], tumor: int) -> Logits:
+    """Return what maps patches to logits by a network with two outputs, whose softmax is the sigmoid of the logit."""
+
+    @torch.inference_mode()
+    def logits(image: np.ndarray) -> np.ndarray:
+        both = module(torch.stack([transform(Image.fromarray(one)) for one in image]))
+        found: np.ndarray = (both[:, tumor] - both[:, 1 - tumor]).numpy()
+        return found
+
+    return logits
