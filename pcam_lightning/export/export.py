@@ -17,11 +17,11 @@ from pcam_lightning.export.parity import (
     TORCHSCRIPT,
     Comparison,
     Difference,
-    Logits,
     checkpoint_logits,
     weights_names,
 )
 from pcam_lightning.export.quantize import quantize
+from pcam_lightning.export.readers import Logits
 from pcam_lightning.export.source import Patches, Source, draw_patches, exported_checkpoint, find_patches, read_sources
 from pcam_lightning.export.timm_files import find_timm_network, write_config, write_timm_weights
 from pcam_lightning.export.torchscript_file import write_torchscript

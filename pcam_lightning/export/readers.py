@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -52,8 +53,9 @@ def wsinfer_logits(file: Path) -> Logits:
 
 def timm_logits(file: Path) -> Logits:
     """Return what maps patches to logits by timm's network and timm's transform, which config.json describes."""
-    network = timm.create_model(f"local-dir:{file.parent}", pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+    network: Any = timm.create_model(f"local-dir:{file.parent}", pretrained=True).eval()
+    data: Any = timm.data  # without types
+    transform = data.create_transform(**data.resolve_model_data_config(network))
     return _logits_of(network, transform, network.pretrained_cfg["label_names"].index("tumor"))
 
 

@@ -148,7 +148,8 @@ def test_every_file_gives_the_logits_of_the_checkpoint(kind: str, small: Path, t
         if of_timm == 0:
             return
         network = timm.create_model(f"local-dir:{result.folder}", pretrained=True).eval()
-        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+        data: Any = timm.data  # without types
+        transform = data.create_transform(**data.resolve_model_data_config(network))
         both = network(torch.stack([transform(Image.fromarray(one)) for one in image.numpy()]))
         one_view = load_pretrained(path, "none").predict_logits(image).numpy()
         abs_ = 1e-4 if of_timm == 1 else 0.05

@@ -86,13 +86,13 @@ def test_wsinfer_reads_its_patches_and_transform_from_config_json(tmp_path: Path
 
 
 def test_timm_scales_no_patch_that_is_cropped(tmp_path: Path) -> None:
+    data: Any = timm.data  # without types
     for crop in range(32, 97, 2):
         network = PCamClassifier(NETWORK, "none", crop=crop)
         write_config(tmp_path / "config.json", "", network, find_timm_network([network]))
         config = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
-        resize, center, *_ = timm.data.create_transform(
-            **timm.data.resolve_data_config(pretrained_cfg=config)
-        ).transforms
+        transform = data.create_transform(**data.resolve_data_config(pretrained_cfg=config))
+        resize, center, *_ = transform.transforms
         assert (resize.size, *center.size) == (96, crop, crop)
 
 

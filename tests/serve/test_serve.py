@@ -87,7 +87,7 @@ def test_grad_cam_is_that_of_the_network(port: int) -> None:
     heat = grad_cam(network, torch.from_numpy(PATCHES[3:4]), layer)
     answer = send(port, "POST", "/grad_cam", encode(PATCHES[3])).json
     difference = pixels(answer["heat"]).astype(int) - heat_overlay(heat[0])
-    assert np.abs(difference).max() <= 3  # the checkpoint of an export is in half precision
+    assert np.abs(difference).max() <= 3
     assert answer["center"] == pytest.approx(center_heat_fraction(heat)[0], abs=0.01)
 
 
