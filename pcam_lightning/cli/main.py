@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -43,8 +44,8 @@ def main(args: list[str] | None = None) -> int:
         except (KeyboardInterrupt, SystemExit) as stop:
             if received:
                 return 128 + received[0]
-            if isinstance(stop, KeyboardInterrupt):
-                raise
+            if isinstance(stop, KeyboardInterrupt):  # a callback's own
+                return 128 + signal.SIGINT
             return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     return 0
 

@@ -23,7 +23,7 @@ from pcam_lightning.training.options import Config, add_run_arguments, check_see
 from pcam_lightning.training.upgrade import read_config
 from pcam_lightning.transforms.augment import augmentation_options
 from pcam_lightning.utils.errors import UserError
-from pcam_lightning.utils.run_dir import Run, newest_run
+from pcam_lightning.utils.run_dir import Run, newest_run, run_to_resume
 
 PROG = "python -m pcam_lightning"
 
@@ -51,7 +51,8 @@ class RunCommand:
 
 
 _CKPT_PATH = {
-    "resume": "`last` resumes the newest run of the config; a file is resumed in a new run.",
+    "resume": "`last` resumes the newest run of the config, and a run's last.ckpt that run; a new run continues from "
+    "any other checkpoint.",
     "required": "The checkpoint, such as lightning_logs/base/version_0/checkpoints/best.ckpt; or pcam or pcam-small, "
     "trained networks that come with the package.",
     "optional": "A checkpoint, whose options, data and network are used.",
@@ -69,7 +70,7 @@ class PCamCLI(LightningCLI):
     Attributes:
         options: the parsed options, those of the run and the command's own.
         run_config: the options of the run.
-        resumed: the run that `fit --ckpt_path last` resumes.
+        resumed: the run that `fit --ckpt_path` resumes.
         chosen: names of the options that the user set, where several checkpoints are named.
     """
 
@@ -158,7 +159,8 @@ class PCamCLI(LightningCLI):
         if ckpt_path is None:
             return args
         if kind == "resume":
-            return self._parse_resumed(args, len(configs)) if ckpt_path == "last" else args
+            run = newest_run(self.run_config.runs) if ckpt_path == "last" else run_to_resume(ckpt_path)
+            return args if run is None else self._parse_resumed(run, args, len(configs))
         # Of several networks the options are those of the same one whatever their order.
         first, *rest = sorted([Path(ckpt_path), *(self.config.get("ensemble") or [])])
         checkpoint = read_checkpoint(first)
@@ -168,12 +170,12 @@ class PCamCLI(LightningCLI):
         # First of all, so that whatever the user adds is stacked on it and wins.
         return self._parse_with(run_config(checkpoint), args, 0, first)
 
-    def _parse_resumed(self, args: list[str], configs: int) -> list[str]:
-        """Parse again with the options of the newest run behind the user's configs, which its own came from."""
-        self.resumed = newest_run(self.run_config.runs)
-        read_checkpoint(self.resumed.last)
-        args = [*args, f"--ckpt_path={self.resumed.last}"]
-        return self._parse_with(read_config(self.resumed.config), args, configs, self.resumed.config)
+    def _parse_resumed(self, run: Run, args: list[str], configs: int) -> list[str]:
+        """Parse again with the options of a run behind the user's configs, which its own came from."""
+        self.resumed = run
+        read_checkpoint(run.last)
+        args = [*args, f"--ckpt_path={run.last}"]
+        return self._parse_with(read_config(run.config), args, configs, run.config)
 
     def _parse_with(self, config: dict[str, Any], args: list[str], position: int, origin: Path) -> list[str]:
         if self._augmentations != augmentation_options():  # the checkpoint's run has imported another one

@@ -15,7 +15,7 @@ from pcam_lightning.training.fit import FitResult, fit
 from pcam_lightning.training.predict import predict, test, validate
 from pcam_lightning.training.predictions import write_submission
 from pcam_lightning.utils.errors import UserError, rank_zero_info
-from pcam_lightning.utils.run_dir import check_writable, run_of
+from pcam_lightning.utils.run_dir import Run, check_writable, run_of, shown
 
 if TYPE_CHECKING:
     from pcam_lightning.training.probe import ProbeResult
@@ -24,18 +24,21 @@ _KAGGLE_TEST = 57_458  # patches that the competition asks for
 
 
 def _fit(cli: PCamCLI) -> None:
-    resume_with = f"{PROG} fit {shlex.join([*without_option(cli.args, '--ckpt_path'), '--ckpt_path', 'last'])}"
+    def resume_with(run: Run) -> str:
+        args = [*without_option(cli.args, "--ckpt_path"), "--ckpt_path", str(run.last)]
+        return f"{PROG} fit {shlex.join(args)}"
+
     ckpt_path = None if cli.resumed else cli.options.ckpt_path
     result = fit(cli.run_config, run=cli.resumed, ckpt_path=ckpt_path, resume_with=resume_with)
     if result.run is None:
         return
     epochs = int(result.metrics["epoch"].iloc[-1])
-    rank_zero_info(f"\nrun: {result.run.folder}, {epochs} epoch{'s' if epochs > 1 else ''}.")
+    rank_zero_info(f"\nrun: {shown(result.run.folder)}, {epochs} epoch{'s' if epochs > 1 else ''}.")
     if result.best_epoch is None:
         rank_zero_info("no val/auroc to choose an epoch by: last.ckpt counts.")
     else:
         rank_zero_info(f"best: epoch {result.best_epoch}, val/auroc {result.best_score:.4f}.")
-    rank_zero_info(f"curves:     tensorboard --logdir {result.run.folder.parent.parent}")
+    rank_zero_info(f"curves:     tensorboard --logdir {shown(result.run.folder.parent.parent)}")
     _print_next(result, cli, report=result.best_epoch is not None)
 
 
@@ -45,20 +48,21 @@ def _probe(cli: PCamCLI) -> None:
     result = probe(cli.run_config)
     for strength, score in zip(result.table["C"], result.table["val/auroc"], strict=True):
         rank_zero_info(f"C {strength:g}: val/auroc {score:.4f}")
-    rank_zero_info(f"\nrun: {result.run.folder}, C {result.C:g}, val/auroc {result.score:.4f}.")
+    rank_zero_info(f"\nrun: {shown(result.run.folder)}, C {result.C:g}, val/auroc {result.score:.4f}.")
     _print_next(result, cli, report=True)
 
 
 def _print_next(result: "FitResult | ProbeResult", cli: PCamCLI, *, report: bool) -> None:
     """Print the commands to run next."""
     assert result.run is not None
+    assert result.checkpoint is not None
     if report:
-        rank_zero_info(f"report:     {PROG} evaluate {result.run.folder}")
+        rank_zero_info(f"report:     {PROG} evaluate {shown(result.run.folder)}")
     data = cli.run_config.options.data
     if "test" in parts(data.root, data.columns):
-        rank_zero_info(f"submission: {PROG} predict --ckpt_path {result.checkpoint}")
+        rank_zero_info(f"submission: {PROG} predict --ckpt_path {shown(result.checkpoint)}")
     else:
-        rank_zero_info(f"prediction: {PROG} predict --ckpt_path {result.checkpoint} --data.root DIR")
+        rank_zero_info(f"prediction: {PROG} predict --ckpt_path {shown(result.checkpoint)} --data.root DIR")
     if result.demo:
         rank_zero_info(
             "This was a demo run on synthetic tissue; with data in data/, or --data.root DIR, fit trains on them."
@@ -134,7 +138,7 @@ def _crossval(cli: PCamCLI) -> None:
     if submission.is_file():
         synthetic = is_synthetic(config.options.data.root)
         _print_submission(submission, len(pd.read_csv(submission)), synthetic=synthetic)
-    rank_zero_info(f"report: {PROG} evaluate {folder}")
+    rank_zero_info(f"report: {PROG} evaluate {shown(folder)}")
 
 
 def _ablate(cli: PCamCLI) -> None:

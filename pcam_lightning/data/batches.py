@@ -1,7 +1,7 @@
 """Packed patches -> uint8 batches, in an order that follows from (seed, epoch), for one of several processes."""
 
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -13,13 +13,14 @@ from pcam_lightning.data.packed_store import PackedStore
 class Batch(TypedDict):
     """What every loader yields.
 
-    `image` uint8 (B, 96, 96, 3), `row` int64 (B,) of `PCamDataModule.ids`, and where labels are known `label` float32
-    (B,).
+    `image` uint8 (B, 96, 96, 3), `row` int64 (B,) of `PCamDataModule.ids`, where labels are known `label` float32 (B,),
+    and of training patches with weights `weight` float32 (B,).
     """
 
     image: torch.Tensor
     row: torch.Tensor
     label: torch.Tensor
+    weight: NotRequired[torch.Tensor]
 
 
 class Patches(Dataset[Batch]):
@@ -30,13 +31,22 @@ class Patches(Dataset[Batch]):
         rows: row of the store for each patch, shape (N,).
         labels: label of each patch, shape (N,); None where unknown.
         first_row: row of the store's first id in `PCamDataModule.ids`.
+        weights: factor of the training loss of each patch, shape (N,); None for 1 of all.
     """
 
-    def __init__(self, store: PackedStore, rows: np.ndarray, labels: np.ndarray | None, first_row: int) -> None:
+    def __init__(
+        self,
+        store: PackedStore,
+        rows: np.ndarray,
+        labels: np.ndarray | None,
+        first_row: int,
+        weights: np.ndarray | None = None,
+    ) -> None:
         self.store = store
         self.rows = rows
         self.labels = labels
         self.first_row = first_row
+        self.weights = weights
 
     def __len__(self) -> int:
         """Return the number of patches."""
@@ -51,6 +61,8 @@ class Patches(Dataset[Batch]):
         }
         if self.labels is not None:
             gathered["label"] = torch.from_numpy(self.labels[batch])
+        if self.weights is not None:
+            gathered["weight"] = torch.from_numpy(self.weights[batch])
         return gathered
 
     def ids(self, batch: np.ndarray) -> np.ndarray:
@@ -86,11 +98,15 @@ class JoinedPatches(Dataset[Batch]):
         split = self._split(batch)
         gathered = [part[index] for part, (_, index) in zip(self.parts, split, strict=True)]
         order = torch.from_numpy(np.argsort(np.concatenate([position for position, _ in split])))
-        return {
+        joined: Batch = {
             "image": torch.cat([one["image"] for one in gathered])[order],
             "row": torch.cat([one["row"] for one in gathered])[order],
             "label": torch.cat([one["label"] for one in gathered])[order],
         }
+        if any("weight" in one for one in gathered):
+            weights = [one.get("weight", torch.ones(len(one["row"]))) for one in gathered]
+            joined["weight"] = torch.cat(weights)[order]
+        return joined
 
     def ids(self, batch: np.ndarray) -> np.ndarray:
         """Return the ids of the patches at the given indices, text, shape (B,)."""

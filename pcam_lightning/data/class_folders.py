@@ -8,8 +8,8 @@ from pcam_lightning.data.image_files import ImageFolder
 from pcam_lightning.utils.errors import UserError
 
 _CLASSES = {
-    **dict.fromkeys(("0", "normal", "negative", "no_tumor", "non_tumor", "benign"), 0),
-    **dict.fromkeys(("1", "tumor", "tumour", "positive", "metastasis", "malignant"), 1),
+    **dict.fromkeys(("0", "normal", "negative", "no_tumor", "non_tumor", "benign", "healthy", "non_cancer"), 0),
+    **dict.fromkeys(("1", "tumor", "tumour", "positive", "metastasis", "malignant", "cancer"), 1),
 }
 _VAL = ("val", "valid", "validation")
 

@@ -57,11 +57,11 @@ class PCamDataModule(L.LightningDataModule):
         fold: which one, counted from 0.
         split_file: split.csv of an older run, used instead of a new split; `slides` then only tell whose patches
             they are.
-        extra_train: another data folder, such as `mine` writes, whose labeled patches are added to the training part.
-            Those that validate, by pixels or, where both folders name the slides, by slide, are left out.
+        extra_train: another data folder, such as mine-negatives writes, whose labeled patches are added to the training
+            part. Those that validate, by pixels or, where both folders name the slides, by slide, are left out.
         cache_dir: folder for the packed images, 27.6 kB a patch; by default .pcam_cache in the data folder.
-        columns: of a CSV of patches: what its columns path, label, id, slide, patient, center and split are called,
-            where that is none of the usual names, such as `label: malignant`.
+        columns: of a CSV of patches: what its columns path, label, id, slide, patient, center, split and weight (a
+            factor of the training loss) are called, where that is none of the usual names, such as `label: malignant`.
         resize: take images of another size, or JPEG: crop cuts 96 x 96 pixels at the center, scale resamples the 93 um
             at the center to 96 x 96 pixels. Needs `mpp`. Does not count for `extra_train`.
         mpp: um per pixel of the images that are resized, such as 0.5 of a scan at 20x.
@@ -180,7 +180,8 @@ class PCamDataModule(L.LightningDataModule):
         mask, self.split_kind = split.val_mask, split.kind
         labels = table["label"].to_numpy(dtype=np.float32)
         first = self._add_ids(store)
-        train = Patches(store, rows[~mask], labels[~mask], first)
+        weights = table["weight"].to_numpy()[~mask] if "weight" in table else None
+        train = Patches(store, rows[~mask], labels[~mask], first, weights)
         val = Patches(store, rows[mask], labels[mask], first)
         self._labeled = LabeledPart(table, mask, split.always_train, store, train, val)
 
@@ -191,7 +192,8 @@ class PCamDataModule(L.LightningDataModule):
         self._extra = open_extra(root, part, self.cache_dir, self.verify, self.columns)
         table, store = self._extra
         labels = table["label"].to_numpy(dtype=np.float32)
-        patches = Patches(store, store.rows(table["id"]), labels, self._add_ids(store))
+        weights = table["weight"].to_numpy() if "weight" in table else None
+        patches = Patches(store, store.rows(table["id"]), labels, self._add_ids(store), weights)
         self._labeled = part._replace(train=JoinedPatches([part.train, patches]))
 
     def _setup_test(self, *, answers: bool) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from pcam_lightning.data.class_folders import ClassFolders, class_folders
 from pcam_lightning.data.csv_tables import HOW_TO_GET
-from pcam_lightning.data.image_files import BadFiles, ImageFolder
+from pcam_lightning.data.image_files import JPEGS, SUFFIXES, BadFiles, ImageFolder
 from pcam_lightning.data.kaggle import KaggleFolder
 from pcam_lightning.data.patch_folder import PatchFolder
 from pcam_lightning.data.pcam_h5 import PCamH5
@@ -161,12 +161,16 @@ def _open_layout(root: Path, *needed: str) -> PatchSource:
         if part not in names and (like := next(filter(re.compile(_PART.format(part)).fullmatch, names), None)):
             raise UserError(f"{root}: has a folder {like}/ and none called {part}/; rename it to {part}/.")
     if layout is not PatchFolder:
+        if needed == ("train",) and not marks:
+            _check_unlabeled(root, root / "train")
         return layout(root)
     if root.resolve().name == "train" and (root.resolve().parent / "train_labels.csv").is_file():
         outer = root.resolve().parent if root.name != "train" else root.parent
         raise UserError(f"{root}: is the training part of {outer}; use `data.root` {outer}.")
     if found := _find_inner(root):
         raise UserError(f"{root}: is not a data folder, and {found} looks like one; use `data.root` {found}.")
+    if needed == ("train",):
+        _check_unlabeled(root, root)
     return layout(root)
 
 
@@ -191,6 +195,23 @@ def _check_labels(root: Path) -> None:
         raise UserError(
             f"{root}: is not a data folder, and {tables[0].name} is a CSV of patches; use `data.root` {tables[0]}."
         )
+
+
+def _check_unlabeled(root: Path, part: Path) -> None:
+    """Check that the images of a part do not lie in folders that may stand for labels, and are none of a layout.
+
+    Raises:
+        UserError: they do; the message says where, and how labels are given.
+    """
+    for number, (folder, _, names) in enumerate(os.walk(part)):
+        if folder != str(part) and any(name.lower().endswith((*SUFFIXES, *JPEGS)) for name in names):
+            raise UserError(
+                f"{root}: has images in {Path(folder).relative_to(root)}/ and no labels. Class folders are called "
+                "train/0 and train/1, or train/normal and train/tumor; for any other layout write a CSV with columns "
+                "path, label and, where known, patient and slide, and name it with `data.root`."
+            )
+        if number > _MOST_FOLDERS:
+            return
 
 
 def layout_of(root: Path) -> type[PatchSource]:

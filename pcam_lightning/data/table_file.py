@@ -1,13 +1,14 @@
-"""One CSV with a row for each patch: path, label and, where known, slide, patient, center and split."""
+"""One CSV with a row for each patch: path, label and, where known, slide, patient, center, split and weight."""
 
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from pcam_lightning.data.image_files import ImageFolder, list_folder
-from pcam_lightning.utils.errors import UserError, shorten
+from pcam_lightning.utils.errors import UserError, rank_zero_info, shorten
 
 # Names that a column may have, the first that is there counts.
 _NAMES = {
@@ -18,6 +19,7 @@ _NAMES = {
     "patient": ("patient", "patient_id", "case", "case_id"),
     "center": ("center", "centre", "hospital", "site"),
     "split": ("split", "part", "subset"),
+    "weight": ("sample_weight",),
 }
 LEVELS = ("center", "patient", "slide")  # from the highest to the lowest
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "normal": 0, "tumor": 1, "tumour": 1, "negative": 0, "positive": 1}
@@ -29,7 +31,9 @@ _PARTS = {
 
 
 class TableFile(ImageFolder):
-    """A CSV of patches, as `data.root`; paths are relative to its folder. Without labels all of it is to be predicted.
+    """A CSV of patches, as `data.root`; paths are absolute, or relative to its folder.
+
+    Without labels all of it is to be predicted. The column weight holds factors of each patch's training loss.
 
     Args:
         root: the CSV.
@@ -87,6 +91,11 @@ class TableFile(ImageFolder):
             table = table[table["split"] != "test"]
             if self.own_split is not None:
                 table = table.assign(val=(table["split"] == "val").to_numpy())
+        if "weight" in table:
+            low, high = table["weight"].min(), table["weight"].max()
+            if not high:
+                raise UserError(f"{self.file}: every weight is 0, so that nothing would be learned.")
+            rank_zero_info(f"{self.file}: its weights, {low:g} to {high:g}, are factors of the training loss.")
         return self._finish(table, "train")
 
     def read_test(self, *, answers: bool = False) -> pd.DataFrame:
@@ -124,7 +133,7 @@ class TableFile(ImageFolder):
         if len(missing):
             raise UserError(
                 f"{self.file}, row {missing.index[0]}: {self.root / shorten(missing.iloc[0])}: no such file; paths are "
-                f"relative to the folder of the CSV ({len(missing):,} of {len(table):,} files are missing)."
+                f"absolute or relative to the folder of the CSV ({len(missing):,} of {len(table):,} files are missing)."
             )
         return table.drop(columns="split", errors="ignore").sort_values("id", ignore_index=True)
 
@@ -193,15 +202,9 @@ def _read(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
     table.index += 2
     if table.empty:
         raise UserError(f"{path}: no rows below the header; no patches at all.")
-    table["path"] = table["path"].str.replace("\\", "/").str.removeprefix("./")
-    _refuse(
-        path,
-        table["path"],
-        (table["path"] == "")
-        | table["path"].str.startswith("/")
-        | ("/" + table["path"] + "/").str.contains("/../", regex=False),
-        "should be a path below the folder of the CSV",
-    )
+    table["path"] = table["path"].str.replace("\\", "/").str.removeprefix(f"{path.absolute().parent.as_posix()}/")
+    table["path"] = table["path"].str.removeprefix("./")
+    _refuse(path, table["path"], table["path"] == "", "should be the path of an image")
     _refuse(path, table["path"], table["path"].duplicated(), "is listed twice; remove one of the rows")
     if "label" in table:
         label = table["label"].str.lower().map(_LABELS)
@@ -211,6 +214,11 @@ def _read(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
         part = table["split"].str.lower().map(_PARTS)
         _refuse(path, table["split"], part.isna(), "should be train, val or test")
         table["split"] = part
+    if "weight" in table:
+        weight = pd.to_numeric(table["weight"], errors="coerce")
+        invalid = ~weight.between(0, np.inf, inclusive="left") & (table.get("split") != "test")
+        _refuse(path, table["weight"], invalid, "should be a number of at least 0")
+        table["weight"] = weight.astype("float32")
     for level in LEVELS:
         if level in table:
             _refuse(path, table[level], table[level] == "", "is empty; each patch needs one, or the column can go")

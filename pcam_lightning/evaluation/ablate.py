@@ -83,7 +83,7 @@ def ablate(config: Config, ablations: Path, seeds: int = 3) -> Path:
         folder = claim_folder(config.runs, KIND, identity, "table.md", stack)
         _write_recipes(folder, config.plain(), rows)
         _run_cells(config, rows, seeds, folder)
-    return folder
+    return folder.absolute()
 
 
 def _run_cells(config: Config, rows: dict[str, dict[str, Any]], seeds: int, folder: Path) -> None:
@@ -215,7 +215,7 @@ def _fit(config: Config, row: str, seed: int, run: Run) -> dict[str, Any]:
     new, begun, diverged = not run.last.is_file(), time.monotonic(), False
     if new or not _is_finished(run):
         try:
-            fit(config, run=run)
+            fit(config, run=run, resume_with=lambda _: f"{KIND} again, with the same options")
         except LossDiverged as error:
             rank_zero_info(f"{row}, seed {seed}: {error}")
             diverged = True

@@ -73,7 +73,7 @@ def crossval(config: Config, folds: int = 5) -> Path:
             rank_zero_info(f"\nfold {fold + 1} of {folds}: {Run(folder / f'fold_{fold}').folder}")
             _run_fold(config.replace(data={"folds": folds, "fold": fold}), folder, fold, record, has_test=has_test)
         _summarize(folder, record, set(data.table["id"][~data.always_train]), folds, has_test=has_test)
-    return folder
+    return folder.absolute()
 
 
 def _run_fold(config: Config, folder: Path, fold: int, record: dict[str, Any], *, has_test: bool) -> None:
@@ -82,7 +82,7 @@ def _run_fold(config: Config, folder: Path, fold: int, record: dict[str, Any], *
     if fold not in record.setdefault("fitted", []):
         limits = trainer.max_epochs, trainer.max_steps
         if not run.last.is_file() or not is_finished(read_checkpoint(run.last), *limits):
-            fit(config, run=run)
+            fit(config, run=run, resume_with=lambda _: f"{KIND} again, with the same options")
         record["fitted"].append(fold)
         write_record(folder, KIND, record)
     # Not the best epoch's: it was chosen by the very patches that it is to be scored on. And kept under names of their

@@ -193,6 +193,8 @@ class PCamClassifier(PatchNetwork):
         else:
             logit = self.predict_logits(batch["image"])
         losses = LOSSES[self.hparams["loss"]](logit, target, self.hparams)
+        if "weight" in batch:  # of training patches alone
+            losses = losses * batch["weight"]
         mean: MeanMetric = getattr(self, f"{stage}_loss")
         metrics: MetricCollection = getattr(self, f"{stage}_metrics")
         mean.update(losses.detach())

@@ -16,6 +16,7 @@ from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.patch_grid import PatchGrid
 from pcam_lightning.slides.regions import RegionBatch, SlideDataModule, SlideRegions, cut_patches
 from pcam_lightning.training.feature_distance import FeatureDistance
+from pcam_lightning.training.lightning_internals import keyboard_interrupt
 from pcam_lightning.utils.atomic_io import atomic_open
 from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_warn
 
@@ -205,7 +206,8 @@ def predict_squares(
         trainer = options.build_trainer(callback)
         regions = SlideRegions(path, grid, list(grid.regions(missing)), missing)
         predictor = SlidePredictor(network, options.stride, options.batch_size, distance)
-        trainer.predict(predictor, SlideDataModule(regions, options.num_workers), return_predictions=False)
+        with keyboard_interrupt():
+            trainer.predict(predictor, SlideDataModule(regions, options.num_workers), return_predictions=False)
         trainer.strategy.barrier()
         found = read_logits(file, key, squares.shape)
         trainer.strategy.barrier()  # before the parts are removed

@@ -13,7 +13,7 @@ from pcam_lightning import __version__
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.splits import split_digest
 from pcam_lightning.training.checkpoint import FORMAT
-from pcam_lightning.training.resume import steps_per_epoch
+from pcam_lightning.training.resume import data_record, steps_per_epoch
 from pcam_lightning.utils.atomic_io import atomic_link
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.run_dir import Run
@@ -38,7 +38,7 @@ class BestAndLastCheckpoint(Checkpoint):
     def __init__(self, folder: Path | str | None = None) -> None:
         self.run = None if folder is None else Run(Path(folder).expanduser())
         self.resuming = False  # a resumed run has its last.ckpt already
-        self.resume_with = "the same call"  # what resumes the run
+        self.resume_with = ""  # what resumes the run, where `fit` started it
         self.record: dict[str, Any] = {}  # what checkpoints record of their run
         self.best_score: float | None = None
         self.best_epoch: int | None = None
@@ -86,7 +86,8 @@ class BestAndLastCheckpoint(Checkpoint):
         """Report how a stopped run is resumed."""
         if self.run and isinstance(exception, KeyboardInterrupt | OSError) and self.run.last.is_file():
             saved = "the last whole epoch" if trainer.current_epoch else "the start"
-            rank_zero_info(f"\nstopped; {self.run.last} is of {saved}. Resume with: {self.resume_with}")
+            call = self.resume_with or f'trainer.fit(model, data, ckpt_path="{self.run.last.absolute()}")'
+            rank_zero_info(f"\nstopped; {self.run.last} is of {saved}. Resume with: {call}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score so far."""
@@ -117,12 +118,7 @@ def run_record(trainer: L.Trainer, options: dict[str, Any], data: PCamDataModule
         "format": FORMAT,
         "config": options,
         "steps_per_epoch": steps_per_epoch(trainer, data),
-        "data": {
-            "root": str(data.root),
-            "pixels": data.train_store.fingerprint,
-            "patches": len(data.table),
-            **({} if data.extra_store is None else {"extra_train": data.extra_store.fingerprint}),
-        },
+        "data": data_record(data),
         "split": {
             "val": int(data.val_mask.sum()),
             "sha256": split_digest(data.table, data.val_mask),

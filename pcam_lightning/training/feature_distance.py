@@ -16,6 +16,7 @@ from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.stage_statistics import StageStatistics
 from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
+from pcam_lightning.training.lightning_internals import keyboard_interrupt
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.trainer import build_trainer
 from pcam_lightning.utils.atomic_io import atomic_write
@@ -93,7 +94,8 @@ def measure_feature_distance(ckpt_path: Path, checkpoint: dict[str, Any], data: 
     trainer = build_trainer(options, [collector], fits=False, devices=1)
     parts = [_draw(mask) for mask in (~data.val_mask, data.val_mask)]
     rows = data.train_store.rows(data.table["id"])[np.concatenate(parts)]
-    trainer.predict(model, dataloaders=data.labeled_dataloader(rows), return_predictions=False)
+    with keyboard_interrupt():
+        trainer.predict(model, dataloaders=data.labeled_dataloader(rows), return_predictions=False)
     found, count = torch.cat(collector.found), len(parts[0])
     train, val = found[:count], found[count:]
     distance = FeatureDistance(*_fit(train), 0.0, checkpoint["global_step"])

@@ -1,7 +1,8 @@
 """fit: check the options, the data and the weights in turn, claim a run folder, train."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pcam_lightning.data.datamodule import SPLIT_OPTIONS, PCamDataModule
 from pcam_lightning.data.kaggle import KaggleFolder
 from pcam_lightning.data.slide_map import find_slides
 from pcam_lightning.data.sources import layout_of, source_of
-from pcam_lightning.data.splits import describe, find_slide_leakage, split_digest, write_split
+from pcam_lightning.data.splits import describe, find_slide_leakage, write_split
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.models.classifier import FIT_PATCHES, PCamClassifier
 from pcam_lightning.plotting.plots import best_epoch
@@ -23,26 +24,31 @@ from pcam_lightning.training.best_and_last import BestAndLastCheckpoint, run_rec
 from pcam_lightning.training.checkpoint import epochs_done, read_checkpoint
 from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder, load_initial_weights
 from pcam_lightning.training.image_logger import ImageLogger
-from pcam_lightning.training.lightning_internals import end_by_epochs, find_unused_parameters
+from pcam_lightning.training.lightning_internals import (
+    end_by_epochs,
+    find_unused_parameters,
+    keyboard_interrupt,
+)
 from pcam_lightning.training.metrics_csv import MetricsCSV, RunTensorBoardLogger
 from pcam_lightning.training.nan_guard import NanGuard
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.resume import (
     check_checkpoint,
+    check_data,
     check_recipe,
     check_steps,
     check_validation,
     steps_per_epoch,
 )
-from pcam_lightning.training.trainer import build_trainer, check_monitors, compile_errors
+from pcam_lightning.training.trainer import build_trainer, check_monitors, compile_errors, progress_bar
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
-from pcam_lightning.utils.run_dir import Run, create_run, run_of
+from pcam_lightning.utils.run_dir import Run, create_run, run_of, run_to_resume, shown
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """The result of a run.
+    """The result of a run; its paths are absolute.
 
     Attributes:
         run: its folder; None of a `fast_dev_run`, which keeps nothing.
@@ -67,7 +73,7 @@ def fit(
     run: Run | None = None,
     ckpt_path: Path | str | None = None,
     callbacks: Sequence[Callback] = (),
-    resume_with: str = "the same call",
+    resume_with: Callable[[Run], str] | None = None,
 ) -> FitResult:
     """Train a network.
 
@@ -76,9 +82,10 @@ def fit(
     Args:
         config: the options.
         run: where the run is kept; one that holds a last.ckpt is resumed. By default a new folder is claimed.
-        ckpt_path: a checkpoint that a new run resumes from.
+        ckpt_path: the last.ckpt of a run, which is resumed in its folder; or another checkpoint, from which a new run
+            continues.
         callbacks: besides those of the options.
-        resume_with: what resumes the run, for the message of one that is stopped.
+        resume_with: returns what resumes a run, for the message of one that is stopped; by default a call of `fit`.
 
     Returns:
         The run's folder, metrics and best epoch.
@@ -86,7 +93,10 @@ def fit(
     Raises:
         UserError: an option, the data, the weights or a checkpoint cannot be used.
         LossDiverged: the loss is NaN or infinite.
+        KeyboardInterrupt: the run was stopped; a message says how it is resumed.
     """
+    if run is None and ckpt_path is not None:
+        run = run_to_resume(Path(ckpt_path).expanduser())
     resumed = run if run is not None and run.last.is_file() else None
     if resumed is not None:
         ckpt_path = resumed.last
@@ -94,7 +104,9 @@ def fit(
     if checkpoint is not None and "optimizer_states" not in checkpoint:
         raise UserError(f"`ckpt_path` {ckpt_path}: weights alone, nothing to resume; `model.weights` starts from them.")
     config.resolve(checkpoint)
-    if resumed is None and config.options.data.folds is not None:
+    if resumed is not None:
+        rank_zero_info(f"resuming {shown(resumed.folder)}, on {config.options.data.root}")
+    elif config.options.data.folds is not None:
         config.use_slides_for_folds()
     seed_everything(config.options.seed_everything, workers=True, verbose=False)
     session = FitSession(config, resumed, None if ckpt_path is None else Path(ckpt_path), checkpoint, callbacks)
@@ -102,10 +114,17 @@ def fit(
         draw_demo_data()
     session.prepare()
     if not config.options.trainer.fast_dev_run:
-        session.open_run(run, resume_with)
-    with compile_errors():
+        session.open_run(run)
+        if session.run is not None:
+            session.keep.resume_with = (resume_with or partial(_python_call, callbacks=bool(callbacks)))(session.run)
+    with keyboard_interrupt(), compile_errors():
         session.trainer.fit(session.model, datamodule=session.data, ckpt_path=ckpt_path, weights_only=True)
     return session.result()
+
+
+def _python_call(run: Run, *, callbacks: bool) -> str:
+    folder, more = run.folder.absolute(), ", callbacks=..." if callbacks else ""
+    return f'fit(Config.load("{Run(folder).config}"), ckpt_path="{Run(folder).last}"{more})'
 
 
 class FitSession:
@@ -128,7 +147,8 @@ class FitSession:
         self.model: PCamClassifier
         self.trainer: Trainer
         self.data, self.model, trainer = config.build()
-        self.trainer = build_trainer(trainer, [*callbacks, self.guard, self.metrics, self.keep], fits=True)
+        own = [*callbacks, self.guard, self.metrics, self.keep, *progress_bar(trainer, callbacks)]
+        self.trainer = build_trainer(trainer, own, fits=True)
 
     def prepare(self) -> None:
         """Check data, weights and what is resumed, and report them."""
@@ -168,30 +188,14 @@ class FitSession:
             find_unused_parameters(self.trainer)
 
     def _check_resumed(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the run is not finished, and that steps per epoch, recipe and split are unchanged."""
-        data = self.data
+        """Check that the run is not finished, and that steps per epoch, recipe and data are unchanged."""
         assert self.ckpt_path is not None
         check_checkpoint(self.ckpt_path, checkpoint, self.model.hparams, self.trainer)
         end_by_epochs(self.trainer)
         if self.resumed is not None:
             check_recipe(checkpoint["pcam"]["config"], self.config.plain())
-            if split_digest(data.table, data.val_mask) != checkpoint["pcam"]["split"]["sha256"]:
-                raise UserError(
-                    f"{self.resumed.folder}: the patches or their split differ from this run's, and patches that "
-                    "trained it would validate it. Leave the options of data out, or start a new run."
-                )
-            # Version 0.1.0 recorded a hash of the files' names, sizes and times instead.
-            if checkpoint["pcam"]["data"].get("pixels", data.train_store.fingerprint) != data.train_store.fingerprint:
-                rank_zero_warn(
-                    f"{data.root}: the image files have changed since this run began; their ids are the same."
-                )
-            recorded = checkpoint["pcam"]["data"].get("extra_train")
-            if recorded != (data.extra_store and data.extra_store.fingerprint):
-                raise UserError(
-                    f"`data.extra_train` {data.extra_train}: the patches differ from this run's. Use its folder, as it "
-                    "was, or start a new run."
-                )
-        check_steps(self.ckpt_path, checkpoint, steps_per_epoch(self.trainer, data))
+            check_data(self.resumed, checkpoint["pcam"], self.data)
+        check_steps(self.ckpt_path, checkpoint, steps_per_epoch(self.trainer, self.data))
 
     def _report_training_overlap(self) -> None:
         """Count the validation patches that trained the weights which a new run starts from."""
@@ -240,7 +244,7 @@ class FitSession:
         will = "will be optimistic, by 0.027 to 0.037 on the data in README" if leakage.certain else "may be optimistic"
         rank_zero_info(f"val/auroc {will}: {leakage.message}. {hint}")
 
-    def open_run(self, run: Run | None, resume_with: str) -> None:
+    def open_run(self, run: Run | None) -> None:
         """Claim the run's folder, and write and record what belongs to it before the first step."""
         plain = self.config.plain()
         page = None
@@ -250,7 +254,6 @@ class FitSession:
         logs = self.options.trainer.logger is not False
         if logs:  # in every process: predictions on its patches are gathered
             self.trainer.callbacks.append(ImageLogger(page, self.data))  # type: ignore[attr-defined]
-        self.keep.resume_with = resume_with
         for callback in (self.keep, self.metrics, self.guard):
             callback.run = self.run
         self.keep.resuming = self.metrics.resuming = self.resumed is not None
@@ -278,7 +281,7 @@ class FitSession:
             page = RunTensorBoardLogger(run, purge)
             self.trainer.loggers = [page, *self.trainer.loggers]
             self.trainer.callbacks.append(LearningRateMonitor("step"))  # type: ignore[attr-defined]
-        rank_zero_info(f"run: {run.folder}{self._progress()}")
+        rank_zero_info(f"run: {shown(run.folder)}{self._progress()}")
         return page
 
     def _progress(self) -> str:
@@ -294,11 +297,12 @@ class FitSession:
         """Return what the run's files say: processes that the trainer started leave nothing of their own here."""
         if self.run is None:
             return FitResult(None, pd.DataFrame(self.metrics.rows), demo=self.demo)
-        metrics = pd.read_csv(self.run.metrics)
+        run = Run(self.run.folder.absolute())  # the program may go to another folder
+        metrics = pd.read_csv(run.metrics)
         if "val/auroc" not in metrics or not metrics["val/auroc"].notna().any():
-            return FitResult(self.run, metrics, checkpoint=self.run.last, demo=self.demo)
+            return FitResult(run, metrics, checkpoint=run.last, demo=self.demo)
         best = best_epoch(metrics)
-        return FitResult(self.run, metrics, int(best["epoch"]), float(best["val/auroc"]), self.run.best, self.demo)
+        return FitResult(run, metrics, int(best["epoch"]), float(best["val/auroc"]), run.best, self.demo)
 
 
 def take_split(data: PCamDataModule, run: Run, checkpoint: dict[str, Any] | None, options: Any) -> None:

@@ -5,6 +5,10 @@ version has changed one of them.
 """
 
 import operator
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import reduce
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -54,6 +58,24 @@ def end_by_epochs(trainer: Trainer) -> None:
     With `max_steps` Lightning takes a run that resumes at an epoch's end for one within that epoch, and ends it twice.
     """
     trainer.fit_loop._iteration_based_training = _false  # type: ignore[method-assign]
+
+
+@contextmanager
+def keyboard_interrupt() -> Iterator[None]:
+    """Pass on the KeyboardInterrupt that stopped a stage of a trainer.
+
+    Lightning raises SystemExit in its place, and lets the process ignore Ctrl-C from then on.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        if main:
+            signal.signal(signal.SIGINT, handler)
+        raise stop.__context__ from None
 
 
 def _false() -> bool:

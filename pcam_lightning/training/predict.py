@@ -24,6 +24,7 @@ from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
 from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder
 from pcam_lightning.training.feature_distance import AddDistance, find_feature_distance
 from pcam_lightning.training.fit import take_split
+from pcam_lightning.training.lightning_internals import keyboard_interrupt
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predictions import PredictionCollector, join_predictions, write_predictions_csv
 from pcam_lightning.training.run_report import read_temperature, read_thresholds
@@ -95,7 +96,7 @@ class _Session:
     def collect(self, stage: str) -> pd.DataFrame:
         """Run a stage; return `logit` and what else its steps yield by id, empty in all processes but the first."""
         more = {"return_predictions": False} if stage == "predict" else {}
-        with TemporaryDirectory() as folder, compile_errors():
+        with TemporaryDirectory() as folder, keyboard_interrupt(), compile_errors():
             # By a file where a process that the trainer starts is the first one.
             file, found = Path(folder) / "logits.npz", [pd.DataFrame({"logit": np.empty(0, dtype=np.float32)})]
             keep = partial(_keep, os.getpid(), file, found)

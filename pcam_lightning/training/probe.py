@@ -24,6 +24,7 @@ from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.heads import find_head, head_of
 from pcam_lightning.training.demo_run import draw_demo_data
 from pcam_lightning.training.fit import FitSession
+from pcam_lightning.training.lightning_internals import keyboard_interrupt
 from pcam_lightning.training.options import Config
 from pcam_lightning.utils.atomic_io import atomic_link, atomic_open, atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info
@@ -100,10 +101,11 @@ def probe(config: Config) -> ProbeResult:
         head.weight.copy_(torch.from_numpy(weight)[None])
         head.bias.fill_(bias)
     model.trained |= TrainingPatches.of(data.table[~data.val_mask])
-    session.open_run(create_run(config.runs, KIND), "the same call")
+    session.open_run(create_run(config.runs, KIND))
     assert session.run is not None
     score = _keep(session, session.run, table, best)
-    return ProbeResult(session.run, table, float(best["C"]), score, session.run.best, session.demo)
+    run = Run(session.run.folder.absolute())
+    return ProbeResult(run, table, float(best["C"]), score, run.best, session.demo)
 
 
 def _check(config: Config) -> None:
@@ -155,7 +157,8 @@ def load_features(session: FitSession) -> np.ndarray:
         pass
     collector = FeatureCollector(np.empty(shape, dtype=np.float32))
     session.trainer.callbacks.append(collector)  # type: ignore[attr-defined]
-    session.trainer.predict(model, dataloaders=session.data.labeled_dataloader(), return_predictions=False)
+    with keyboard_interrupt():
+        session.trainer.predict(model, dataloaders=session.data.labeled_dataloader(), return_predictions=False)
     session.trainer.callbacks.remove(collector)  # type: ignore[attr-defined]
     features = collector.features
     if not np.isfinite(features).all():
@@ -253,7 +256,8 @@ def _keep(session: FitSession, run: Run, table: pd.DataFrame, best: "pd.Series[f
     """Validate the network, and write what a run of fit has; return val/auroc."""
     trainer, keep = session.trainer, session.keep
     session.metrics.on_train_start(trainer, session.model)  # the user's own loggers get the options
-    trainer.validate(session.model, datamodule=session.data, verbose=False)
+    with keyboard_interrupt():
+        trainer.validate(session.model, datamodule=session.data, verbose=False)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     score = metrics["val/auroc"]
     keep.record["probe"] = {"C": float(best["C"])}

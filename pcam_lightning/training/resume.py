@@ -1,16 +1,20 @@
-"""Checks before a run is resumed: recipe, steps per epoch and validation must be those that it began with."""
+"""Checks before a run is resumed: recipe, data, steps per epoch and validation must be those that it began with."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pandas as pd
 
 from pcam_lightning.data.batches import BatchSampler
 from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.splits import split_digest
 from pcam_lightning.training.checkpoint import epochs_done, is_finished
-from pcam_lightning.utils.errors import UserError, rank_zero_info
+from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
+from pcam_lightning.utils.run_dir import Run, shown
 
 # Options of the network that a resumed optimizer and its schedule go by.
 _OPTIMIZER = ("optimizer", "lr", "layer_decay", "weight_decay", "momentum", "schedule", "warmup_epochs", "patience")
@@ -100,6 +104,63 @@ def check_steps(path: Path, checkpoint: dict[str, Any], steps: int) -> None:
         )
 
 
+def label_digest(table: pd.DataFrame) -> str:
+    """Hash the labels of a table and, where it has them, the weights, by id: SHA-256, hexadecimal."""
+    columns = [name for name in ("id", "label", "weight") if name in table]
+    return hashlib.sha256(table[columns].sort_values("id").to_csv(index=False).encode()).hexdigest()
+
+
+def data_record(data: PCamDataModule) -> dict[str, Any]:
+    """Return what a checkpoint records of the data of its run, which is set up."""
+    record = {
+        "root": str(data.root),
+        "pixels": data.train_store.fingerprint,
+        "patches": len(data.table),
+        "labels": label_digest(data.table),
+    }
+    if data.extra_store is not None:
+        labels = label_digest(data.train_table.iloc[int((~data.val_mask).sum()) :])
+        record |= {"extra_train": data.extra_store.fingerprint, "extra_labels": labels}
+    return record
+
+
+def check_data(run: Run, recorded: dict[str, Any], data: PCamDataModule) -> None:
+    """Check that the patches, split and labels of a resumed run are unchanged; report image files that have changed.
+
+    Args:
+        run: that is resumed.
+        recorded: what its checkpoint records of it.
+        data: set up for `fit`.
+
+    Raises:
+        UserError: they differ.
+    """
+    before, now = recorded["data"], data_record(data)
+    # Earlier versions recorded fewer of them.
+    compared = ("pixels", "labels", "extra_labels")
+    changed = {name for name in compared if before.get(name, now.get(name)) != now.get(name)}
+    moved = before["root"] != now["root"]
+    if split_digest(data.table, data.val_mask) != recorded["split"]["sha256"] or (moved and "pixels" in changed):
+        raise UserError(
+            f"{shown(run.folder)}: the patches or their split differ from this run's, which has {before['root']}, and "
+            "patches that trained it would validate it. Leave the options of data out, name the last.ckpt of another "
+            "run with `ckpt_path`, or start a new run."
+        )
+    if "pixels" in changed:
+        rank_zero_warn(f"{data.root}: the image files have changed since this run began; their ids are the same.")
+    if before.get("extra_train") != now.get("extra_train"):
+        raise UserError(
+            f"`data.extra_train` {data.extra_train}: the patches differ from this run's. Use its folder, as it was, or "
+            "start a new run."
+        )
+    if changed & {"labels", "extra_labels"}:
+        root = data.root if "labels" in changed else data.extra_train
+        raise UserError(
+            f"{shown(run.folder)}: the labels or weights of {root} differ from those that this run began with; restore "
+            "them and `data.columns`, or start a new run."
+        )
+
+
 def check_recipe(recorded: dict[str, Any], options: dict[str, Any]) -> None:
     """Check that the recipe of a resumed run is unchanged; report options that may change.
 
@@ -118,7 +179,7 @@ def check_recipe(recorded: dict[str, Any], options: dict[str, Any]) -> None:
             continue
         if name in fixed:
             raise UserError(
-                f"--{name} {now[name]}: this run was trained with {before[name]}; leave the option out to resume it, "
+                f"`{name}` {now[name]}: this run was trained with {before[name]}; leave the option out to resume it, "
                 f"{_NEW_RUN}."
             )
         if name.removeprefix("trainer.") in _REPORTED:

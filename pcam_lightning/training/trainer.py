@@ -1,6 +1,6 @@
 """Lightning's trainer, with its options checked and this project's callbacks and plugins added."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,9 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     LearningRateMonitor,
     ModelPruning,
+    ProgressBar,
     StochasticWeightAveraging,
+    TQDMProgressBar,
 )
 
 from pcam_lightning.models.classifier import PCamClassifier
@@ -57,6 +59,21 @@ def build_trainer(options: Namespace, callbacks: list[Callback], *, fits: bool, 
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     return trainer
+
+
+class EpochProgressBar(TQDMProgressBar):
+    """Lightning's progress bar, with epochs counted from 1 as in metrics.csv."""
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Start the bar of an epoch."""
+        self.train_progress_bar.reset(int(self.total_train_batches))
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1}")
+
+
+def progress_bar(options: Namespace, callbacks: Sequence[Callback]) -> list[Callback]:
+    """Return the progress bar of fit; none where the options leave it out, or where there is one of the user's own."""
+    own = _has([*_listed(options.callbacks), *callbacks], ProgressBar)
+    return [] if own or options.enable_progress_bar is False else [EpochProgressBar()]
 
 
 @contextmanager

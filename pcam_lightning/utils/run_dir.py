@@ -149,6 +149,17 @@ def run_of(checkpoint: Path) -> Run:
     return Run(folder.parent if inside else folder)
 
 
+def run_to_resume(checkpoint: Path | str) -> Run | None:
+    """Return the run that a checkpoint is the last.ckpt of; None of any other checkpoint."""
+    run = run_of(Path(checkpoint))
+    return run if run.last == Path(checkpoint).absolute() else None
+
+
+def shown(path: Path) -> Path:
+    """Return a path as a message shows it: relative where it is below the working folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be written before there is anything to write; it is made where it is missing.
 

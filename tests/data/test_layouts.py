@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CONFIGS, FAST
+import torch
+from conftest import CONFIGS, FAST, NETWORK
 from PIL import Image
+from torchmetrics import MetricCollection
 
 from pcam_lightning import PCamDataModule
 from pcam_lightning.cli.main import main
@@ -18,8 +20,10 @@ from pcam_lightning.data.class_folders import ClassFolders
 from pcam_lightning.data.sources import layout_of, open_source
 from pcam_lightning.data.splits import find_slide_leakage
 from pcam_lightning.data.wilds import Wilds
+from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.synthetic.kaggle_folder import synthesize
 from pcam_lightning.training.options import Config
+from pcam_lightning.transforms.augment import Augmentation
 from pcam_lightning.utils.errors import UserError
 
 
@@ -37,7 +41,7 @@ def class_folders(root: Path, names: tuple[str, str] = ("0", "1"), *parts: str) 
     return root
 
 
-@pytest.mark.parametrize("names", [("0", "1"), ("normal", "tumor"), ("Normal", "Tumor")])
+@pytest.mark.parametrize("names", [("0", "1"), ("normal", "tumor"), ("Normal", "Tumor"), ("healthy", "cancer")])
 def test_labels_are_the_names_of_folders(names: tuple[str, str], tmp_path: Path) -> None:
     data = PCamDataModule(class_folders(tmp_path / "data", names, "train", "test"), batch_size=4)
     data.setup("fit")
@@ -324,6 +328,18 @@ NEARLY: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: shutil.rmtree(wilds(root) / "patches"),
         r"data: has metadata.csv, as Camelyon17-WILDS does, and no patches/; unpack the whole archive",
     ),
+    "other classes": (
+        lambda root: class_folders(root.parent / "other", ("stroma", "epithelium")).joinpath("train").rename(root),
+        r"data: has images in (stroma|epithelium)/ and no labels\. .* CSV with columns path, label .*`data.root`",
+    ),
+    "other classes in train": (
+        lambda root: class_folders(root, ("stroma", "epithelium")),
+        r"data: has images in train/(stroma|epithelium)/ and no labels\. Class folders are called train/0",
+    ),
+    "classes within patients": (
+        lambda root: class_folders(root, ("0", "1"), "8863", "8864"),
+        r"data: has images in 886[34]/[01]/ and no labels",
+    ),
     "the folder of a CSV": (
         lambda root: table(root),
         r"data: is not a data folder, and patches.csv is a CSV of patches; use `data.root` .*data/patches.csv",
@@ -407,6 +423,60 @@ def test_whole_hospitals_are_held_out_one_a_fold(tmp_path: Path, capsys: pytest.
         PCamDataModule(by_class, holdout="center", folds=2).setup("fit")
 
 
+def test_paths_may_be_absolute(tmp_path: Path) -> None:
+    file = table(tmp_path / "data")
+    relative = PCamDataModule(file)
+    relative.setup("fit")
+    frame = pd.read_csv(file)
+    frame.assign(path=[str(file.parent / path) for path in frame["path"]]).to_csv(file, index=False)
+    below = PCamDataModule(file)
+    below.setup("fit")
+    pd.testing.assert_frame_equal(below.table, relative.table)
+    outside = tmp_path / "lists" / "patches.csv"
+    outside.parent.mkdir()
+    shutil.copy(file, outside)
+    data = PCamDataModule(outside)
+    data.setup("fit")
+    assert data.train_store.fingerprint == relative.train_store.fingerprint
+    frame.assign(path="../data/" + frame["path"]).to_csv(outside, index=False)
+    data = PCamDataModule(outside)
+    data.setup("fit")
+    assert data.train_store.fingerprint == relative.train_store.fingerprint
+
+
+def test_weights_of_a_csv_are_factors_of_the_training_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(tmp_path / "data")
+    plain = PCamDataModule(file, batch_size=4)
+    plain.setup("fit")
+    assert "weight" not in next(iter(plain.train_dataloader()))
+    frame = pd.read_csv(file)
+    frame.assign(sample_weight=[index % 3 for index in range(20)]).to_csv(file, index=False)
+    extra = table(tmp_path / "extra", label=[str(index % 2) for index in range(20)])
+    shutil.rmtree(extra.parent / "images")
+    for index, path in enumerate(pd.read_csv(extra)["path"]):
+        write_patch(extra.parent / path, 1000 + index)
+    data = PCamDataModule(file, batch_size=4, extra_train=extra)
+    data.setup("fit")
+    assert "patches.csv: its weights, 0 to 2, are factors of the training loss" in capsys.readouterr().err
+    weight = dict(zip(data.table["id"], data.table["weight"], strict=True))
+    own = set(data.train_store.ids[data.train_store.rows(data.table["id"])])
+    for batch in data.train_dataloader():
+        for row, value in zip(batch["row"].tolist(), batch["weight"].tolist(), strict=True):
+            assert value == (weight[data.ids[row]] if row < len(own) else 1)
+    assert all("weight" not in batch for batch in data.val_dataloader())
+    model = PCamClassifier(NETWORK, "none", crop=32, augment=Augmentation(degrees=0))
+    model.train_metrics = MetricCollection({})  # a batch may be of one class
+    batch = next(iter(data.train_dataloader()))
+    loss = {}
+    for factor in (0.0, 1.0, 3.0):
+        torch.manual_seed(0)
+        batch["weight"] = torch.full((4,), factor)
+        model.eval().log = model.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+        loss[factor] = model.training_step(batch, 0).item()
+    assert loss[0.0] == 0
+    assert loss[3.0] == pytest.approx(3 * loss[1.0])
+
+
 def text_cell(column: str, row: int, value: str) -> Callable[[Path], None]:
     def change(frame: pd.DataFrame) -> pd.DataFrame:
         frame.loc[row, column] = value
@@ -429,8 +499,17 @@ BROKEN_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a label of 2": (text_cell("label", 3, "2"), r"row 5: label '2' should be 0 for normal or 1 for tumor"),
     "an empty label": (text_cell("label", 3, ""), r"row 5: label ''"),
     "an empty path": (text_cell("path", 0, ""), r"row 2: path ''"),
-    "a path of the system": (text_cell("path", 0, "/etc/passwd"), r"row 2: path '/etc/passwd' should be a path below"),
-    "a path upward": (text_cell("path", 0, "images/../../a.png"), r"row 2: path 'images/../../a.png'"),
+    "an absolute path that is missing": (text_cell("path", 0, "/tmp/no/1.png"), r"row 2: /tmp/no/1.png: no such file"),
+    "a path upward that is missing": (text_cell("path", 0, "images/../../a.png"), r"row 2: .*/../../a.png: no such"),
+    "a weight below 0": (
+        edit("patches.csv", lambda f: f.assign(sample_weight="-1")),
+        "weight '-1' should be a number",
+    ),
+    "no weight": (
+        edit("patches.csv", lambda f: f.assign(sample_weight="")),
+        "weight '' should be a number",
+    ),
+    "weights of 0": (edit("patches.csv", lambda f: f.assign(sample_weight="0")), "every weight is 0"),
     "a path that is missing": (text_cell("path", 0, "images/0/99.png"), r"row 2: .*99.png: no such file"),
     "a folder that is missing": (text_cell("path", 0, "elsewhere/1.png"), r"row 2: .*elsewhere/1.png: no such file"),
     "a file twice": (text_cell("path", 1, "images/0/00.png"), "row 3: path 'images/0/00.png' is listed twice; remove"),

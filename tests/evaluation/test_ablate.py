@@ -38,8 +38,8 @@ def test_a_table_of_paired_differences_and_resuming(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(TRAINER, stopping(Stop(), [4]))  # in the third run; each row has been tried before
-        assert main(_args(drawn)) == 1
-    assert "Resume with: the same call" in capsys.readouterr().err
+        assert main(_args(drawn)) == 130
+    assert "Resume with: ablate again, with the same options" in capsys.readouterr().err
     assert main(_args(drawn)) == 0
     message = capsys.readouterr().err
     assert "seed 42" not in message

@@ -83,7 +83,7 @@ def test_interrupted_in_every_stage_it_ends_the_same(
             (FOLDER / "fold_0" / "val_predictions.csv").unlink()
             (FOLDER / "fold_0" / "predictions.csv").unlink()
         with contextlib.suppress(KeyboardInterrupt):
-            assert main(_args(drawn)) == 1
+            assert main(_args(drawn)) == 130
         assert left[0] == -1
         assert not (FOLDER / "oof.csv").exists()
     assert main(_args(drawn)) == 0

@@ -111,7 +111,7 @@ def test_no_room_for_a_checkpoint(drawn: Path, straight: Path) -> None:
     last, error = done.stderr.splitlines()[-2:]
     assert error.startswith("error: ")
     assert error.endswith(".ckpt: File too large")
-    command = f"python -m pcam_lightning fit -c {BASE} --trainer.max_epochs=4 --ckpt_path last"
+    command = f"python -m pcam_lightning fit -c {BASE} --trainer.max_epochs=4 --ckpt_path {RUN}/checkpoints/last.ckpt"
     assert last.endswith(f"is of the last whole epoch. Resume with: {command}")
     assert "Traceback" not in done.stderr
     assert _hashes(RUN / "checkpoints") == before

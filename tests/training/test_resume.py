@@ -1,7 +1,11 @@
 """A resumed run: the same batches in the same order, the recipe and the steps that it began with, or an error."""
 
 import multiprocessing
+import re
+import shlex
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
@@ -14,6 +18,11 @@ from conftest import CONFIGS, FAST, NETWORK, TRAINER, read_metrics, stopping
 from pcam_lightning.cli.main import main
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.synthetic.kaggle_folder import synthesize
+from pcam_lightning.training.fit import fit
+from pcam_lightning.training.options import Config
+from pcam_lightning.training.predict import predict, validate
+from pcam_lightning.training.probe import probe
 
 BASE = str(CONFIGS / "base.yaml")
 RUNS = Path("lightning_logs") / "base"
@@ -32,6 +41,8 @@ class Stop(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
         if trainer.current_epoch == self.epoch:
             raise KeyboardInterrupt
+
+    on_validation_batch_start = on_predict_batch_start = on_train_batch_start
 
 
 class Rows(L.Callback):
@@ -68,7 +79,7 @@ def test_resumed_with_workers_is_the_run_never_stopped(
     try:
         with monkeypatch.context() as patch:
             patch.setattr(TRAINER, stopping(Stop(1), [0]))
-            assert main(_fit(drawn, "--trainer.max_epochs=2", f"--data.num_workers={workers}")) == 1
+            assert main(_fit(drawn, "--trainer.max_epochs=2", f"--data.num_workers={workers}")) == 130
         assert main(["fit", "-c", BASE, "--ckpt_path=last"]) == 0
     finally:
         multiprocessing.set_start_method(before, force=True)
@@ -157,12 +168,125 @@ def test_another_recipe_within_a_run_is_refused_by_name(
     assert (run_copy / "config.yaml").read_text() == kept
 
 
+def _stop(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(TRAINER, stopping(Stop(1), [0]))
+        assert main(args) == 130
+
+
+def _printed_call(capsys: pytest.CaptureFixture[str]) -> str:
+    found = re.search(r"Resume with: (.*)", capsys.readouterr().err)
+    assert found
+    return found[1]
+
+
+def test_the_printed_command_resumes_its_own_run(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _stop(_fit(drawn, "--trainer.max_epochs=2"), monkeypatch)
+    command = _printed_call(capsys).removeprefix("python -m pcam_lightning ")
+    assert main(_fit(drawn, "--trainer.max_epochs=1", "--data.batch_size=16")) == 0  # a newer run of the same config
+    newer = (RUNS / "version_1" / "metrics.csv").read_bytes()
+    capsys.readouterr()
+    assert main(shlex.split(command)) == 0
+    assert f"resuming {RUNS / 'version_0'}, on {drawn}\n" in capsys.readouterr().err
+    assert list(read_metrics(RUNS / "version_0")["epoch"]) == [1, 2]
+    assert (RUNS / "version_1" / "metrics.csv").read_bytes() == newer
+    assert len(list(RUNS.iterdir())) == 2
+
+
+def test_last_says_which_run_it_takes_and_refuses_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roots = [tmp_path / "first", tmp_path / "second"]
+    for seed, root in enumerate(roots):
+        synthesize(root, train=60, test=1, slides=4, seed=seed, layout="classes")
+    assert main(_fit(roots[1], "--trainer.max_epochs=1")) == 0
+    capsys.readouterr()
+    # The files of both have the same names.
+    assert main(_fit(roots[0], "--ckpt_path=last", "--trainer.max_epochs=2")) == 2
+    message = capsys.readouterr().err
+    assert f"resuming {RUNS / 'version_0'}, on " in message
+    assert f"the patches or their split differ from this run's, which has {roots[1]}, and" in message.splitlines()[-1]
+    moved = roots[1].rename(tmp_path / "moved")
+    assert main(_fit(moved, "--ckpt_path=last", "--trainer.max_epochs=2")) == 0
+
+
+def test_other_labels_within_a_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    synthesize(tmp_path / "drawn", train=60, test=1, slides=4, layout="table")
+    file = tmp_path / "drawn" / "patches.csv"
+    frame = pd.read_csv(file).assign(sample_weight=1.0)
+    second = frame["label"].where(frame.index > 0, 1 - frame["label"])
+    frame = frame.assign(second=second)
+    frame.to_csv(file, index=False)
+    assert main(_fit(file, "--trainer.max_epochs=1")) == 0
+    resume = _fit(file, "--ckpt_path=last", "--trainer.max_epochs=2")
+    for changes, more in (({"label": second}, []), ({"sample_weight": 2.0}, []), ({}, ["--data.columns.label=second"])):
+        frame.assign(**changes).to_csv(file, index=False)
+        capsys.readouterr()
+        assert main([*resume, *more]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"version_0: the labels or weights of {file} differ from those that this run began with" in error
+    assert main(resume) == 0
+
+
+def test_a_stopped_call_of_python_prints_the_call_that_resumes_it(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = Config.load(
+        BASE,
+        data={"root": str(drawn), "batch_size": 32},
+        model={"backbone": NETWORK, "weights": "none", "crop": 48},
+        trainer={"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "logger": False},
+    )
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, callbacks=[Stop(1)])
+    assert signal.getsignal(signal.SIGINT) is handler  # Lightning would ignore Ctrl-C from here on
+    call = _printed_call(capsys).removesuffix(", callbacks=...)")
+    monkeypatch.chdir(tmp_path)
+    result = eval(call + ")", {"fit": fit, "Config": Config})
+    assert list(result.metrics["epoch"]) == [1, 2]
+    assert result.run.folder == tmp_path / "work" / RUNS / "version_0"
+
+
+def test_the_paths_of_results_are_absolute(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config.load(
+        BASE,
+        data={"root": str(drawn), "batch_size": 32},
+        model={"backbone": NETWORK, "weights": "none", "crop": 48},
+        trainer={"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "logger": False},
+    )
+    results = fit(config), probe(config)
+    monkeypatch.chdir(tmp_path)
+    for result in results:
+        assert result.run is not None
+        assert result.run.config.is_file()
+        assert result.checkpoint is not None
+        assert result.checkpoint.is_file()
+
+
+@pytest.mark.parametrize("stage", [validate, predict])
+def test_a_stopped_prediction_reaches_the_program(
+    stage: Callable[[Path], object], run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TRAINER, stopping(Stop(0), [0]))
+    with pytest.raises(KeyboardInterrupt):
+        stage(run_copy / "checkpoints" / "best.ckpt")
+
+
+def test_epochs_are_counted_from_one_everywhere(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(_fit(drawn, "--trainer.max_epochs=2", "--trainer.enable_progress_bar=true")) == 0
+    shown = set(re.findall(r"Epoch (\d+)", "".join(capsys.readouterr())))
+    assert shown == {"1", "2"}
+
+
 @pytest.mark.parametrize("option", ["data.batch_size=16", "trainer.accumulate_grad_batches=2"])
 def test_a_new_run_from_a_checkpoint_has_its_steps_per_epoch(
     option: str, run_copy: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Else the schedule would have ended before the run, and epochs would train at a rate of 0."""
-    checkpoint = str(run_copy / "checkpoints" / "last.ckpt")
+    checkpoint = str(run_copy / "checkpoints" / "best.ckpt")
     args = ["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=4", *FAST, f"--ckpt_path={checkpoint}"]
     assert main([*args, f"--{option}"]) == 2
     assert "its run had 4 steps per epoch and this one would have" in capsys.readouterr().err
