@@ -81,6 +81,14 @@ def test_the_checkpoint_of_a_plain_trainer_predicts_and_is_evaluated(drawn: Path
     assert found["val/auroc"] == pytest.approx(keep.best_score, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", [path.stem for path in CONFIGS.glob("*.yaml") if "ablations" not in path.name])
+def test_a_config_alone_is_the_recipe_that_it_is_with_base(name: str) -> None:
+    path = CONFIGS / f"{name}.yaml"
+    assert Config.load(path).plain() == Config.load(CONFIGS / "base.yaml", path).plain()
+    before = [CONFIGS / f"{one}.yaml" for one in re.findall(r"-c configs/(\w+)", path.read_text().splitlines()[0])]
+    assert Config.load(path).plain() == Config.load(*before).plain()
+
+
 def test_options_are_merged_and_checked() -> None:
     config = Config.load(CONFIGS / "base.yaml", CONFIGS / "best.yaml", data={"batch_size": 8})
     assert config.name == "best"

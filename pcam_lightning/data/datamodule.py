@@ -38,7 +38,7 @@ SPLIT_OPTIONS = ("val_fraction", "split_seed", "split_file", "slides", "unknown_
 
 
 class PCamDataModule(L.LightningDataModule):
-    """Patches of a folder in Kaggle's layout, packed once and read as whole batches.
+    """Patches of a data folder, packed once and read as whole batches.
 
     Args:
         root: data folder as Kaggle's, with train/, train_labels.csv, test/ and sample_submission.csv; with class
@@ -46,22 +46,23 @@ class PCamDataModule(L.LightningDataModule):
             not exist, `fit` is a demo run on synthetic tissue.
         batch_size: patches a batch, on each device.
         val_fraction: share of each class held out for validation; 0 trains on everything, 1 leaves nothing to train
-            on. PCam's own files have a validation part of their own.
+            on. Data that come with a validation part keep that one, unless it is 0.
         split_seed: seed of the split.
         slides: CSV with id,wsi: whole slides are held out, so that val/auroc is of slides never seen in training.
         unknown_slides: what to do with patches that the slides file does not name: stop, or take them for one slide.
         holdout: column of the data whose groups are held out whole, such as slide, patient or center. By default slide,
             where `slides` is given. With as many `folds` as groups, each is a fold of its own, by name.
         folds: hold out one of so many folds instead of val_fraction; by whole slides where `slides` is given, for
-            which the command line takes a patch_id_wsi.csv that lies in the data folder.
+            which `fit` takes a patch_id_wsi_full.csv or patch_id_wsi.csv that lies in the data folder.
         fold: which one, counted from 0.
-        split_file: split.csv of an older run, used instead of a new split; `slides` then only tell whose patches
-            they are.
+        split_file: split.csv of an older run, used instead of a new split; `slides` then only names the slide of each
+            patch.
         extra_train: another data folder, such as mine-negatives writes, whose labeled patches are added to the training
             part. Those that validate, by pixels or, where both folders name the slides, by slide, are left out.
         cache_dir: folder for the packed images, 27.6 kB a patch; by default .pcam_cache in the data folder.
-        columns: of a CSV of patches: what its columns path, label, id, slide, patient, center, split and weight (a
-            factor of the training loss) are called, where that is none of the usual names, such as `label: malignant`.
+        columns: of a CSV of patches: what its columns path, label, id, slide, patient, center, split and sample_weight
+            (a factor of the training loss) are called, where that is none of the usual names, such as
+            `label: malignant`.
         resize: take images of another size, or JPEG: crop cuts 96 x 96 pixels at the center, scale resamples the 93 um
             at the center to 96 x 96 pixels. Needs `mpp`. Does not count for `extra_train`.
         mpp: um per pixel of the images that are resized, such as 0.5 of a scan at 20x.
@@ -180,7 +181,7 @@ class PCamDataModule(L.LightningDataModule):
         mask, self.split_kind = split.val_mask, split.kind
         labels = table["label"].to_numpy(dtype=np.float32)
         first = self._add_ids(store)
-        weights = table["weight"].to_numpy()[~mask] if "weight" in table else None
+        weights = table["sample_weight"].to_numpy()[~mask] if "sample_weight" in table else None
         train = Patches(store, rows[~mask], labels[~mask], first, weights)
         val = Patches(store, rows[mask], labels[mask], first)
         self._labeled = LabeledPart(table, mask, split.always_train, store, train, val)
@@ -192,7 +193,7 @@ class PCamDataModule(L.LightningDataModule):
         self._extra = open_extra(root, part, self.cache_dir, self.verify, self.columns)
         table, store = self._extra
         labels = table["label"].to_numpy(dtype=np.float32)
-        weights = table["weight"].to_numpy() if "weight" in table else None
+        weights = table["sample_weight"].to_numpy() if "sample_weight" in table else None
         patches = Patches(store, store.rows(table["id"]), labels, self._add_ids(store), weights)
         self._labeled = part._replace(train=JoinedPatches([part.train, patches]))
 

@@ -17,7 +17,7 @@ from pcam_lightning.data.table_file import LEVELS, TableFile
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 
 _MOST_NAMED = 10  # groups that a message lists
-NO_GROUPS = ("id", "label", "path", "val", "pixel_sha1", "weight")  # columns of a table that name no groups
+NO_GROUPS = ("id", "label", "path", "val", "pixel_sha1", "sample_weight")  # columns of a table that name no groups
 
 
 class LabeledPart(NamedTuple):

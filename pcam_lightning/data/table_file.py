@@ -19,7 +19,7 @@ _NAMES = {
     "patient": ("patient", "patient_id", "case", "case_id"),
     "center": ("center", "centre", "hospital", "site"),
     "split": ("split", "part", "subset"),
-    "weight": ("sample_weight",),
+    "sample_weight": ("sample_weight",),
 }
 LEVELS = ("center", "patient", "slide")  # from the highest to the lowest
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "normal": 0, "tumor": 1, "tumour": 1, "negative": 0, "positive": 1}
@@ -33,7 +33,7 @@ _PARTS = {
 class TableFile(ImageFolder):
     """A CSV of patches, as `data.root`; paths are absolute, or relative to its folder.
 
-    Without labels all of it is to be predicted. The column weight holds factors of each patch's training loss.
+    Without labels all of it is to be predicted. The column sample_weight holds a factor of each patch's training loss.
 
     Args:
         root: the CSV.
@@ -91,11 +91,7 @@ class TableFile(ImageFolder):
             table = table[table["split"] != "test"]
             if self.own_split is not None:
                 table = table.assign(val=(table["split"] == "val").to_numpy())
-        if "weight" in table:
-            low, high = table["weight"].min(), table["weight"].max()
-            if not high:
-                raise UserError(f"{self.file}: every weight is 0, so that nothing would be learned.")
-            rank_zero_info(f"{self.file}: its weights, {low:g} to {high:g}, are factors of the training loss.")
+        self._report_weights(table)
         return self._finish(table, "train")
 
     def read_test(self, *, answers: bool = False) -> pd.DataFrame:
@@ -113,6 +109,18 @@ class TableFile(ImageFolder):
             table = table.iloc[:0]
         table = self._finish(table, "test")
         return table if answers else table.drop(columns="label", errors="ignore")
+
+    def _report_weights(self, table: pd.DataFrame) -> None:
+        if "sample_weight" in table:
+            low, high = table["sample_weight"].min(), table["sample_weight"].max()
+            if not high:
+                raise UserError(f"{self.file}: every sample_weight is 0, so that nothing would be learned.")
+            rank_zero_info(f"{self.file}: sample_weight, {low:g} to {high:g}, is a factor of the training loss.")
+        elif unused := [str(name) for name in table if str(name).lower() in ("weight", "weights", "sample_weights")]:
+            rank_zero_info(
+                f"{self.file}: column {unused[0]} is not used; `data.columns.sample_weight` {unused[0]} makes it a "
+                "factor of the training loss."
+            )
 
     def _check_labels(self) -> None:
         if not self._labeled:
@@ -214,11 +222,11 @@ def _read(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
         part = table["split"].str.lower().map(_PARTS)
         _refuse(path, table["split"], part.isna(), "should be train, val or test")
         table["split"] = part
-    if "weight" in table:
-        weight = pd.to_numeric(table["weight"], errors="coerce")
+    if "sample_weight" in table:
+        weight = pd.to_numeric(table["sample_weight"], errors="coerce")
         invalid = ~weight.between(0, np.inf, inclusive="left") & (table.get("split") != "test")
-        _refuse(path, table["weight"], invalid, "should be a number of at least 0")
-        table["weight"] = weight.astype("float32")
+        _refuse(path, table["sample_weight"], invalid, "should be a number of at least 0")
+        table["sample_weight"] = weight.astype("float32")
     for level in LEVELS:
         if level in table:
             _refuse(path, table[level], table[level] == "", "is empty; each patch needs one, or the column can go")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -135,29 +136,22 @@ def evaluate(
     folder, name = predictions.report.parent, predictions.report.name
     atomic_write(folder / f"{name}.json", json.dumps(report, indent=2) + "\n")
     atomic_write(folder / f"{name}.html", page)
-    return Evaluation(report, folder / f"{name}.html")
+    return Evaluation(report, folder.absolute() / f"{name}.html")
 
 
 def _keep_features(run: Run, predictions: LabeledPredictions) -> None:
     """Measure features of some training patches, from which `predict` tells what is unlike them, unless it is done."""
     if predictions.data is None or predictions.made_by is None:
         return
-    file = features_file(run.checkpoint)
-    if _is_of_step(file, predictions.made_by["step"]):
-        return
+    file, checkpoint = features_file(run.checkpoint), read_checkpoint(run.checkpoint)
+    with suppress(UserError):  # missing or damaged
+        if FeatureDistance.read(file).is_of(checkpoint):
+            return
     file.unlink(missing_ok=True)
     try:
-        measure_feature_distance(run.checkpoint, read_checkpoint(run.checkpoint), predictions.data).write(file)
+        measure_feature_distance(run.checkpoint, checkpoint, predictions.data).write(file)
     except UserError as error:
-        rank_zero_info(f"patches unlike the training patches will not be marked: {error}")
-
-
-def _is_of_step(file: Path, step: int) -> bool:
-    """Return whether a file of features is there, whole, and of a step of training."""
-    try:
-        return FeatureDistance.read(file).step == step
-    except UserError:
-        return False
+        rank_zero_info(f"out-of-distribution patches will not be marked: {error}")
 
 
 def _folds(rows: pd.DataFrame) -> dict[str, float]:

@@ -15,6 +15,7 @@ from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.splits import split_digest
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.options import Config
+from pcam_lightning.training.resume import data_record
 from pcam_lightning.training.trainer import build_trainer
 from pcam_lightning.training.upgrade import upgrade_config
 from pcam_lightning.utils.atomic_io import atomic_write
@@ -59,13 +60,16 @@ def try_build(config: Config) -> PCamClassifier:
 def fingerprint(data: PCamDataModule) -> dict[str, str]:
     """Return what the data must have in common with those of an earlier call, for it to be resumed."""
     slides = data.table[[name for name in ("id", "slide") if name in data.table]]
-    extra = {} if data.extra_store is None else {"extra_train": data.extra_store.fingerprint}
+    record = data_record(data)
+    more = {name: record[name] for name in ("extra_train", "extra_labels") if name in record}
+    if "sample_weight" in data.table:
+        more["weights"] = record["labels"]
     return {
         "data": data.train_store.fingerprint,
         "labels": split_digest(data.table, data.table["label"].to_numpy(dtype=bool)),
         "split": split_digest(data.table, data.val_mask),
         "slides": hashlib.sha256(slides.to_csv(index=False).encode()).hexdigest(),
-        **extra,
+        **more,
     }
 
 

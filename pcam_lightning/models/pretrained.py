@@ -68,9 +68,9 @@ def load_weights(network: nn.Module, name: str, weights: str, side: int = 96) ->
     if weights == "none":
         return
     if weights == "imagenet":
-        state, origin = _imagenet(name, side), "ImageNet weights"
+        state = _imagenet(name, side)
     else:
-        state, origin = _read_state(bundled_file(weights) or Path(weights).expanduser()), weights
+        state = _read_state(bundled_file(weights) or Path(weights).expanduser())
     own, head = network.state_dict(), f"{head_of(network)}."
     if "_conv_stem.weight" in state and "conv_stem.weight" in own:
         state = _timm_names(state, network)
@@ -89,8 +89,8 @@ def load_weights(network: nn.Module, name: str, weights: str, side: int = 96) ->
             + f". Names should be those of {name}, such as {next(iter(own))}."
         )
     network.load_state_dict(fitting, strict=False)
-    if left_over:
-        rank_zero_info(f"{origin}: not used: {_some(left_over)}.")
+    if left_over and weights != "imagenet":  # of ImageNet's, the head and what the backbone leaves out on purpose
+        rank_zero_info(f"{weights}: not used: {_some(left_over)}.")
 
 
 def _imagenet(name: str, side: int) -> Mapping[str, torch.Tensor]:

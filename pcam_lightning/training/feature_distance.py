@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from sklearn.covariance import LedoitWolf
 
 from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.splits import split_digest
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.stage_statistics import StageStatistics
 from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
@@ -40,12 +41,15 @@ class FeatureDistance:
         whiten: what brings their covariance to the identity, float32 (F, F).
         threshold: distance above which a patch is unlike them: 99 % of the validation patches are below it.
         step: of training, of the network's checkpoint.
+        pixels: fingerprint of the labeled patches of the network's run, which it was measured on; None of a network
+            that records none.
     """
 
     mean: torch.Tensor
     whiten: torch.Tensor
     threshold: float
     step: int
+    pixels: str | None = None
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Return the distances (B,) of features (B, F), in standard deviations per feature: 1 is common."""
@@ -55,7 +59,7 @@ class FeatureDistance:
 
     def write(self, path: Path) -> None:
         """Write all of it to a file."""
-        record = json.dumps({"threshold": self.threshold, "step": self.step})
+        record = json.dumps({"threshold": self.threshold, "step": self.step, "pixels": self.pixels})
         tensors = {"mean": self.mean.contiguous(), "whiten": self.whiten.contiguous()}
         atomic_write(path, safetensors.torch.save(tensors, {_RECORD: record}))
 
@@ -70,13 +74,17 @@ class FeatureDistance:
             with safe_open(path, framework="pt") as file:
                 record = json.loads((file.metadata() or {})[_RECORD])
                 mean, whiten = file.get_tensor("mean"), file.get_tensor("whiten")
-                return cls(mean, whiten, float(record["threshold"]), int(record["step"]))
+                return cls(mean, whiten, float(record["threshold"]), int(record["step"]), record.get("pixels"))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             raise UserError(f"{path}: missing or damaged; evaluate with `abstain` 0.05 writes it.") from None
 
+    def is_of(self, checkpoint: dict[str, Any]) -> bool:
+        """Return whether it was measured on a checkpoint's network and the patches of its run."""
+        return (self.step, self.pixels) == (checkpoint["global_step"], checkpoint["pcam"]["data"].get("pixels"))
+
 
 def measure_feature_distance(ckpt_path: Path, checkpoint: dict[str, Any], data: PCamDataModule) -> FeatureDistance:
-    """Measure the features of some training patches, and find the threshold on validation patches.
+    """Measure the features of some patches that trained a network, and find the threshold on validation patches.
 
     Args:
         ckpt_path: of the network.
@@ -84,8 +92,13 @@ def measure_feature_distance(ckpt_path: Path, checkpoint: dict[str, Any], data: 
         data: set up for `validate`, with a validation part.
 
     Raises:
-        UserError: the network has no stages that can be looked at.
+        UserError: the data are not those of the network's run, or it has no stages that can be looked at.
     """
+    record = checkpoint["pcam"]
+    pixels = record["data"].get("pixels")
+    known = pixels in (None, data.train_store.fingerprint)
+    if not known or split_digest(data.table, data.val_mask) != record["split"]["sha256"]:
+        raise UserError(f"{data.root}: not the patches and the split that trained {ckpt_path}.")
     model = load_classifier(ckpt_path, checkpoint, "none")
     StageStatistics(model.net, model.hparams["backbone"]).close()  # an error of it comes before all the work
     collector = _Collector()
@@ -98,7 +111,7 @@ def measure_feature_distance(ckpt_path: Path, checkpoint: dict[str, Any], data: 
         trainer.predict(model, dataloaders=data.labeled_dataloader(rows), return_predictions=False)
     found, count = torch.cat(collector.found), len(parts[0])
     train, val = found[:count], found[count:]
-    distance = FeatureDistance(*_fit(train), 0.0, checkpoint["global_step"])
+    distance = FeatureDistance(*_fit(train), 0.0, checkpoint["global_step"], pixels)
     threshold = float(np.quantile(distance(val).numpy(), _LIKE))
     return replace(distance, threshold=threshold)
 
@@ -114,7 +127,7 @@ def features_file(ckpt_path: Path | str) -> Path:
 
 
 def find_feature_distance(ckpt_path: Path | str) -> FeatureDistance | None:
-    """Return the distance that goes with a checkpoint; None where none has been measured, or for another epoch.
+    """Return the distance that goes with a checkpoint; None where none has been measured on its run's patches.
 
     Raises:
         UserError: the file is damaged.
@@ -123,9 +136,10 @@ def find_feature_distance(ckpt_path: Path | str) -> FeatureDistance | None:
     if not path.is_file():
         return None
     distance = FeatureDistance.read(path)
-    if distance.step != read_checkpoint(Path(ckpt_path).expanduser())["global_step"]:
+    if not distance.is_of(read_checkpoint(Path(ckpt_path).expanduser())):
         rank_zero_info(
-            f"{path}: is of another checkpoint of the run; distances from the training patches are left out."
+            f"{path}: was measured on another checkpoint or on other patches; distances from the training patches are "
+            "left out. evaluate with `abstain` 0.05 measures them again."
         )
         return None
     return distance

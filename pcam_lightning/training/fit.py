@@ -56,7 +56,7 @@ class FitResult:
         best_epoch: the epoch with the highest val/auroc, counted from 1; None where nothing was validated.
         best_score: its val/auroc.
         checkpoint: of that epoch, or of the last one where nothing was validated.
-        demo: whether it was a demo run on synthetic tissue, for want of data.
+        demo: whether it was a demo run on synthetic tissue, because there were no data.
     """
 
     run: Run | None
@@ -236,7 +236,10 @@ class FitSession:
         elif "slide" in data.table:
             hint = "`data.holdout` slide holds out whole slides."
         elif layout_of(data.root) is KaggleFolder:
-            hint = "`data.slides` FILE (id,wsi) holds out whole slides; the README says where to get it."
+            hint = (
+                "`data.slides` FILE (id,wsi) holds out whole slides: Kaggle's users share a patch_id_wsi_full.csv, and "
+                "the slides command makes one from PCam's own files."
+            )
         else:
             hint = (
                 "A CSV of patches with a column slide, as `data.root`, and `data.holdout` slide hold out whole slides."

@@ -29,9 +29,11 @@ from pcam_lightning.utils.system import supported_precision
 
 _KEYS = ("import", "seed_everything", "data", "model", "trainer")
 _PATHS = ("root", "cache_dir", "split_file", "slides", "extra_train")
-_TRAINER_DEFAULTS = {
+_TRAINER_DEFAULTS = {  # with those of the data and the network configs/base.yaml, so that each delta stands alone
     "devices": 1,
     "max_epochs": 15,
+    "precision": "16-mixed",
+    "num_sanity_val_steps": 0,
     "log_every_n_steps": 10,
     "use_distributed_sampler": False,
     "enable_model_summary": False,

@@ -27,6 +27,7 @@ from pcam_lightning.training.fit import take_split
 from pcam_lightning.training.lightning_internals import keyboard_interrupt
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predictions import PredictionCollector, join_predictions, write_predictions_csv
+from pcam_lightning.training.resume import label_digest
 from pcam_lightning.training.run_report import read_temperature, read_thresholds
 from pcam_lightning.training.trainer import build_trainer, compile_errors
 from pcam_lightning.utils.atomic_io import atomic_write
@@ -140,6 +141,9 @@ def validate(ckpt_path: Path | str, config: Config | None = None) -> Scores:
             raise UserError("`data.val_fraction` 0: this run held nothing out, so there is nothing to validate on.")
         if split_digest(data.table, data.val_mask) != session.checkpoint["pcam"]["split"]["sha256"]:
             rank_zero_warn("this is not the validation part of the checkpoint's run.")
+        labels = label_digest(data.table)
+        if session.checkpoint["pcam"]["data"].get("labels", labels) != labels:
+            rank_zero_warn(f"{data.root}: the labels or weights have changed since this run began.")
         return data.table[data.val_mask]
 
     return _score(Path(ckpt_path), config, "validate", "val", prepare)

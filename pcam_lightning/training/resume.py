@@ -106,7 +106,7 @@ def check_steps(path: Path, checkpoint: dict[str, Any], steps: int) -> None:
 
 def label_digest(table: pd.DataFrame) -> str:
     """Hash the labels of a table and, where it has them, the weights, by id: SHA-256, hexadecimal."""
-    columns = [name for name in ("id", "label", "weight") if name in table]
+    columns = [name for name in ("id", "label", "sample_weight") if name in table]
     return hashlib.sha256(table[columns].sort_values("id").to_csv(index=False).encode()).hexdigest()
 
 

@@ -57,6 +57,14 @@ def test_blank_lines_and_a_byte_order_mark_are_no_rows(kaggle: MakeFolder) -> No
     assert len(read_train(root)) == 20
 
 
+def test_columns_that_are_not_used_are_named(kaggle: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    root = kaggle()
+    labels = pd.read_csv(root / "train_labels.csv")
+    labels.assign(sample_weight=1, wsi="a").to_csv(root / "train_labels.csv", index=False)
+    read_train(root)
+    assert "train_labels.csv: not used: sample_weight, wsi. A CSV of patches" in capsys.readouterr().err
+
+
 def test_files_without_label_are_counted_not_used(kaggle: MakeFolder, capsys: pytest.CaptureFixture[str]) -> None:
     root = kaggle()
     path = root / "train_labels.csv"

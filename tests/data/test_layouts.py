@@ -450,6 +450,9 @@ def test_weights_of_a_csv_are_factors_of_the_training_loss(tmp_path: Path, capsy
     plain.setup("fit")
     assert "weight" not in next(iter(plain.train_dataloader()))
     frame = pd.read_csv(file)
+    frame.assign(weight="70 kg").to_csv(file, index=False)
+    PCamDataModule(file).setup("fit")
+    assert "patches.csv: column weight is not used; `data.columns.sample_weight` weight" in capsys.readouterr().err
     frame.assign(sample_weight=[index % 3 for index in range(20)]).to_csv(file, index=False)
     extra = table(tmp_path / "extra", label=[str(index % 2) for index in range(20)])
     shutil.rmtree(extra.parent / "images")
@@ -457,8 +460,8 @@ def test_weights_of_a_csv_are_factors_of_the_training_loss(tmp_path: Path, capsy
         write_patch(extra.parent / path, 1000 + index)
     data = PCamDataModule(file, batch_size=4, extra_train=extra)
     data.setup("fit")
-    assert "patches.csv: its weights, 0 to 2, are factors of the training loss" in capsys.readouterr().err
-    weight = dict(zip(data.table["id"], data.table["weight"], strict=True))
+    assert "patches.csv: sample_weight, 0 to 2, is a factor of the training loss" in capsys.readouterr().err
+    weight = dict(zip(data.table["id"], data.table["sample_weight"], strict=True))
     own = set(data.train_store.ids[data.train_store.rows(data.table["id"])])
     for batch in data.train_dataloader():
         for row, value in zip(batch["row"].tolist(), batch["weight"].tolist(), strict=True):
@@ -503,13 +506,13 @@ BROKEN_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a path upward that is missing": (text_cell("path", 0, "images/../../a.png"), r"row 2: .*/../../a.png: no such"),
     "a weight below 0": (
         edit("patches.csv", lambda f: f.assign(sample_weight="-1")),
-        "weight '-1' should be a number",
+        "sample_weight '-1' should be a number",
     ),
     "no weight": (
         edit("patches.csv", lambda f: f.assign(sample_weight="")),
-        "weight '' should be a number",
+        "sample_weight '' should be a number",
     ),
-    "weights of 0": (edit("patches.csv", lambda f: f.assign(sample_weight="0")), "every weight is 0"),
+    "weights of 0": (edit("patches.csv", lambda f: f.assign(sample_weight="0")), "every sample_weight is 0"),
     "a path that is missing": (text_cell("path", 0, "images/0/99.png"), r"row 2: .*99.png: no such file"),
     "a folder that is missing": (text_cell("path", 0, "elsewhere/1.png"), r"row 2: .*elsewhere/1.png: no such file"),
     "a file twice": (text_cell("path", 1, "images/0/00.png"), "row 3: path 'images/0/00.png' is listed twice; remove"),

@@ -81,6 +81,9 @@ def test_imagenet_from_the_cache_folder(
     network = build_backbone("resnet18")
     load_weights(network, "resnet18", "imagenet")
     assert _loaded(network, imagenet_like)
+    load_weights(build_backbone("efficientnet_lite0_s16"), "efficientnet_lite0_s16", "imagenet")
+    assert "not used" not in capsys.readouterr().err  # the head, and stages that the network is defined without
+    load_weights(network, "resnet18", str(cache / IMAGENET_FILE))
     assert "not used: fc.weight, fc.bias" in capsys.readouterr().err
 
 

@@ -1,5 +1,7 @@
 """Patches that are unlike the training patches are marked by their features."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from scipy.spatial.distance import mahalanobis
 from pcam_lightning.cli.main import main
 from pcam_lightning.models.backbones import build_backbone
 from pcam_lightning.models.stage_statistics import StageStatistics
-from pcam_lightning.training.feature_distance import FeatureDistance, _fit
+from pcam_lightning.synthetic.kaggle_folder import synthesize
+from pcam_lightning.training.feature_distance import FeatureDistance, _fit, features_file, find_feature_distance
 from pcam_lightning.utils.errors import UserError
 
 CPU = "--trainer.accelerator=cpu"
@@ -95,6 +98,30 @@ def test_noise_is_unlike_tissue(run_copy: Path, drawn: Path, tmp_path: Path) -> 
     page = (run_copy / "predictions_report.html").read_text()
     assert f"{int(rows['unlike'].sum())} patches" in page
     assert "nearness to training patches" in page
+
+
+def test_only_the_training_patches_of_the_run_are_measured(
+    run_copy: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = run_copy / "checkpoints" / "best.ckpt"
+    evaluate = ["evaluate", str(run_copy), "--bootstrap_samples=100", "--abstain=0.2"]
+    other, moved = tmp_path / "other", tmp_path / "moved"
+    synthesize(other, train=60, test=1, slides=4, seed=9)
+    assert main([*evaluate, f"--root={other}"]) == 0
+    message = capsys.readouterr().err
+    assert f"will not be marked: {other}: not the patches and the split that trained {best}" in message
+    assert find_feature_distance(best) is None
+    shutil.copytree(drawn, moved)
+    assert main([*evaluate, f"--root={moved}"]) == 0
+    measured = find_feature_distance(best)
+    assert measured is not None
+    replace(measured, pixels=None).write(features_file(best))  # as earlier versions did, on whatever patches
+    assert find_feature_distance(best) is None
+    assert "was measured on another checkpoint or on other patches" in capsys.readouterr().err
+    assert main(evaluate) == 0
+    again = find_feature_distance(best)
+    assert again is not None
+    assert again.threshold == pytest.approx(measured.threshold)
 
 
 def test_distances_do_not_depend_on_the_batch(run_copy: Path) -> None:

@@ -440,7 +440,9 @@ def test_slides_their_unknown_ones_and_a_split_file_beside_them(
     known = pd.read_csv(drawn / "patch_id_wsi_full.csv")
     args = _slide_map(drawn, known)
     assert main(args) == 0
-    assert "val/auroc will be optimistic, by 0.027 to 0.037 on the data in README" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "val/auroc will be optimistic, by 0.027 to 0.037 on the data in README" in message
+    assert "the slides command makes one from PCam's own files" in message
     fold = ["--data.folds=2", "--data.slides=map.csv"]
     assert main([*args, *fold]) == 0
     message = capsys.readouterr().err

@@ -227,6 +227,9 @@ def test_other_labels_within_a_run_are_refused(tmp_path: Path, capsys: pytest.Ca
         assert main([*resume, *more]) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert f"version_0: the labels or weights of {file} differ from those that this run began with" in error
+    best = RUNS / "version_0" / "checkpoints" / "best.ckpt"
+    assert main(["validate", f"--ckpt_path={best}", "--data.columns.label=second"]) == 0
+    assert f"warning: {file}: the labels or weights have changed since" in capsys.readouterr().err
     assert main(resume) == 0
 
 
