@@ -54,8 +54,8 @@ class KaggleFolder(ImageFolder):
         table = _join_files(read_labels(csv), files, csv, folder)
         if unused := [name for name in pd.read_csv(csv, nrows=0, encoding="utf-8-sig") if name not in ("id", "label")]:
             rank_zero_info(
-                f"{csv}: not used: {shorten(', '.join(unused))}. A CSV of patches, as `data.root`, may name slide, "
-                "patient, center, split and sample_weight."
+                f"{csv}: not used: {shorten(', '.join(map(str, unused)))}. A CSV of patches, as `data.root`, may name "
+                "slide, patient, center, split and sample_weight."
             )
         if unlabeled := len(files) - len(table):
             rank_zero_warn(f"{folder}: {unlabeled:,} image files have no label in train_labels.csv; not used.")
