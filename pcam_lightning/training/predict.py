@@ -23,11 +23,10 @@ from pcam_lightning.training.adapt_batchnorm import AdaptBatchNorm
 from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
 from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder
 from pcam_lightning.training.feature_distance import AddDistance, find_feature_distance
-from pcam_lightning.training.fit import take_split
 from pcam_lightning.training.lightning_internals import keyboard_interrupt
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predictions import PredictionCollector, join_predictions, write_predictions_csv
-from pcam_lightning.training.resume import label_digest
+from pcam_lightning.training.resume import label_digest, take_split
 from pcam_lightning.training.run_report import read_temperature, read_thresholds
 from pcam_lightning.training.trainer import build_trainer, compile_errors
 from pcam_lightning.utils.atomic_io import atomic_write

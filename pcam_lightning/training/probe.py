@@ -23,7 +23,7 @@ from pcam_lightning.metrics.classification import auroc
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.heads import find_head, head_of
 from pcam_lightning.training.demo_run import draw_demo_data
-from pcam_lightning.training.fit import FitSession
+from pcam_lightning.training.fit_session import FitSession
 from pcam_lightning.training.lightning_internals import keyboard_interrupt
 from pcam_lightning.training.options import Config
 from pcam_lightning.utils.atomic_io import atomic_link, atomic_open, atomic_write

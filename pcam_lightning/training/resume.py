@@ -10,7 +10,7 @@ import lightning as L
 import pandas as pd
 
 from pcam_lightning.data.batches import BatchSampler
-from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.datamodule import SPLIT_OPTIONS, PCamDataModule
 from pcam_lightning.data.splits import split_digest
 from pcam_lightning.training.checkpoint import epochs_done, is_finished
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
@@ -159,6 +159,14 @@ def check_data(run: Run, recorded: dict[str, Any], data: PCamDataModule) -> None
             f"{shown(run.folder)}: the labels or weights of {root} differ from those that this run began with; restore "
             "them and `data.columns`, or start a new run."
         )
+
+
+def take_split(data: PCamDataModule, run: Run, checkpoint: dict[str, Any] | None, options: Any) -> None:
+    """Use the split that a run was made with, unless the options ask for another one."""
+    assert checkpoint is not None
+    recorded, chosen = checkpoint["pcam"]["config"]["data"], options.data
+    if run.split.is_file() and all(str(recorded.get(name)) == str(chosen[name]) for name in ("root", *SPLIT_OPTIONS)):
+        data.split_file = run.split
 
 
 def check_recipe(recorded: dict[str, Any], options: dict[str, Any]) -> None:
