@@ -115,6 +115,7 @@ def evaluate(
         _keep_features(run, predictions)
     report, calibrated, chosen = _score(rows, bootstrap_samples, seed, abstain)
     report |= {"target": str(target), "version": __version__, "seed": seed, "made_by": predictions.made_by}
+    report["root"] = None if predictions.data is None else str(predictions.data.root)
     report["chosen_by_these"] = predictions.chosen_by_these
     report["training_overlap"] = predictions.overlap
     if predictions.overlap:

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from pcam_lightning.metrics.abstention import Thresholds
-from pcam_lightning.utils.errors import UserError
+from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.run_dir import Run
 
 
@@ -49,4 +49,6 @@ def _read_report(run: Run, made_by: dict[str, Any], name: str, missing: str, hin
                 f"{path}: its {name} {verb} of {what} {recorded.get(what)}, and this is {what} {made_by[what]}; "
                 f"{hint}, with the options of its run."
             )
+    if root := report.get("root"):  # perhaps of another hospital than the run's
+        rank_zero_info(f"{path}: its {name} {verb} of the patches in {root}.")
     return found

@@ -336,7 +336,9 @@ def test_decisions_of_a_file_are_counted(tmp_path: Path, capsys: pytest.CaptureF
     assert "error: --abstain 0.6: the share of each class that may be called wrongly" in printed
 
 
-def test_a_runs_thresholds_decide_its_predictions(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_runs_thresholds_decide_its_predictions(
+    run_copy: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     predict = ["predict", "--ckpt_path", str(run_copy / "checkpoints/best.ckpt"), "--trainer.accelerator=cpu"]
     assert main([*predict, "--abstain"]) == 2
     assert main(["evaluate", str(run_copy), FEW]) == 0
@@ -350,7 +352,9 @@ def test_a_runs_thresholds_decide_its_predictions(run_copy: Path, capsys: pytest
     low, high = (bound if value is None else value for value, bound in ((found["low"], -1e9), (found["high"], 1e9)))
     expected = np.where(rows["logit"] > high, "tumor", np.where(rows["logit"] < low, "normal", "abstain"))
     assert rows["decision"].tolist() == expected.tolist()
-    assert f"abstains on {(expected == 'abstain').mean():.1%} of 40 patches" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert f"abstains on {(expected == 'abstain').mean():.1%} of 40 patches" in printed
+    assert f"report.json: its thresholds are of the patches in {drawn}.\n" in printed
     assert pd.read_csv(run_copy / "submission.csv").columns.tolist() == ["id", "label"]
     assert main([*predict, "--abstain", "--model.tta=d4"]) == 2
     assert "its thresholds are of tta none, and this is tta d4" in capsys.readouterr().err
