@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 from conftest import CONFIGS, FAST, NETWORK, TRAINER, read_metrics, stopping
+from PIL import Image
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.data.datamodule import PCamDataModule
@@ -198,17 +200,18 @@ def test_the_printed_command_resumes_its_own_run(
 def test_last_says_which_run_it_takes_and_refuses_other_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    roots = [tmp_path / "first", tmp_path / "second"]
-    for seed, root in enumerate(roots):
-        synthesize(root, train=60, test=1, slides=4, seed=seed, layout="classes")
-    assert main(_fit(roots[1], "--trainer.max_epochs=1")) == 0
+    own, other = tmp_path / "own", tmp_path / "other"
+    synthesize(own, train=60, test=1, slides=4, layout="classes")
+    shutil.copytree(own, other)
+    for path in (other / "train").rglob("*.*"):  # other patches under the same names
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    assert main(_fit(own, "--trainer.max_epochs=1")) == 0
     capsys.readouterr()
-    # The files of both have the same names.
-    assert main(_fit(roots[0], "--ckpt_path=last", "--trainer.max_epochs=2")) == 2
+    assert main(_fit(other, "--ckpt_path=last", "--trainer.max_epochs=2")) == 2
     message = capsys.readouterr().err
-    assert f"resuming {RUNS / 'version_0'}, on " in message
-    assert f"the patches or their split differ from this run's, which has {roots[1]}, and" in message.splitlines()[-1]
-    moved = roots[1].rename(tmp_path / "moved")
+    assert f"resuming {RUNS / 'version_0'}, on {other}\n" in message
+    assert f"the patches or their split differ from this run's, which has {own}, and" in message.splitlines()[-1]
+    moved = own.rename(tmp_path / "moved")
     assert main(_fit(moved, "--ckpt_path=last", "--trainer.max_epochs=2")) == 0
 
 
