@@ -44,7 +44,7 @@ class Stop(L.Callback):
         if trainer.current_epoch == self.epoch:
             raise KeyboardInterrupt
 
-    on_validation_batch_start = on_predict_batch_start = on_train_batch_start
+    on_validation_batch_start = on_predict_batch_start = on_train_batch_start  # type: ignore[assignment]
 
 
 class Rows(L.Callback):
