@@ -1,5 +1,6 @@
 """Python as the examples use it; tests/test_docs.py has the pages."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
