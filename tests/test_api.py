@@ -50,8 +50,13 @@ def test_the_example_of_evaluation_runs(
     assert "difference +0.0000" in capsys.readouterr().out
 
 
-def test_fit_and_predict_do_what_the_commands_do(drawn: Path) -> None:
-    result = fit(_config(drawn))
+def test_fit_and_predict_do_what_the_commands_do(drawn: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "lightning"):
+        result = fit(_config(drawn))
+        assert len(predict(str(result.checkpoint))) == 40
+        assert not [record.getMessage() for record in caplog.records if record.name.startswith("lightning")]
+        L.Trainer(**QUICK, logger=False)  # type: ignore[arg-type]
+        assert "GPU available: False, used: False" in caplog.messages
     assert result.run is not None
     assert result.best_epoch == 1
     assert result.best_score == result.metrics["val/auroc"].iloc[0]

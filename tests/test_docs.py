@@ -24,9 +24,10 @@ import yaml
 from conftest import CONFIGS, NETWORK
 from PIL import Image
 
-from pcam_lightning.cli.commands import functions
+from pcam_lightning.cli.arguments import function_parser, parse
+from pcam_lightning.cli.commands import FUNCTION_COMMANDS
 from pcam_lightning.cli.main import main
-from pcam_lightning.cli.parser import PCamCLI, function_parser, parse
+from pcam_lightning.cli.parser import PCamCLI
 from pcam_lightning.cli.run_commands import RUN_COMMANDS
 from pcam_lightning.synthetic.kaggle_folder import synthesize
 from pcam_lightning.synthetic.whole_slide import write_whole_slide
@@ -99,7 +100,7 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         if name in RUN_COMMANDS:
             PCamCLI(name, RUN_COMMANDS[name], rest)
         else:
-            parse(function_parser(name, functions()[name]), rest, name)
+            parse(function_parser(name, FUNCTION_COMMANDS[name].declared(name)), rest, name)
             assert name != "serve" or Path(rest[0]).is_dir()
     else:
         assert words[0] in OTHERS
@@ -215,4 +216,4 @@ def test_every_name_of_the_api_page_is_there() -> None:
 
 def test_the_table_of_the_readme_has_every_command() -> None:
     rows = re.findall(r"^\| `([a-z][a-z-]+) [^|]*\|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert set(rows) == {*RUN_COMMANDS, *functions()}
+    assert set(rows) == {*RUN_COMMANDS, *FUNCTION_COMMANDS}

@@ -1,19 +1,26 @@
-"""Command line arguments: the order of configs and flags, and suggestions for unknown options."""
+"""Command line arguments: their order, their names, suggestions for unknown ones, and the parsers of functions."""
 
+import argparse
 import json
 import re
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentError
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 import yaml
+from jsonargparse import ArgumentParser
 
-from pcam_lightning.training.lightning_internals import option_names
-from pcam_lightning.training.options import expand_home
+import pcam_lightning
+from pcam_lightning import __version__
 from pcam_lightning.utils.errors import UserError
+from pcam_lightning.utils.system import expand_home
 
+PROG = "python -m pcam_lightning"
 _MOST = 100_000  # values in a config
 _NO_VALUES = {"--help", "--config", "--data", "--model", "--trainer"}  # nothing that a mistyped option may have meant
 _OPTION = re.compile(r"`([a-z_][a-z_0-9]*(?:\.[a-z_0-9]+)*)`")  # not a class, as Lightning quotes them
@@ -29,7 +36,7 @@ def configs_first(args: list[str]) -> tuple[list[str], list[str]]:
 
     A config replaces what stands before it; at the start it leaves the last word to flags, wherever they stand.
     """
-    flags = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     flags.add_argument("-c", "--config", action="append", default=[])
     found, rest = flags.parse_known_args(args)
     paths: list[str] = [expand_home(path) for path in found.config]
@@ -38,7 +45,7 @@ def configs_first(args: list[str]) -> tuple[list[str], list[str]]:
 
 def modules_to_import(args: list[str]) -> tuple[list[str], list[str]]:
     """Return the modules that arguments and their configs name by `import`, and the arguments without that flag."""
-    flags = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     flags.add_argument("--import", dest="modules", action="append", default=[], type=yaml.safe_load)
     found, rest = flags.parse_known_args(args)
     named = []
@@ -51,7 +58,7 @@ def modules_to_import(args: list[str]) -> tuple[list[str], list[str]]:
 
 def without_option(args: list[str], option: str) -> list[str]:
     """Return the arguments without an option and its value."""
-    flags = ArgumentParser(add_help=False, allow_abbrev=False)
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     flags.add_argument(option)
     return flags.parse_known_args(args)[1]
 
@@ -82,19 +89,37 @@ def check_config(path: Path) -> None:
         raise UserError(f"{path}: more than {_MOST:,} values; does an anchor (&) in it refer to itself?")
 
 
-def suggest_options(message: str, parser: ArgumentParser, command: str) -> str:
+def check_flags(args: list[str], options: Collection[str], command: str) -> None:
+    """Check the names of flags before seconds are spent on importing what checks their values.
+
+    Args:
+        args: what follows the command's name.
+        options: of the command, such as --data.root; those below them, such as --trainer.callbacks.patience, are not
+            checked.
+        command: its name.
+
+    Raises:
+        UserError: one is unknown; similar ones are named.
+    """
+    flags = {arg: arg.partition("=")[0].removesuffix("+") for arg in args if arg.startswith("--")}
+    # The parsers accept the beginning of a name.
+    known = {flag for flag in flags.values() for one in options if one.startswith(flag) or flag.startswith(f"{one}.")}
+    if wrong := [arg for arg, flag in flags.items() if flag not in known]:
+        raise UserError(
+            f"unrecognized arguments: {' '.join(wrong)}{suggest_options(flags[wrong[0]], options, command)}"
+        )
+
+
+def suggest_options(unknown: str, options: Collection[str], command: str) -> str:
     """Return what to add to a message about an unknown option: the options of its group, or the nearest one.
 
     Args:
-        message: of the parser.
-        parser: of the command.
+        unknown: such as --lr.
+        options: of the command.
         command: its name.
     """
-    unknown = re.search(r"unrecognized arguments: (--[\w.]+)", message)
-    if unknown is None:
-        return ""
-    options = {name.removesuffix("+") for name in option_names(parser)} - _NO_VALUES
-    group, _, name = unknown[1].rpartition(".")
+    options = set(options) - _NO_VALUES
+    group, _, name = unknown.rpartition(".")
     of_group = sorted(one.rpartition(".")[2] for one in options if one.rpartition(".")[0] == group)
     if group and of_group:
         return f"; {group} has {', '.join(of_group)}."
@@ -106,3 +131,62 @@ def suggest_options(message: str, parser: ArgumentParser, command: str) -> str:
 def print_json(value: Any) -> None:
     """Print a result as JSON on stdout, which has nothing else."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def parse(parser: Any, args: list[str], command: str) -> Any:
+    """Parse arguments.
+
+    Raises:
+        UserError: an option is unknown or of another type; similar ones are named.
+    """
+    try:
+        return parser.parse_args(args)
+    except ArgumentError as error:
+        unknown = re.search(r"unrecognized arguments: (--[\w.]+)", str(error))
+        names = {name.removesuffix("+") for name in option_names(parser)}
+        raise UserError(f"{error}{suggest_options(unknown[1], names, command) if unknown else ''}") from None
+
+
+def option_names(parser: Any) -> set[str]:
+    """Return the long options of a parser, which argparse has no public way to list."""
+    return {name for action in parser._actions for name in action.option_strings if name.startswith("--")}
+
+
+def function_parser(name: str, function: Callable[..., Any]) -> ArgumentParser:
+    """Return the parser of a command whose options are the arguments of a function."""
+    parser = ArgumentParser(prog=f"{PROG} {name}", description=help_line(function), exit_on_error=False)
+    # `a b`, and not what jsonargparse makes of a list, `[a,b]`.
+    lists = {name for name, one in signature(function).parameters.items() if one.annotation == list[Path]}
+    for argument in lists:
+        parser.add_argument(argument, type=Path, nargs="+", help="One, or several.")
+    texts = {one.arg_name: one.description for one in docstring_parser.parse(function.__doc__ or "").params}
+    repeated = {name for name, one in signature(function).parameters.items() if one.annotation == list[str] | None}
+    for option in repeated:
+        parser.add_argument(f"--{option}", action="append", metavar="NAME", help=texts[option])
+    group = "data" if name == "pack" else None
+    parser.add_function_arguments(function, group, as_positional=name != "pack", skip={*lists, *repeated})
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool:  # `--whole` alone, and `--whole true`
+            action.nargs, action.const = "?", True
+    return parser
+
+
+def help_line(function: Callable[..., Any]) -> str:
+    """Return the first line of a function's docstring."""
+    return (function.__doc__ or "").strip().splitlines()[0]
+
+
+def command_list(commands: Mapping[str, str]) -> argparse.ArgumentParser:
+    """Return the parser of the program itself, whose help lists the commands.
+
+    Args:
+        commands: one line of help, by name.
+    """
+    parser = argparse.ArgumentParser(
+        PROG, description=(pcam_lightning.__doc__ or "").splitlines()[0], exit_on_error=False
+    )
+    parser.add_argument("--version", action="version", version=f"pcam_lightning {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, text in commands.items():
+        subparsers.add_parser(name, help=text, add_help=False)
+    return parser

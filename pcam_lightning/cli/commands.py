@@ -1,19 +1,17 @@
 """Commands whose options are the arguments of a function."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pcam_lightning.cli.arguments import print_json
-from pcam_lightning.cli.parser import PROG
-from pcam_lightning.data.datamodule import PCamDataModule
-from pcam_lightning.data.sources import parts
+from pcam_lightning.cli.arguments import PROG, print_json
+from pcam_lightning.cli.command import FunctionCommand
 from pcam_lightning.utils.errors import rank_zero_info
 from pcam_lightning.utils.run_dir import BundledRun, run_at
 
 
-def pack(
+def _pack(
     root: Path = Path("data"),
     cache_dir: Path | None = None,
     columns: dict[str, str] | None = None,
@@ -34,6 +32,9 @@ def pack(
         verify: hash all packed pixels and image files, pack again where they differ, and stop where pixels are not what
             the ids say (Kaggle's ids are the SHA-1 of the pixels).
     """
+    from pcam_lightning.data.datamodule import PCamDataModule
+    from pcam_lightning.data.sources import parts
+
     data = PCamDataModule(
         root, val_fraction=0, cache_dir=cache_dir, columns=columns, resize=resize, mpp=mpp, verify=verify
     )
@@ -137,9 +138,10 @@ def _heatmap(
     """
     from pcam_lightning.slides.heat_map import ood_warning
     from pcam_lightning.slides.heatmaps import heatmap
+    from pcam_lightning.slides.options import SlideOptions  # whose arguments are options of the command
     from pcam_lightning.slides.predict import CAUTION
 
-    rows: Any = heatmap(slides, ckpt_path, output, **options).itertuples()
+    rows: Any = heatmap(slides, ckpt_path, output, **vars(SlideOptions(**options))).itertuples()
     for row in rows:
         score = f"{row.score:.4f} (do not use it)" if ood_warning(row.ood_fraction) else f"{row.score:.4f}"
         ood = f", {100 * row.ood_fraction:.0f} % of it out of distribution" if row.ood_fraction >= 0 else ""  # or NaN
@@ -307,25 +309,18 @@ def _serve(folder: Path, host: str = "127.0.0.1", port: int = 8000, max_mb: int 
     serve(folder, host, port, max_mb)
 
 
-def functions() -> Mapping[str, Callable[..., Any]]:
-    """Return the commands whose options are a function's arguments; their libraries take half a second to load."""
-    from pcam_lightning.data.slide_map import slides
-    from pcam_lightning.evaluation.curves import curves
-    from pcam_lightning.evaluation.explain import explain
-    from pcam_lightning.synthetic.kaggle_folder import synthesize
-
-    return {
-        "evaluate": _evaluate,
-        "compare": _compare,
-        "curves": curves,
-        "explain": explain,
-        "heatmap": _heatmap,
-        "evaluate-slides": _evaluate_slides,
-        "mine-negatives": _mine_negatives,
-        "export": _export,
-        "predict-onnx": _predict_onnx,
-        "serve": _serve,
-        "slides": slides,
-        "pack": pack,
-        "synthesize": synthesize,
-    }
+FUNCTION_COMMANDS: Mapping[str, FunctionCommand] = {
+    "evaluate": FunctionCommand("evaluation.evaluate", _evaluate),
+    "compare": FunctionCommand("evaluation.compare", _compare),
+    "curves": FunctionCommand("evaluation.curves"),
+    "explain": FunctionCommand("evaluation.explain"),
+    "heatmap": FunctionCommand("slides.heatmaps", _heatmap),
+    "evaluate-slides": FunctionCommand("slides.evaluate", _evaluate_slides),
+    "mine-negatives": FunctionCommand("slides.mine", _mine_negatives),
+    "export": FunctionCommand("export.export", _export),
+    "predict-onnx": FunctionCommand("export.predict", _predict_onnx),
+    "serve": FunctionCommand("serve.serve", _serve),
+    "slides": FunctionCommand("data.slide_map"),
+    "pack": FunctionCommand("data.datamodule", _pack),
+    "synthesize": FunctionCommand("synthetic.kaggle_folder"),
+}

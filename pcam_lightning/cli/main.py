@@ -1,5 +1,6 @@
 """The command line: run one command, and report how it ended."""
 
+import gc
 import json
 import logging
 import signal
@@ -7,18 +8,25 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
 
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from pcam_lightning.cli.arguments import modules_to_import, options_as_flags
-from pcam_lightning.cli.commands import functions
-from pcam_lightning.cli.parser import PCamCLI, command_list, function_parser, parse
+from pcam_lightning.cli.arguments import (
+    check_flags,
+    command_list,
+    function_parser,
+    help_line,
+    modules_to_import,
+    options_as_flags,
+    parse,
+)
+from pcam_lightning.cli.commands import FUNCTION_COMMANDS
 from pcam_lightning.cli.run_commands import RUN_COMMANDS
-from pcam_lightning.training.options import expand_home
 from pcam_lightning.utils.errors import UserError, logger
 from pcam_lightning.utils.extensions import import_modules
-from pcam_lightning.utils.system import catch_signals, silence_third_party
+from pcam_lightning.utils.system import catch_signals, expand_home
 
 
 def main(args: list[str] | None = None) -> int:
@@ -31,11 +39,10 @@ def main(args: list[str] | None = None) -> int:
         Exit status: 0, 2 where the user got something wrong, 130 after ctrl-C, 143 after SIGTERM.
     """
     args = sys.argv[1:] if args is None else args
-    silence_third_party()
     with catch_signals() as received, _flags_in_messages():
         try:
             _run(args)
-        except (UserError, ArgumentError, MisconfigurationException) as error:
+        except _errors_of_users() as error:
             print(f"error: {' '.join(options_as_flags(str(error)).split())}", file=sys.stderr)
             return 2
         except OSError as error:  # a full disk, a folder without permission: the user's to correct, whatever the place
@@ -52,25 +59,55 @@ def main(args: list[str] | None = None) -> int:
 
 def run() -> None:
     """Run the command line as a program."""
-    sys.exit(main())
+    gc.disable()  # until `_load`
+    status = main()
+    # Some libraries (triton 3.9) look for leaks at the end, and take what is still frozen for one.
+    gc.unfreeze()
+    gc.disable()
+    sys.exit(status)
 
 
 def _run(args: list[str]) -> None:
     name, rest = (args[0], args[1:]) if args else ("", [])
     modules, rest = modules_to_import(rest)
     import_modules(modules)
-    if command := RUN_COMMANDS.get(name):
-        command.function(PCamCLI(name, command, [*rest, *([f"--import={json.dumps(modules)}"] if modules else [])]))
-    elif function := functions().get(name):
-        parser = function_parser(name, function)
-        options: Namespace = expand_home(parse(parser, rest, name))
+    if name in RUN_COMMANDS:
+        command = RUN_COMMANDS[name]
+        check_flags(rest, command.flags(), name)
+        args = [*rest, *([f"--import={json.dumps(modules)}"] if modules else [])]
+        command.function(_load(command.module, "cli.parser").PCamCLI(name, command, args))
+    elif name in FUNCTION_COMMANDS:
+        tool = FUNCTION_COMMANDS[name]
+        options: Namespace = expand_home(parse(function_parser(name, tool.declared(name)), rest, name))
+        module = _load(tool.module)
+        function = tool.function or getattr(module, name)
         function(**(options.data if name == "pack" else options).as_dict())
     else:
         texts = {name: command.help for name, command in RUN_COMMANDS.items()}
-        texts |= {name: (function.__doc__ or "").strip().splitlines()[0] for name, function in functions().items()}
-        if not args:
-            raise UserError(f"no command: one of {', '.join(texts)}; --help describes them.")
+        texts |= {name: help_line(tool.declared(name)) for name, tool in FUNCTION_COMMANDS.items()}
+        if not args or (name.startswith("-") and name not in ("-h", "--help", "--version")):
+            what = f"unrecognized arguments: {name}; first comes a command" if args else "no command"
+            raise UserError(f"{what}: one of {', '.join(texts)}; --help describes them.")
         command_list(texts).parse_args(args[:1])
+
+
+def _load(*modules: str) -> ModuleType:
+    """Import modules of this package, which takes seconds; return the last one.
+
+    What torch and Lightning leave behind stays for good: looking through it for garbage takes a second of their import,
+    and another one when the process ends.
+    """
+    loaded = [import_module(f"pcam_lightning.{module}") for module in modules]
+    if not gc.isenabled():  # a program of its own, see `run`
+        gc.freeze()
+        gc.enable()
+    return loaded[-1]
+
+
+def _errors_of_users() -> tuple[type[Exception], ...]:
+    """Return what is raised over what a user got wrong; Lightning raises nothing where it is not imported."""
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return (UserError, ArgumentError, *([] if lightning is None else [lightning.MisconfigurationException]))
 
 
 @contextmanager

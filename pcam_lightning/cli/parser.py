@@ -1,54 +1,26 @@
-"""The parsers: what each command takes, and where a run's options are found from its checkpoint."""
+"""The parser of commands that take the options of a run, which are found from its checkpoint too."""
 
 import json
-from argparse import ArgumentError, ArgumentParser
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from inspect import signature
+from argparse import ArgumentError
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import docstring_parser
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-import pcam_lightning
 from pcam_lightning import __version__
-from pcam_lightning.cli.arguments import check_config, configs_first, suggest_options
+from pcam_lightning.cli.arguments import PROG, configs_first, parse
+from pcam_lightning.cli.command import RunCommand
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.checkpoint import read_checkpoint, run_config
 from pcam_lightning.training.lightning_internals import RunParser
-from pcam_lightning.training.options import Config, add_run_arguments, check_seed, expand_home
+from pcam_lightning.training.options import Config, add_run_arguments, check_seed
 from pcam_lightning.training.upgrade import read_config
 from pcam_lightning.transforms.augment import augmentation_options
 from pcam_lightning.utils.errors import UserError
 from pcam_lightning.utils.run_dir import Run, newest_run, run_to_resume
-
-PROG = "python -m pcam_lightning"
-
-
-@dataclass(frozen=True)
-class RunCommand:
-    """A command that takes the options of a run.
-
-    Attributes:
-        function: takes the parsed command line, calls the library, prints.
-        help: one line.
-        example: arguments, for the usage line.
-        ckpt_path: what a checkpoint is to it: `resume`, where training continues; `required`, whose network is used;
-            `optional`; or `none`.
-        options: its own options, by name: arguments of `add_argument`.
-        defaults: of options of the run, where they are others than those of fit.
-    """
-
-    function: Callable[["PCamCLI"], None]
-    help: str
-    example: str
-    ckpt_path: Literal["resume", "required", "optional", "none"] = "none"
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-
+from pcam_lightning.utils.system import expand_home
 
 _CKPT_PATH = {
     "resume": "`last` resumes the newest run of the config, and a run's last.ckpt that run; a new run continues from "
@@ -149,8 +121,6 @@ class PCamCLI(LightningCLI):
             The arguments that were parsed last.
         """
         args, configs = configs_first(args)
-        for path in configs:
-            check_config(Path(path))
         self.config_name = Path(configs[-1]).stem if configs else self.config_name
         self.config = expand_home(parse(self.parser, args, self.command_name))
         kind, ckpt_path = self.command.ckpt_path, self.config.get("ckpt_path")
@@ -188,49 +158,3 @@ class PCamCLI(LightningCLI):
                 f"{origin}: its run had options that this version, {__version__}, lacks ({error})."
             ) from error
         return args
-
-
-def parse(parser: Any, args: list[str], command: str) -> Any:
-    """Parse arguments.
-
-    Raises:
-        UserError: an option is unknown or of another type; similar ones are named.
-    """
-    try:
-        return parser.parse_args(args)
-    except ArgumentError as error:
-        raise UserError(f"{error}{suggest_options(str(error), parser, command)}") from None
-
-
-def function_parser(name: str, function: Callable[..., Any]) -> RunParser:
-    """Return the parser of a command whose options are the arguments of a function."""
-    description = (function.__doc__ or "").strip().splitlines()[0]
-    parser = RunParser(prog=f"{PROG} {name}", description=description, exit_on_error=False)
-    # `a b`, and not what jsonargparse makes of a list, `[a,b]`.
-    lists = {name for name, one in signature(function).parameters.items() if one.annotation == list[Path]}
-    for argument in lists:
-        parser.add_argument(argument, type=Path, nargs="+", help="One, or several.")
-    texts = {one.arg_name: one.description for one in docstring_parser.parse(function.__doc__ or "").params}
-    repeated = {name for name, one in signature(function).parameters.items() if one.annotation == list[str] | None}
-    for option in repeated:
-        parser.add_argument(f"--{option}", action="append", metavar="NAME", help=texts[option])
-    group = "data" if name == "pack" else None
-    parser.add_function_arguments(function, group, as_positional=name != "pack", skip={*lists, *repeated})
-    for action in parser._actions:
-        if getattr(action, "_typehint", None) is bool:  # `--whole` alone, and `--whole true`
-            action.nargs, action.const = "?", True
-    return parser
-
-
-def command_list(commands: Mapping[str, str]) -> ArgumentParser:
-    """Return the parser of the program itself, whose help lists the commands.
-
-    Args:
-        commands: one line of help, by name.
-    """
-    parser = ArgumentParser(PROG, description=(pcam_lightning.__doc__ or "").splitlines()[0], exit_on_error=False)
-    parser.add_argument("--version", action="version", version=f"pcam_lightning {__version__}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, text in commands.items():
-        subparsers.add_parser(name, help=text, add_help=False)
-    return parser

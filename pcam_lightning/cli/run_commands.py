@@ -4,26 +4,24 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
 from jsonargparse.typing import PositiveInt
 
-from pcam_lightning.cli.arguments import without_option
-from pcam_lightning.cli.parser import PROG, PCamCLI, RunCommand
-from pcam_lightning.data.sources import parts
-from pcam_lightning.training.demo_run import is_synthetic
-from pcam_lightning.training.fit import FitResult, fit
-from pcam_lightning.training.predict import predict, test, validate
-from pcam_lightning.training.predictions import write_submission
+from pcam_lightning.cli.arguments import PROG, without_option
+from pcam_lightning.cli.command import RunCommand
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.run_dir import Run, check_writable, run_of, shown
 
 if TYPE_CHECKING:
+    from pcam_lightning.cli.parser import PCamCLI
+    from pcam_lightning.training.fit import FitResult
     from pcam_lightning.training.probe import ProbeResult
 
 _KAGGLE_TEST = 57_458  # patches that the competition asks for
 
 
-def _fit(cli: PCamCLI) -> None:
+def _fit(cli: "PCamCLI") -> None:
+    from pcam_lightning.training.fit import fit
+
     def resume_with(run: Run) -> str:
         args = [*without_option(cli.args, "--ckpt_path"), "--ckpt_path", str(run.last)]
         return f"{PROG} fit {shlex.join(args)}"
@@ -42,7 +40,7 @@ def _fit(cli: PCamCLI) -> None:
     _print_next(result, cli, report=result.best_epoch is not None)
 
 
-def _probe(cli: PCamCLI) -> None:
+def _probe(cli: "PCamCLI") -> None:
     from pcam_lightning.training.probe import probe
 
     result = probe(cli.run_config)
@@ -52,8 +50,10 @@ def _probe(cli: PCamCLI) -> None:
     _print_next(result, cli, report=True)
 
 
-def _print_next(result: "FitResult | ProbeResult", cli: PCamCLI, *, report: bool) -> None:
+def _print_next(result: "FitResult | ProbeResult", cli: "PCamCLI", *, report: bool) -> None:
     """Print the commands to run next."""
+    from pcam_lightning.data.sources import parts
+
     assert result.run is not None
     assert result.checkpoint is not None
     if report:
@@ -69,15 +69,23 @@ def _print_next(result: "FitResult | ProbeResult", cli: PCamCLI, *, report: bool
         )
 
 
-def _validate(cli: PCamCLI) -> None:
+def _validate(cli: "PCamCLI") -> None:
+    from pcam_lightning.training.predict import validate
+
     validate(cli.options.ckpt_path, cli.run_config)
 
 
-def _test(cli: PCamCLI) -> None:
+def _test(cli: "PCamCLI") -> None:
+    from pcam_lightning.training.predict import test
+
     test(cli.options.ckpt_path, cli.run_config)
 
 
-def _predict(cli: PCamCLI) -> None:
+def _predict(cli: "PCamCLI") -> None:
+    from pcam_lightning.training.demo_run import is_synthetic
+    from pcam_lightning.training.predict import predict
+    from pcam_lightning.training.predictions import write_submission
+
     options = cli.options
     path = _submission(options.ckpt_path, options.output, several=bool(options.ensemble))
     predictions = predict(
@@ -129,8 +137,11 @@ def _print_submission(path: Path, patches: int, *, synthetic: bool) -> None:
         )
 
 
-def _crossval(cli: PCamCLI) -> None:
+def _crossval(cli: "PCamCLI") -> None:
+    import pandas as pd
+
     from pcam_lightning.evaluation.crossval import crossval
+    from pcam_lightning.training.demo_run import is_synthetic
 
     config = cli.run_config
     folder = crossval(config, int(cli.options.folds))
@@ -141,7 +152,7 @@ def _crossval(cli: PCamCLI) -> None:
     rank_zero_info(f"report: {PROG} evaluate {shown(folder)}")
 
 
-def _ablate(cli: PCamCLI) -> None:
+def _ablate(cli: "PCamCLI") -> None:
     from pcam_lightning.evaluation.ablate import ablate
 
     if cli.options.ablations is None:
@@ -149,7 +160,7 @@ def _ablate(cli: PCamCLI) -> None:
     ablate(cli.run_config, cli.options.ablations, int(cli.options.seeds))
 
 
-def _explore(cli: PCamCLI) -> None:
+def _explore(cli: "PCamCLI") -> None:
     from pcam_lightning.evaluation.explore import explore
 
     options, config = cli.options, cli.run_config
@@ -170,29 +181,34 @@ def _explore(cli: PCamCLI) -> None:
 RUN_COMMANDS: dict[str, RunCommand] = {
     "fit": RunCommand(
         _fit,
+        "training.fit",
         "Train, and keep the best and the last epoch's checkpoint in a run folder of its own.",
         "fit -c configs/base.yaml --data.root DIR",
         "resume",
     ),
     "probe": RunCommand(
         _probe,
+        "training.probe",
         "Fit a logistic regression on the frozen features of a network, and keep it as a run.",
         "probe -c configs/base.yaml --model.backbone efficientnet_lite0 --data.root DIR",
     ),
     "validate": RunCommand(
         _validate,
+        "training.predict",
         "Score a run's checkpoint on the validation part of its split.",
         "validate --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
         "required",
     ),
     "test": RunCommand(
         _test,
+        "training.predict",
         "Score a run's checkpoint on test/, where answers.csv holds its labels.",
         "test --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
         "required",
     ),
     "predict": RunCommand(
         _predict,
+        "training.predict",
         "Write submission.csv for test/ into the run of a checkpoint.",
         "predict --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
         "required",
@@ -214,12 +230,14 @@ RUN_COMMANDS: dict[str, RunCommand] = {
     ),
     "crossval": RunCommand(
         _crossval,
+        "evaluation.crossval",
         "Train on all folds but one, for each in turn; write out-of-fold predictions and the folds' mean submission.",
         "crossval -c configs/base.yaml --data.root DIR",
         options={"folds": {"type": PositiveInt, "default": 5, "help": "Number of folds."}},
     ),
     "ablate": RunCommand(
         _ablate,
+        "evaluation.ablate",
         "Train a recipe and changed ones, each with several seeds; tabulate what each change is worth.",
         "ablate -c configs/base.yaml --ablations configs/ablations.yaml --data.root DIR",
         options={
@@ -229,6 +247,7 @@ RUN_COMMANDS: dict[str, RunCommand] = {
     ),
     "explore": RunCommand(
         _explore,
+        "evaluation.explore",
         "Write explore.html: classes, patches, augmentation, colors, slides, flagged patches, t-SNE of a data folder.",
         "explore -c configs/base.yaml --data.root DIR",
         "optional",

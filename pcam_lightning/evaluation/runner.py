@@ -21,6 +21,7 @@ from pcam_lightning.training.upgrade import upgrade_config
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.run_dir import create_numbered_folder, numbered_folders
+from pcam_lightning.utils.system import quiet_lightning
 
 FIRST = "fold_0", "rows/base"  # the folder of the first run
 
@@ -44,6 +45,7 @@ def check_options(config: Config, name: str) -> None:
             raise UserError(message)
 
 
+@quiet_lightning()
 def try_build(config: Config) -> PCamClassifier:
     """Build network and trainer without messages, to check the options; return the network.
 

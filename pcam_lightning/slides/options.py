@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import lightning as L
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from typing import TYPE_CHECKING, Literal
 
 from pcam_lightning.slides.patch_grid import CENTER
 from pcam_lightning.utils.errors import UserError, check_number
 from pcam_lightning.utils.system import supported_precision
+
+if TYPE_CHECKING:
+    import lightning as L
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,15 @@ class SlideOptions:
         check_number("batch_size", self.batch_size, 1, whole=True)
         check_number("num_workers", self.num_workers, 0, whole=True)
 
-    def build_trainer(self, callback: L.Callback) -> L.Trainer:
+    def build_trainer(self, callback: "L.Callback") -> "L.Trainer":
         """Build the trainer that predicts.
 
         Raises:
             UserError: this machine lacks what the options ask for.
         """
+        import lightning as L  # the command line reads the options without it
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
         try:
             return L.Trainer(
                 accelerator=self.accelerator,

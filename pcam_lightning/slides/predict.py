@@ -32,7 +32,7 @@ from pcam_lightning.training.checkpoint import load_pretrained
 from pcam_lightning.training.feature_distance import FeatureDistance, find_feature_distance
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_info, rank_zero_warn
-from pcam_lightning.utils.system import supported_precision
+from pcam_lightning.utils.system import quiet_lightning, supported_precision
 
 FILES = ("tissue.png", "patches.csv", "heatmap.geojson", "heatmap.tif", "heatmap.html", "overlay.png", "thumbnail.jpg")
 CAUTION = (
@@ -57,6 +57,7 @@ class SlideResult(NamedTuple):
     summary: dict[str, Any]
 
 
+@quiet_lightning()
 def predict_slide(
     slide: Path | str, ckpt_path: Path | str = "pcam", output: Path | str | None = None, **options: Any
 ) -> SlideResult:

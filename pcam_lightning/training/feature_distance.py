@@ -24,7 +24,7 @@ from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.bundled import bundled_file
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.run_dir import run_of
-from pcam_lightning.utils.system import supported_precision
+from pcam_lightning.utils.system import quiet_lightning, supported_precision
 
 FILE = "training_features.safetensors"  # in a run's folder
 _RECORD = "pcam_lightning.feature_distance"  # of the file's metadata
@@ -83,6 +83,7 @@ class FeatureDistance:
         return (self.step, self.pixels) == (checkpoint["global_step"], checkpoint["pcam"]["data"].get("pixels"))
 
 
+@quiet_lightning()
 def measure_feature_distance(ckpt_path: Path, checkpoint: dict[str, Any], data: PCamDataModule) -> FeatureDistance:
     """Measure the features of some patches that trained a network, and find the threshold on validation patches.
 

@@ -18,6 +18,7 @@ from pcam_lightning.training.options import Config
 from pcam_lightning.training.trainer import compile_errors
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.run_dir import Run, run_to_resume, shown
+from pcam_lightning.utils.system import quiet_lightning
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class FitResult:
     demo: bool = False
 
 
+@quiet_lightning()
 def fit(
     config: Config,
     *,

@@ -47,11 +47,6 @@ def int_before_float(annotation: Any) -> Any:
     return reduce(operator.or_, members)
 
 
-def option_names(parser: Any) -> set[str]:
-    """Return the long options of a parser, which argparse has no public way to list."""
-    return {name for action in parser._actions for name in action.option_strings if name.startswith("--")}
-
-
 def end_by_epochs(trainer: Trainer) -> None:
     """Let a resumed run end once.
 

@@ -1,8 +1,6 @@
 """The options of a run, from YAML, Python or the command line, and the objects that they describe."""
 
 import gc
-import os
-import re
 from collections.abc import Mapping
 from enum import Enum
 from functools import cache
@@ -25,7 +23,7 @@ from pcam_lightning.training.lightning_internals import RunParser
 from pcam_lightning.transforms.augment import augmentation_options
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.extensions import import_modules
-from pcam_lightning.utils.system import supported_precision
+from pcam_lightning.utils.system import expand_home, supported_precision
 
 _KEYS = ("import", "seed_everything", "data", "model", "trainer")
 _PATHS = ("root", "cache_dir", "split_file", "slides", "extra_train")
@@ -256,21 +254,3 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         else:
             merged[name] = value
     return merged
-
-
-def expand_home(value: Any) -> Any:
-    """Return options with `~` at the start of a path replaced by the home folder, in lists and mappings too.
-
-    A path is a `Path`, or text that is `~` or starts with `~` and has a slash. The name of an unknown user stays.
-    """
-    if isinstance(value, Path):
-        return Path(expand_home(str(value))) if str(value).startswith("~") else value
-    if isinstance(value, str):
-        return os.path.expanduser(value) if value == "~" or re.match("~.*/", value) else value  # noqa: PTH111
-    if isinstance(value, list | tuple):
-        return type(value)(map(expand_home, value))
-    if isinstance(value, dict):
-        return {name: expand_home(each) for name, each in value.items()}
-    if isinstance(value, Namespace):
-        return Namespace(**{name: expand_home(each) for name, each in vars(value).items()})  # type: ignore[no-untyped-call]
-    return value

@@ -32,6 +32,7 @@ from pcam_lightning.training.trainer import build_trainer, compile_errors
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.run_dir import Run, check_writable, run_of
+from pcam_lightning.utils.system import quiet_lightning
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def _keep(process: int, file: Path, found: list[pd.DataFrame], predicted: pd.Dat
         np.savez(file, **columns, id=predicted.index.to_numpy(dtype=str))
 
 
+@quiet_lightning()
 def validate(ckpt_path: Path | str, config: Config | None = None) -> Scores:
     """Score a checkpoint on the validation part of its run's split.
 
@@ -148,6 +150,7 @@ def validate(ckpt_path: Path | str, config: Config | None = None) -> Scores:
     return _score(Path(ckpt_path), config, "validate", "val", prepare)
 
 
+@quiet_lightning()
 def test(ckpt_path: Path | str, config: Config | None = None) -> Scores:
     """Score a checkpoint on test/, where its labels are known.
 
@@ -190,6 +193,7 @@ def _score(
     return Scores(metrics, predictions, session.data, checkpoint, session.made_by, session.overlap, file)
 
 
+@quiet_lightning()
 def predict(
     ckpt_path: Path | str,
     config: Config | None = None,

@@ -29,6 +29,7 @@ from pcam_lightning.training.options import Config
 from pcam_lightning.utils.atomic_io import atomic_link, atomic_open, atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.run_dir import Run, create_run
+from pcam_lightning.utils.system import quiet_lightning
 
 KIND = "probe"  # its folders are probe_N
 FORMAT = 1  # of cached features
@@ -60,6 +61,7 @@ class ProbeResult:
     demo: bool = False
 
 
+@quiet_lightning()
 def probe(config: Config) -> ProbeResult:
     """Fit the last layer of a network to the features of the training part; the rest of the network stays as it is.
 

@@ -1,7 +1,9 @@
-"""The machine and the terminal: precision, memory, signals, third-party messages."""
+"""The machine and the terminal: precision, memory, signals, the home folder, third-party messages."""
 
 import ctypes
 import logging
+import os
+import re
 import signal
 import threading
 import warnings
@@ -10,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
+from jsonargparse import Namespace
 
 from pcam_lightning.utils.errors import rank_zero_info
 
@@ -31,6 +33,8 @@ def supported_precision(accelerator: Any, precision: Any) -> Any:
     """
     if precision not in (16, "16", "16-mixed", "bf16", "bf16-mixed"):
         return precision
+    import torch  # the command line checks arguments without it
+
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         if precision in ("bf16", "bf16-mixed") and not torch.cuda.is_bf16_supported(including_emulation=False):
             rank_zero_info(f"precision: 16-mixed instead of {precision}: this GPU has no bf16 instructions.")
@@ -108,19 +112,56 @@ def catch_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def silence_third_party() -> None:
-    """Hide Lightning's messages about other products, its internals and settings that are intended here."""
-    for message in (
-        ".*does not have many workers.*",  # a batch is one gather from a memory map; see PCamDataModule
-        ".*smaller than the logging interval.*",  # the rate's curve has fewer points then, no more
-        ".*callbacks used to create the checkpoint.*",  # those of fit have nothing to do in the other stages
-        r".*isinstance\(treespec, LeafSpec\).*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_wanted)
+def expand_home(value: Any) -> Any:
+    """Return options with `~` at the start of a path replaced by the home folder, in lists and mappings too.
+
+    A path is a `Path`, or text that is `~` or starts with `~` and has a slash. The name of an unknown user stays.
+    """
+    if isinstance(value, Path):
+        return Path(expand_home(str(value))) if str(value).startswith("~") else value
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value == "~" or re.match("~.*/", value) else value  # noqa: PTH111
+    if isinstance(value, list | tuple):
+        return type(value)(map(expand_home, value))
+    if isinstance(value, dict):
+        return {name: expand_home(each) for name, each in value.items()}
+    if isinstance(value, Namespace):
+        return Namespace(**{name: expand_home(each) for name, each in vars(value).items()})  # type: ignore[no-untyped-call]
+    return value
 
 
-def _is_wanted(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    # 16-mixed has a GPU's Tensor Cores in use, without the setting of float32 products that Lightning advises.
-    return "💡" not in message and "has Tensor Cores" not in message
+_INTENDED = (  # settings that Lightning warns of
+    ".*does not have many workers.*",  # a batch is one gather from a memory map; see PCamDataModule
+    ".*smaller than the logging interval.*",  # the rate's curve has fewer points then, no more
+    ".*callbacks used to create the checkpoint.*",  # those of fit have nothing to do in the other stages
+    r".*isinstance\(treespec, LeafSpec\).*",
+)
+_KNOWN = re.compile(  # what this project reports itself, or what Lightning advertises
+    "💡|.*has Tensor Cores|[GTH]PU available|LOCAL_RANK|Using .* Automatic Mixed Precision|Loaded model weights"
+    r"|Restor(ing|ed all) states|Loading `train_dataloader` to estimate|`Trainer\.fit` stopped"
+)
+_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Hide Lightning's advertisements, and what it says on devices and on settings that are intended here.
+
+    Everything else is shown, such as what callbacks and profilers of the user report. Afterwards Lightning's messages
+    are what they were: those of a `Trainer` of the user's own are not this package's to hide.
+    """
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return _KNOWN.match(record.getMessage()) is None
+
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    for one in loggers:
+        one.addFilter(is_wanted)
+    try:
+        with warnings.catch_warnings():
+            for message in _INTENDED:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for one in loggers:
+            one.removeFilter(is_wanted)

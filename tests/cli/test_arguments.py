@@ -1,12 +1,18 @@
 """Messages name options in backticks, and the command line shows them as flags."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import pcam_lightning
-from pcam_lightning.cli.arguments import configs_first, options_as_flags, without_option
+from pcam_lightning.cli.arguments import check_flags, configs_first, option_names, options_as_flags, without_option
+from pcam_lightning.cli.parser import PCamCLI
+from pcam_lightning.cli.run_commands import RUN_COMMANDS
+from pcam_lightning.training.lightning_internals import RunParser
+from pcam_lightning.utils.errors import UserError
 
 ROOT = Path(pcam_lightning.__file__).parent
 
@@ -41,3 +47,44 @@ def test_configs_come_first_and_an_option_can_be_left_out() -> None:
     assert configs == ["a.yaml", "b.yaml"]
     assert args == ["--config=a.yaml", "--config=b.yaml", "--model.lr=1", "--ckpt_path", "last"]
     assert without_option(args, "--ckpt_path")[-1] == "--model.lr=1"
+
+
+_AT_ONCE = """
+import sys
+from pcam_lightning.cli.main import main
+for args in (["--help"], ["nonsense"], ["fit", "--wrong_flag", "1"], ["fit", "-c", "nowhere.yaml"],
+             ["heatmap", "--wrong"], ["heatmap", "--help"], ["compare", "--help"], ["--wrong", "fit"]):
+    print("status", main(args), [name for name in ("torch", "lightning") if name in sys.modules])
+"""
+
+
+def test_help_and_mistyped_words_are_answered_before_torch_is_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", _AT_ONCE], capture_output=True, text=True, check=True, timeout=120)
+    found = [line for line in done.stdout.splitlines() if line.startswith("status")]
+    assert found == [f"status {status} []" for status in (0, 2, 2, 2, 2, 0, 0, 2)]
+    assert [line.partition("(")[0].partition(":")[0] for line in done.stderr.splitlines()] == ["error"] * 5
+    assert "unrecognized arguments: --wrong_flag; fit --help lists the options." in done.stderr
+    assert "bootstrap_samples BOOTSTRAP_SAMPLES" in done.stdout
+
+
+@pytest.mark.parametrize("name", RUN_COMMANDS)
+def test_flags_read_from_source_are_those_of_the_parser(name: str) -> None:
+    cli = PCamCLI.__new__(PCamCLI)
+    cli.command = RUN_COMMANDS[name]
+    parser = RunParser()
+    cli.add_core_arguments_to_parser(parser)
+    cli.add_arguments_to_parser(parser)
+    # Of what is below an option, such as --model.augment.hue or --trainer.callbacks.help, the option is known.
+    known = {".".join(flag.removesuffix("+").split(".")[:2]) for flag in option_names(parser)}
+    groups, of_the_cli = {"--data", "--model", "--trainer"}, {"--config", "--print_config"}
+    assert known - groups == RUN_COMMANDS[name].flags() - of_the_cli
+
+
+def test_flags_are_checked_by_name() -> None:
+    options = RUN_COMMANDS["fit"].flags()
+    check_flags(
+        ["--model.lr", "-1", "--trainer.callbacks+=A", "--trainer.callbacks.patience=3", "--model.augment.hue=1",
+         "--trainer.max_ep=1", "--print_config", "--data", "--data.columns.label=x", "--ckpt_path=last"], options, "fit"
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"arguments: --model\.lrr=1 --x; --model has .*lr, momentum, .*weights\.$"):
+        check_flags(["--model.lrr=1", "--x"], options, "fit")

@@ -15,11 +15,13 @@ import yaml
 from conftest import CONFIGS, FAST, QUICK
 from jsonargparse import Namespace
 
-from pcam_lightning.cli.commands import functions
+from pcam_lightning.cli.arguments import function_parser, parse
+from pcam_lightning.cli.commands import FUNCTION_COMMANDS
 from pcam_lightning.cli.main import main
-from pcam_lightning.cli.parser import PCamCLI, function_parser, parse
+from pcam_lightning.cli.parser import PCamCLI
 from pcam_lightning.cli.run_commands import RUN_COMMANDS
-from pcam_lightning.training.options import Config, expand_home
+from pcam_lightning.training.options import Config
+from pcam_lightning.utils.system import expand_home
 
 # ablations*.yaml hold rows of deltas, and are tested with ablate.
 RUN_CONFIGS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("ablations"))
@@ -99,7 +101,7 @@ def _parse(args: list[str]) -> Namespace:
     name, rest = args[0], args[1:]
     if name in RUN_COMMANDS:
         return PCamCLI(name, RUN_COMMANDS[name], rest).options
-    found: Namespace = expand_home(parse(function_parser(name, functions()[name]), rest, name))
+    found: Namespace = expand_home(parse(function_parser(name, FUNCTION_COMMANDS[name].declared(name)), rest, name))
     return found
 
 

@@ -50,6 +50,16 @@ def test_crop_keeps_the_pixels_at_the_center(tmp_path: Path, capsys: pytest.Capt
     )
 
 
+@pytest.mark.parametrize(("width", "height"), [(300, 220), (220, 300)])
+def test_images_that_are_no_squares_are_cut_at_their_center(width: int, height: int) -> None:
+    image = draw(300).crop((0, 0, width, height))
+    center = image.crop((width // 2 - 48, height // 2 - 48, width // 2 + 48, height // 2 + 48))
+    assert np.array_equal(Resize("crop", 1.0)(image), center)
+    center = image.crop((width // 2 - 96, height // 2 - 96, width // 2 + 96, height // 2 + 96))
+    found = np.asarray(Resize("scale", 0.486)(image), dtype=float)
+    assert np.abs(found - center.resize((96, 96), Image.Resampling.BOX)).mean() < 1
+
+
 def test_scale_resamples_to_the_scale_of_pcam(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = folders(tmp_path / "data", 256)
     images, data = packed(root, resize="scale", mpp=0.486)
@@ -112,6 +122,8 @@ def test_a_little_may_be_missing() -> None:
     resize = make_resize("scale", 0.5)
     assert isinstance(resize, Resize)
     assert resize(draw(184)).size == (96, 96)  # 92 of 93.3 um
+    with pytest.raises(ValueError, match="94 x 94 pixels, and a patch needs 96 x 96"):
+        Resize("crop", 1.0)(draw(94))  # its border would be black
     with pytest.raises(ValueError, match="shows 90 um"):
         resize(draw(180))
 
@@ -131,7 +143,9 @@ def test_a_run_keeps_how_its_images_were_made(tmp_path: Path, capsys: pytest.Cap
     run = Path("lightning_logs/debug/version_0")
     recorded = read_checkpoint(run / "checkpoints/best.ckpt")["pcam"]["config"]["data"]
     assert (recorded["resize"], recorded["mpp"]) == ("scale", 0.486)
-    capsys.readouterr()
+    resume = ["fit", "-c", str(CONFIGS / "debug.yaml"), "--ckpt_path=last", "--trainer.max_epochs=9"]
+    assert main([*resume, "--data.mpp=0.5"]) == 2
+    assert "--data.mpp 0.5: this run was trained with 0.486" in capsys.readouterr().err
     assert main(["predict", "--ckpt_path", str(run / "checkpoints/best.ckpt")]) == 0
     assert "scale takes the 192 x 192 at the center" in capsys.readouterr().err
     assert len(pd.read_csv(run / "submission.csv")) == 20

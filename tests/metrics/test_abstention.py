@@ -41,6 +41,15 @@ def test_few_patches_promise_nothing_so_that_none_is_called() -> None:
     assert (decide(logit, conformal_thresholds(label, logit, 0.05)) == ABSTAINS).all()
 
 
+def test_the_patch_to_come_is_one_of_those_that_are_counted() -> None:
+    """Of 19 patches one may be wrong at 5 %, since with the patch to come there are 20; of 18 none."""
+    logit = np.linspace(-3, 3, 19)
+    for count, bound in ((19, 3.0), (18, np.inf)):
+        label = np.repeat([0, 1], count)
+        assert conformal_thresholds(label, np.tile(logit[-count:], 2), 0.05)[1] == bound
+        assert conformal_thresholds(label, np.tile(logit[:count], 2), 0.05)[0] == -bound
+
+
 def test_where_hardly_anything_is_wrong_everything_is_called() -> None:
     label, logit = draw(np.random.default_rng(0), 2000, 0.5, noise=0.2)
     thresholds = conformal_thresholds(label, logit, 0.05)

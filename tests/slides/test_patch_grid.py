@@ -15,6 +15,7 @@ from pcam_lightning.slides.patch_grid import PatchGrid, Region
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.regions import SlideRegions, cut_patches
 from pcam_lightning.slides.tissue import is_tissue, tissue_mask
+from pcam_lightning.synthetic.whole_slide import write_whole_slide
 
 
 def whole(grid: PatchGrid) -> Region:
@@ -75,6 +76,39 @@ def test_other_scales_are_resampled_to_the_same_patches(tmp_path: Path, mpp: flo
     half = mpp / 2
     expected = 128 + 60 * np.sin((y[0] * mpp + at[:, None] - half) / 20) + 60 * np.sin((x[0] * mpp + at - half) / 30)
     assert np.abs(patches[0, ..., 0].numpy() - expected).max() < 4
+
+
+def test_a_slide_that_is_twice_as_fine_is_averaged(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    grid = PatchGrid(400, 400, MPP / 2)
+    pixels = grid.read(SlideReader(tmp_path / "noise.png", MPP / 2), Region(1, 1, 1, 1)).astype(float)
+    left, top = (int(value[0]) for value in grid.corners(np.array([1]), np.array([1])))
+    expected = noise[top : top + 192, left : left + 192].reshape(96, 2, 96, 2, 3).mean(axis=(1, 3))
+    assert np.abs(pixels - expected).max() <= 1
+
+
+def test_patches_that_begin_within_a_pixel_of_a_level_lie_where_they_should(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:320, :320]
+    waves = 128 + 50 * np.sin(rows / 3) + 50 * np.sin(columns / 2)
+    pixels = np.repeat(waves[..., None], 3, axis=2).astype(np.uint8)
+    write_whole_slide(tmp_path / "waves.tif", pixels, np.zeros((320, 320), dtype=bool), quality=98)
+    reader = SlideReader(tmp_path / "waves.tif")
+    grid = PatchGrid(reader.width, reader.height, 0.27)
+    assert reader.level_for(grid.mpp) == 1
+    found = grid.read(reader, Region(2, 2, 1, 1)).astype(float)
+    finest = Image.fromarray(reader.read(grid.square, grid.square, grid.patch, grid.patch))
+    expected = np.asarray(finest.resize((96, 96), Image.Resampling.BILINEAR), dtype=float)
+    assert np.abs(found - expected).mean() < 1.5
+
+
+def test_strips_of_any_height_make_the_same_picture(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def picture() -> np.ndarray:
+        return np.asarray(SlideReader(plain, 0.5).read_scaled((0, 0, 320, 320), (90, 90)), dtype=float)
+
+    whole = picture()
+    monkeypatch.setattr("pcam_lightning.slides.reader._MOST_PIXELS", 320 * 20)
+    assert np.abs(picture() - whole).max() <= 1
 
 
 def test_strides_and_regions_give_the_same_patches(slide: Path) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CONFIGS, FAST
+from PIL import Image
 
 from pcam_lightning import PCamClassifier, PCamDataModule
 from pcam_lightning.cli.main import main
@@ -37,14 +38,32 @@ def test_statistics_are_those_of_the_patches(share: float, drawn: Path) -> None:
     )  # fmt: skip
     predicted: Any = trainer.predict(model, data)
     image = model.preprocess(torch.from_numpy(np.asarray(data.test_store.images)))
-    first = model.net.get_submodule("conv1")(image).mean(dim=(0, 2, 3))
-    assert torch.allclose(norms(model)[0].running_mean, share * first + (1 - share) * before, atol=1e-5)
+    first = model.net.get_submodule("conv1")(image).transpose(0, 1).flatten(1)
+    mean, var = (value.detach() for value in (first.mean(dim=1), first.var(dim=1)))
+    assert torch.allclose(norms(model)[0].running_mean, share * mean + (1 - share) * before, atol=1e-5)
+    assert torch.allclose(norms(model)[0].running_var, share * var + (1 - share), atol=1e-5)
     with torch.no_grad():  # what was predicted is what the network gives with them
         logit = model.eval().predict_logits(torch.from_numpy(np.asarray(data.test_store.images)))
     ids = data.ids[predicted[0]["row"]]
     assert ids.tolist() == list(data.test_table["id"])
     rows = data.test_store.rows(data.test_table["id"])
     assert torch.allclose(predicted[0]["logit"], logit[rows], atol=1e-4)
+
+
+def test_of_many_patches_some_of_the_whole_part_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pcam_lightning.training.adapt_batchnorm.PATCHES", 20)
+    for index in range(40):
+        Image.new("RGB", (96, 96), (index // 20 * 255,) * 3).save(tmp_path / f"{index:02}.png")  # the latter are white
+    model = PCamClassifier("resnet18", "none", crop=32)
+    trainer = L.Trainer(
+        accelerator="cpu", callbacks=[AdaptBatchNorm()], logger=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.predict(model, PCamDataModule(tmp_path))
+    white = model.net.get_submodule("conv1")(torch.ones(1, 3, 32, 32)).mean(dim=(0, 2, 3))
+    share = norms(model)[0].running_mean / white
+    assert torch.allclose(share, share[0], atol=1e-3)
+    assert 0.25 < share[0] < 0.75
 
 
 def test_predictions_change_and_the_run_does_not(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

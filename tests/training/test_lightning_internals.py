@@ -22,7 +22,6 @@ def test_an_option_of_a_parser_has_a_type_that_can_be_set() -> None:
     parser.add_argument("--value", type=float | int | None)
     assert type(parser.parse_args(["--value=1"]).value) is int
     assert type(parser.parse_args(["--value=1.0"]).value) is float
-    assert {"--value", "--help"} <= internals.option_names(parser)
 
 
 def test_a_fit_loop_asks_whether_training_goes_by_iterations() -> None:

@@ -101,7 +101,13 @@ def test_features_are_extracted_once(drawn: Path, capsys: pytest.CaptureFixture[
     assert _probe(drawn, weights, "--data.split_seed=3", "--model.lr=0.5") == 0
     assert f"features: {file.absolute()}." in capsys.readouterr().err
     assert (cached(), file.stat().st_mtime_ns) == ({file}, stamp)
-    other = ["--model.crop=64"], ["--model.normalize=half"], ["--model.tta=d4"], ["--seed_everything=1"]
+    other = (
+        ["--model.crop=64"],
+        ["--model.size=64"],
+        ["--model.normalize=half"],
+        ["--model.tta=d4"],
+        ["--seed_everything=1"],
+    )
     for number, more in enumerate(other):
         given = more if more == other[-1] else [*more, weights]
         assert _probe(drawn, *given) == 0

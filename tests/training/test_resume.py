@@ -299,6 +299,14 @@ def test_a_new_run_from_a_checkpoint_has_its_steps_per_epoch(
     assert [path.name for path in run_copy.parent.iterdir()] == ["version_0"]
 
 
+def test_a_run_records_the_steps_that_its_epochs_have(drawn: Path) -> None:
+    """Of four batches, of which no more can be asked for, the last one alone makes a step too."""
+    more = ("--trainer.max_epochs=1", "--trainer.accumulate_grad_batches=3", "--trainer.limit_train_batches=100")
+    assert main(_fit(drawn, *more)) == 0
+    checkpoint = torch.load(RUNS / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["pcam"]["steps_per_epoch"] == checkpoint["global_step"] == 2
+
+
 def test_config_checkpoint_and_output_agree_on_what_changed(
     run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

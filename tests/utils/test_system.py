@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from pcam_lightning.utils.system import silence_third_party, supported_precision
+from pcam_lightning.utils.system import quiet_lightning, supported_precision
 
 
 @pytest.mark.parametrize(
@@ -82,13 +83,19 @@ def test_freed_memory_is_taken_again_without_the_system() -> None:
     assert int(faults) < 1000 if kept == "True" else int(faults) > 0  # 40 MB are 9,766 pages, five times
 
 
-def test_hints_of_lightning_are_hidden_and_its_facts_are_not(caplog: pytest.LogCaptureFixture) -> None:
-    silence_third_party()
+def test_lightning_is_quiet_while_the_package_works_and_afterwards_as_before(caplog: pytest.LogCaptureFixture) -> None:
+    known = ["💡 Tip: a product", "A CUDA device that has Tensor Cores. To", "GPU available: True, used: True",
+             "TPU available: False", "Using bfloat16 Automatic Mixed Precision (AMP)"]  # fmt: skip
+    others = ["Metric val/auroc improved by 0.1", "Detected KeyboardInterrupt"]
+    before = list(warnings.filters)
     with caplog.at_level("INFO"):
-        for message in (
-            "💡 Tip: a product",
-            "A CUDA device that has Tensor Cores. To",
-            "GPU available: True",
-        ):
+        with quiet_lightning():
+            with quiet_lightning():  # as where `crossval` calls `fit`
+                pass
+            for message in (*known, *others):
+                rank_zero_info(message)
+        assert caplog.messages == others
+        assert warnings.filters == before
+        for message in known:
             rank_zero_info(message)
-    assert caplog.messages == ["GPU available: True"]
+    assert caplog.messages == [*others, *known]
