@@ -732,8 +732,8 @@ MUTATIONS = [
     Mutation(
         "distances of another step are not used",
         "training/feature_distance.py",
-        'if distance.step != read_checkpoint(Path(ckpt_path).expanduser())["global_step"]:',
-        "if False:",
+        '(self.step, self.pixels) == (checkpoint["global_step"], ',
+        '(checkpoint["global_step"], self.pixels) == (checkpoint["global_step"], ',
         ("training/test_feature_distance.py::test_distances_are_of_the_checkpoint_and_do_not_depend_on_the_batch",),
     ),
     Mutation(
@@ -745,8 +745,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a resumed run keeps its extra patches",
-        "training/fit.py",
-        "if recorded != (data.extra_store and data.extra_store.fingerprint):",
+        "training/resume.py",
+        'if before.get("extra_train") != now.get("extra_train"):',
         "if False:",
         ("data/test_extra_train.py::test_a_run_records_them_and_resumes_with_the_same",),
     ),
