@@ -149,7 +149,8 @@ class Seconds(L.Callback):
 def by_regions(path: Path, grid: PatchGrid, squares: np.ndarray, network: torch.nn.Module, work: Path) -> float:
     """Predict as `heatmap` does; return seconds."""
     clock, logit = Seconds(), np.full(squares.shape, np.nan, dtype=np.float32)
-    keeper = LogitFile(work / "logits.npz", "", Logits(logit, logit), int(squares.sum()))
+    nothing = Logits(logit, logit, np.zeros(squares.shape, dtype=bool))
+    keeper = LogitFile(work / "logits.npz", "", nothing, int(squares.sum()))
     data = SlideDataModule(SlideRegions(path, grid, list(grid.regions(squares)), squares), num_workers=2)
     build_trainer(clock, keeper).predict(SlidePredictor(network, grid.stride, 256), data, return_predictions=False)  # type: ignore[arg-type]
     return clock.seconds

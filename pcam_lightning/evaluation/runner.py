@@ -63,7 +63,7 @@ def fingerprint(data: PCamDataModule) -> dict[str, str]:
     """Return what the data must have in common with those of an earlier call, for it to be resumed."""
     slides = data.table[[name for name in ("id", "slide") if name in data.table]]
     record = data_record(data)
-    more = {name: record[name] for name in ("extra_train", "extra_labels") if name in record}
+    more: dict[str, str] = {name: record[name] for name in ("extra_train", "extra_labels") if name in record}
     if "sample_weight" in data.table:
         more["weights"] = record["labels"]
     return {

@@ -109,7 +109,6 @@ class PCamClassifier(PatchNetwork):
         check_options(self.hparams)
         self.weights = os.fspath(weights)
         self.init_weights = "none"  # what was loaded in truth; travels with the checkpoint
-        self.trained = TrainingPatches()  # what trained its weights so far
         self.positive_fraction: float | None = None  # of the patches that it was last trained on
         self._load_pretrained_weights = True  # whether the weights it starts from are still to be loaded
         self.preprocess = Preprocess(stain, crop, size, normalize)
