@@ -16,6 +16,12 @@ with minimum and maximum, and the median of the rounds' ratios:
   of the epoch that the training loop waited for data, and the peak memory of all its processes, page cache aside.
 - first step: seconds from the command's start to the end of its first step; the project with and without a pack.
 
+    python benchmarks/speed.py ROOT --older CHECKOUT
+
+measures what starts worker processes and threads instead, this checkout and an older one taking turns: seconds until a
+map over two processes has its first results, patches/s of packing, of 400 synthetic patches and of loading with
+two workers (imports aside), and the first step of `fit` without a pack.
+
 The share of the matmul rate counts 1.955 GFLOP a patch to train and 0.666 to predict (ResNet-18 at 96 pixels; a
 multiplication and an addition are two). Writes speed.json into the current folder. With nothing else on the machine.
 """
@@ -52,6 +58,43 @@ import pcam_lightning.training.trainer
 from pcam_lightning.cli.main import main
 pcam_lightning.training.trainer.keep_freed_memory = lambda: False
 sys.exit(main())
+"""
+
+# What each checkout measures of itself, with torch's threads started, as in `fit`: name and value, a JSON object.
+_WORKERS = """
+import json, sys, tempfile, time
+from pathlib import Path
+import torch
+from pcam_lightning.data.datamodule import PCamDataModule
+from pcam_lightning.data.packed_store import open_store
+from pcam_lightning.data.sources import open_source, read_train
+from pcam_lightning.synthetic.kaggle_folder import synthesize
+from pcam_lightning.utils.parallel import process_map
+
+def seconds(call):
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+def start():
+    with process_map(2) as map_on_cores:
+        list(map_on_cores(abs, range(2)))
+
+def load():
+    for _ in range(5):
+        for _ in loader: pass
+
+torch.ones(2000, 2000) @ torch.ones(2000, 2000)
+root, scratch = Path(sys.argv[1]), Path(tempfile.mkdtemp(dir=sys.argv[2]))
+table = read_train(root)
+found = {"start of two processes, s": seconds(start)}
+found["packing, patches/s"] = len(table) / seconds(lambda: open_store(table, open_source(root), "train", scratch))
+found["synthesis, patches/s"] = 400 / seconds(lambda: synthesize(scratch / "synthetic", train=400, test=0))
+data = PCamDataModule(root, batch_size=128, num_workers=2, cache_dir=scratch)
+data.setup("fit")
+loader = data.train_dataloader()
+found["loading with two workers, patches/s"] = 5 * len(loader) * 128 / seconds(load)
+print(json.dumps(found))
 """
 
 Row = defaultdict[str, dict[str, float]]  # of one round: what was measured, and the value of each side
@@ -156,21 +199,23 @@ class Bench:
         begun = time.time()
         return float(measure.watch(command).output.splitlines()[-1]) - begun
 
-    def project(self, stage: str, *flags: str, gives_back: bool = False) -> tuple[dict[str, Any], float]:
+    def project(
+        self, stage: str, *flags: str, gives_back: bool = False, checkout: Path = HERE.parent
+    ) -> tuple[dict[str, Any], float]:
         """Run a stage of the project with a timer on its steps; return what that tells, and when the command began."""
         file = self.scratch / "steps.json"
         timer = ("--trainer.callbacks", "timers.StepTimer", "--trainer.callbacks.file", str(file))
         begun = time.time()
         command = [sys.executable, *(("-c", _GIVES_BACK) if gives_back else ("-m", "pcam_lightning"))]
         command += [stage, *flags, *timer]
-        measure.watch(command, env={"PYTHONPATH": f"{HERE}:{HERE.parent}"})
+        measure.watch(command, env={"PYTHONPATH": f"{HERE}:{checkout}"})
         message: dict[str, Any] = json.loads(file.read_text())
         return message, begun
 
-    def fit(self, *flags: str, gives_back: bool = False) -> tuple[dict[str, Any], float]:
+    def fit(self, *flags: str, gives_back: bool = False, checkout: Path = HERE.parent) -> tuple[dict[str, Any], float]:
         """Run a few steps of fit, without validation."""
         fixed = (*self.recipe, "--trainer.limit_val_batches", "0")
-        return self.project("fit", *fixed, *flags, gives_back=gives_back)
+        return self.project("fit", *fixed, *flags, gives_back=gives_back, checkout=checkout)
 
     def last_run(self) -> Path:
         """Return the newest run."""
@@ -187,6 +232,21 @@ class Bench:
         full = message["seconds"][:-1]  # the last batch is smaller
         row["predicting, patches/s"][side] = median_rate(full, self.args.batch_size)
         shutil.rmtree(self.last_run())
+
+    def workers(self, older: Path) -> Row:
+        """Measure what starts workers once, in an older checkout and in this one."""
+        row: Row = defaultdict(dict)
+        for side, checkout in (("baseline", older), ("project", HERE.parent)):
+            command = [sys.executable, "-c", _WORKERS, str(self.args.root), str(self.scratch)]
+            output = measure.watch(command, env={"PYTHONPATH": str(checkout)}).output
+            for what, value in json.loads(output.splitlines()[-1]).items():
+                row[what][side] = value
+            cold = self.scratch / "cold"
+            more = ("--trainer.max_steps", "1", "--data.cache_dir", str(cold))
+            message, begun = self.fit(*more, checkout=checkout)
+            row["first step without a pack, s"][side] = message["first"] - begun
+            shutil.rmtree(cold)
+        return row
 
     def epochs(self, row: Row) -> None:
         """Measure a whole epoch of both."""
@@ -259,6 +319,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="measure --model.compile true too")
+    parser.add_argument("--older", type=Path, help="another checkout, to measure what starts workers")
     parser.add_argument("--probe", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.probe:
@@ -266,16 +327,17 @@ def main() -> None:
         print(json.dumps(message))
         return
     args.root = args.root.absolute()
-    if sum(1 for _ in (args.root / "test").iterdir()) < (WARM + 2) * args.batch_size:
+    if args.older is None and sum(1 for _ in (args.root / "test").iterdir()) < (WARM + 2) * args.batch_size:
         raise SystemExit(
             f"{args.root / 'test'}: {WARM + 2} batches at least are needed; choose a smaller --batch_size."
         )
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(args, Path(scratch))
-        measure.watch([sys.executable, "-m", "pcam_lightning", "pack", "--data.root", str(args.root)])
+        if args.older is None:
+            measure.watch([sys.executable, "-m", "pcam_lightning", "pack", "--data.root", str(args.root)])
         for number in range(args.rounds):
-            rows.append(bench.round())
+            rows.append(bench.round() if args.older is None else bench.workers(args.older.absolute()))
             print(f"round {number + 1} of {args.rounds}:\n{tell(rows[-1:])}", flush=True)
     measure.save(Path("speed.json"), {"machine": measure.machine(), "batch_size": args.batch_size, "rounds": rows})
     print(f"{measure.machine()}, batch {args.batch_size}, n={args.rounds}")

@@ -22,8 +22,8 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 from pcam_lightning.cli.main import main
 from pcam_lightning.cli.run_commands import RUN_COMMANDS
 from pcam_lightning.data import sources
+from pcam_lightning.data.chunks import BadFiles
 from pcam_lightning.data.datamodule import PCamDataModule
-from pcam_lightning.data.image_files import BadFiles
 from pcam_lightning.evaluation.evaluate import evaluate
 from pcam_lightning.evaluation.report_metrics import REPORT_METRICS, ReportMetric
 from pcam_lightning.metrics.calibration import brier_score

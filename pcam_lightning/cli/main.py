@@ -26,7 +26,8 @@ from pcam_lightning.cli.commands import FUNCTION_COMMANDS
 from pcam_lightning.cli.run_commands import RUN_COMMANDS
 from pcam_lightning.utils.errors import UserError, logger
 from pcam_lightning.utils.extensions import import_modules
-from pcam_lightning.utils.system import catch_signals, expand_home
+from pcam_lightning.utils.signals import catch_signals, stop_if_asked
+from pcam_lightning.utils.system import expand_home
 
 
 def main(args: list[str] | None = None) -> int:
@@ -42,6 +43,7 @@ def main(args: list[str] | None = None) -> int:
     with catch_signals() as received, _flags_in_messages():
         try:
             _run(args)
+            stop_if_asked()  # a signal that came after the last safe point
         except _errors_of_users() as error:
             print(f"error: {' '.join(options_as_flags(str(error)).split())}", file=sys.stderr)
             return 2

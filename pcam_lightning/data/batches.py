@@ -126,7 +126,7 @@ class BatchSampler(Sampler[np.ndarray]):
         rank: of this process.
         world_size: number of processes. With a shuffle, all get the same number of whole batches, for which a few
             patches stand twice; without, each patch is seen by exactly one, and the last batch may be smaller.
-        epoch: the first one that is drawn. Loader workers prefetch its batches before `set_epoch` is called.
+        epoch: the first one that is drawn. Loader threads read its batches before `set_epoch` is called.
     """
 
     def __init__(

@@ -8,9 +8,9 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader
 
-from pcam_lightning.data.batches import Batch, BatchSampler, JoinedPatches, Patches
+from pcam_lightning.data.batches import BatchSampler, JoinedPatches, Patches
+from pcam_lightning.data.loader import ThreadedLoader
 from pcam_lightning.data.packed_store import PackedStore, open_store
 from pcam_lightning.data.parts import (
     ExtraPart,
@@ -68,8 +68,8 @@ class PCamDataModule(L.LightningDataModule):
         mpp: um per pixel of the images that are resized, such as 0.5 of a scan at 20x.
         verify: hash all packed pixels and image files, pack again where they differ, and stop where pixels are not what
             the ids say (Kaggle's ids are the SHA-1 of the pixels).
-        num_workers: processes that gather batches. With 0 the training process does, one copy from memory a batch; 2
-            or more hide a slow disk.
+        num_workers: threads that gather batches. With 0 the training loop does, one copy from memory a batch; 2 or more
+            hide a slow disk.
     """
 
     def __init__(
@@ -290,14 +290,15 @@ class PCamDataModule(L.LightningDataModule):
         chosen = np.random.default_rng(self.split_seed).permutation(len(train))[:count]
         return train[np.sort(chosen)]["image"]
 
-    def _loader(self, patches: Patches | JoinedPatches, *, shuffle: bool = False) -> DataLoader[Batch]:
+    def _loader(self, patches: Patches | JoinedPatches, *, shuffle: bool = False) -> ThreadedLoader:
         trainer = self.trainer
         if trainer and len(patches) < trainer.world_size:
             raise UserError(
                 f"{self.root}: {len(patches)} patches for {trainer.world_size} processes; use fewer `trainer.devices`."
             )
-        return DataLoader(
+        return ThreadedLoader(
             patches,
+            self.num_workers,
             sampler=BatchSampler(
                 len(patches),
                 self.batch_size,
@@ -306,32 +307,29 @@ class PCamDataModule(L.LightningDataModule):
                 trainer.world_size if trainer else 1,
                 max(self.start_epoch, trainer.current_epoch) if trainer and shuffle else 0,
             ),
-            batch_size=None,  # an item is a batch already
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
             pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
         )
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> ThreadedLoader:
         """Return shuffled batches of the training part; the order follows from the seed and the epoch."""
         return self._loader(self.labeled_part("its data loader").train, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+    def val_dataloader(self) -> ThreadedLoader | list[ThreadedLoader]:
         """Return the validation part in the table's order; an empty list where nothing is held out."""
         val = self.labeled_part("its data loader").val
         return self._loader(val) if len(val) else []
 
-    def labeled_dataloader(self, rows: np.ndarray | None = None) -> DataLoader[Batch]:
+    def labeled_dataloader(self, rows: np.ndarray | None = None) -> ThreadedLoader:
         """Return labeled patches without their labels, by their rows of `train_store`; by default all."""
         part = self.labeled_part("its data loader")
         rows = np.arange(len(part.store.ids)) if rows is None else rows
         return self._loader(Patches(part.store, rows, None, part.val.first_row))
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> ThreadedLoader:
         """Return the patches of test/ with their answers, in the order of the submission."""
         return self._loader(self.test_part("its data loader", "test").patches)
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
+    def predict_dataloader(self) -> ThreadedLoader:
         """Return the patches of test/, in the order of the submission."""
         return self._loader(self.test_part("its data loader").patches)
 

@@ -45,7 +45,7 @@ def open_images(path: Path, count: int, scratch: Path) -> Iterator[Path]:
                 )
             if len(data) != count:
                 raise UserError(f"{path}: {len(data):,} patches, and there are {count:,} labels; {HOW_TO_GET}.")
-        yield plain  # closed: processes that read it are forked from here
+        yield plain
 
 
 def read_images(path: str, start: int, stop: int) -> bytes:

@@ -4,44 +4,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
+from pcam_lightning.data.chunks import CHUNK, FileChunk
 from pcam_lightning.data.csv_tables import HOW_TO_GET
-from pcam_lightning.data.image_io import BYTES, read_patch
 from pcam_lightning.data.resize import Resize
 from pcam_lightning.utils.errors import UserError
 
 SUFFIXES = (".tif", ".tiff", ".png")  # the earlier one wins where an id has several
 JPEGS = (".jpg", ".jpeg")  # read with `data.resize` alone
-CHUNK = 128  # patches that one task decodes and writes: 3.5 MB
-BadFiles = dict[int, tuple[str, str]]  # number within a chunk: name, reason
-
-
-class FileChunk(NamedTuple):
-    """Some patches, each of a file of its own."""
-
-    root: str
-    paths: list[str]
-    resize: Resize | None = None
-
-    @property
-    def size(self) -> int:
-        """Number of patches."""
-        return len(self.paths)
-
-    def read(self) -> tuple[bytearray, BadFiles]:
-        """Return the RGB bytes of all patches, black for a bad file; and the bad ones."""
-        bad: BadFiles = {}
-        pixels = bytearray()
-        for number, path in enumerate(self.paths):
-            try:
-                pixels += read_patch(os.path.join(self.root, path), self.resize)
-            except Exception as error:  # whatever a decoder raises over foreign bytes is about that file
-                bad[number] = path, str(error) or type(error).__name__
-                pixels += bytes(BYTES)
-        return pixels, bad
 
 
 class ImageFolder:

@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from pcam_lightning.data.chunks import PER_PROCESS, cut_tasks, hash_chunk
 from pcam_lightning.data.fingerprint import fingerprint_files
-from pcam_lightning.data.image_io import BYTES, SHAPE, hash_patches
-from pcam_lightning.data.packing import Task, check_ids, cut_tasks, is_resized, pack, remove_pack
+from pcam_lightning.data.image_io import BYTES, SHAPE
+from pcam_lightning.data.packing import check_ids, is_resized, pack, remove_pack
 from pcam_lightning.data.sources import PatchSource
 from pcam_lightning.utils.atomic_io import cache_folder
 from pcam_lightning.utils.errors import UserError, rank_zero_info
@@ -224,8 +225,8 @@ def _verify(store: PackedStore, table: pd.DataFrame, source: PatchSource, part: 
         scratch = Path(stack.enter_context(TemporaryDirectory(dir=_scratch(store.path))))
         tasks = cut_tasks(store.path, offset, stack.enter_context(source.open(table, scratch)))
         stack.enter_context(bar)
-        map_on_cores = stack.enter_context(process_map(len(tasks)))
-        for of_pack, of_files in map_on_cores(_hash_chunk, tasks):
+        map_on_cores = stack.enter_context(process_map(len(table) // PER_PROCESS))
+        for of_pack, of_files in map_on_cores(hash_chunk, tasks):
             recorded = store.pixel_sha1[row : row + len(of_pack)]
             row += len(of_pack)
             packed += int((recorded != of_pack).sum())
@@ -238,12 +239,3 @@ def _verify(store: PackedStore, table: pd.DataFrame, source: PatchSource, part: 
 def _scratch(path: Path) -> Path | None:
     """Return a folder for temporary files: beside the packed images, or the system's where that is read-only."""
     return path.parent.parent if os.access(path.parent.parent, os.W_OK) else None
-
-
-def _hash_chunk(task: Task) -> tuple[list[str], list[str]]:
-    """Return the hashes of a task's patches as they are packed, and as they are in its files, empty of a bad one."""
-    pixels, refused = task.chunk.read()
-    of_files = ["" if number in refused else sha1 for number, sha1 in enumerate(hash_patches(pixels))]
-    with open(task.target, "rb") as file:
-        file.seek(task.offset)
-        return hash_patches(file.read(len(pixels))), of_files

@@ -4,20 +4,17 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, suppress
-from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from pcam_lightning.data.chunks import PER_PROCESS, cut_tasks, pack_chunk
 from pcam_lightning.data.csv_tables import looks_like_sha1, without_suffix
-from pcam_lightning.data.image_io import BYTES, SHAPE, hash_patches
-from pcam_lightning.data.sources import Chunk, PatchSource
+from pcam_lightning.data.image_io import BYTES, SHAPE
+from pcam_lightning.data.sources import PatchSource
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.parallel import process_map
@@ -50,10 +47,6 @@ def pack(table: pd.DataFrame, source: PatchSource, folder: Path, part: str) -> N
     except OSError as error:
         raise UserError(
             f"{folder.parent}: packing failed ({error.strerror}); name another folder with `data.cache_dir`."
-        ) from None
-    except BrokenExecutor:
-        raise UserError(
-            f"{source.root}: a process that packs was killed, perhaps by the system for lack of memory; run it again."
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -113,8 +106,8 @@ def _write_images(target: Path, table: pd.DataFrame, source: PatchSource, part: 
     with ExitStack() as stack:
         tasks = cut_tasks(target, offset, stack.enter_context(source.open(table, target.parent)))
         stack.enter_context(bar)
-        map_on_cores = stack.enter_context(process_map(len(tasks)))
-        for hashes, complaints in map_on_cores(_pack_chunk, tasks):
+        map_on_cores = stack.enter_context(process_map(len(table) // PER_PROCESS))
+        for hashes, complaints in map_on_cores(pack_chunk, tasks):
             pixel_sha1 += hashes
             refused += complaints
             bar.update(len(hashes))
@@ -140,31 +133,6 @@ def _describe(refused: list[tuple[str, str]], tried: int, count: int, source: Pa
         f"{source.root}: {len(refused):,} of {tried:,} image files cannot be used: {named}{more}.{stopped} Download or "
         f"unzip them again{hint or ','} or remove them from the data."
     )
-
-
-class Task(NamedTuple):
-    """A chunk of patches, and where it belongs in the array's file."""
-
-    target: str
-    offset: int
-    chunk: Chunk
-
-
-def cut_tasks(target: Path, offset: int, chunks: Sequence[Chunk]) -> list[Task]:
-    """Return a task for each chunk; the first patch lies at an offset of the array's file."""
-    starts = accumulate((chunk.size * BYTES for chunk in chunks), initial=offset)
-    return [Task(os.fspath(target), start, chunk) for start, chunk in zip(starts, chunks, strict=False)]
-
-
-def _pack_chunk(task: Task) -> tuple[list[str], list[tuple[str, str]]]:
-    """Write a task's patches; return the hash of each, and name and reason of each bad file."""
-    buffer, refused = task.chunk.read()
-    view = memoryview(buffer)
-    with open(task.target, "rb+", buffering=0) as file:
-        file.seek(task.offset)
-        while view:  # a raw write may stop short
-            view = view[file.write(view) :]
-    return hash_patches(buffer), list(refused.values())
 
 
 def check_ids(index: pd.DataFrame, root: Path, part: str, *, error: bool) -> None:

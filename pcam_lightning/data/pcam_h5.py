@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from pcam_lightning.data.chunks import CHUNK, BadFiles
 from pcam_lightning.data.h5_files import HOW_TO_GET, PREFIX, find_h5, open_array, open_images, read_images
-from pcam_lightning.data.image_files import CHUNK, BadFiles
 from pcam_lightning.data.image_io import BYTES
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from pcam_lightning.data.chunks import PER_PROCESS
 from pcam_lightning.data.csv_tables import read_csv, read_labels
 from pcam_lightning.data.h5_files import open_images, read_images
 from pcam_lightning.data.image_io import hash_patches
@@ -113,7 +114,7 @@ def _hashed(pcam: Path, rows: pd.DataFrame, scratch: Path) -> pd.DataFrame:
     with ExitStack() as stack:
         file = stack.enter_context(open_images(pcam / rows["path"].iloc[0], len(rows), scratch))
         starts = range(0, len(rows), _CHUNK)
-        map_on_cores = stack.enter_context(process_map(len(starts)))
+        map_on_cores = stack.enter_context(process_map(len(rows) // PER_PROCESS))
         done = map_on_cores(partial(_hash_chunk, str(file), len(rows)), starts)
         bar = tqdm(done, desc=f"hashing {part}", total=len(starts), unit=f" x {_CHUNK} patches")
         try:

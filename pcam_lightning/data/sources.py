@@ -9,9 +9,10 @@ from typing import Protocol
 
 import pandas as pd
 
+from pcam_lightning.data.chunks import Chunk
 from pcam_lightning.data.class_folders import ClassFolders, class_folders
 from pcam_lightning.data.csv_tables import HOW_TO_GET
-from pcam_lightning.data.image_files import JPEGS, SUFFIXES, BadFiles, ImageFolder
+from pcam_lightning.data.image_files import JPEGS, SUFFIXES, ImageFolder
 from pcam_lightning.data.kaggle import KaggleFolder
 from pcam_lightning.data.patch_folder import PatchFolder
 from pcam_lightning.data.pcam_h5 import PCamH5
@@ -24,17 +25,6 @@ from pcam_lightning.utils.errors import UserError
 _PART = r"(?i){}(ing)?([ _-]?(images?|imgs?|patches|data|set))?"
 _DEPTH = 4  # levels below a folder that are searched for a data folder
 _MOST_FOLDERS = 10_000  # that are searched: somebody may name a home folder
-
-
-class Chunk(Protocol):
-    """Some patches that one process reads; it can be pickled."""
-
-    @property
-    def size(self) -> int:
-        """Number of patches."""
-
-    def read(self) -> tuple[bytearray, BadFiles]:
-        """Return the RGB bytes of all patches, 27,648 each, black for a bad file; and the bad ones."""
 
 
 class PatchSource(Protocol):

@@ -9,6 +9,7 @@ import uvicorn
 from pcam_lightning.serve.app import build_app
 from pcam_lightning.serve.security import is_loopback
 from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info, rank_zero_warn
+from pcam_lightning.utils.signals import stop_if_asked
 
 CONNECTIONS = 200  # at once; a browser opens six
 _GRACE = 3  # seconds for requests in progress after Ctrl-C
@@ -53,6 +54,7 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8000, max_mb: int =
         name, number = listener.getsockname()[:2]
         rank_zero_info(f"http://{f'[{name}]' if ':' in name else name}:{number}: open it in a browser; Ctrl-C ends it.")
         uvicorn.Server(config).run(sockets=[listener])
+        stop_if_asked()  # uvicorn sends the signal that ended it once more
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -28,7 +28,7 @@ class SlideOptions:
         prior: share of the tissue that is expected to be tumor, for which probabilities are corrected.
         calibration: calibration.json of `evaluate_slides`, by which probabilities are corrected instead.
         batch_size: patches that go through the network at once.
-        num_workers: processes that read the slide, for each device.
+        num_workers: threads that read the slide ahead, for each device.
         accelerator: of Lightning's Trainer.
         devices: of Lightning's Trainer.
         num_nodes: of Lightning's Trainer; all nodes need the same output folder.

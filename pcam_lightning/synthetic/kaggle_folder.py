@@ -187,7 +187,7 @@ def _draw_whole_slides(folder: Path, dest: Path, count: int, draw: Callable[[int
     rows = []
     with process_map(min(count, 4)) as map_on_cores:  # one of 4 mm takes 3 GB
         drawn = map_on_cores(draw, range(count))
-        # Written by this process: libvips does not work in one that was forked after it was used.
+        # Written by this process: libvips compresses on all cores itself.
         for name, image, metastases in tqdm(drawn, desc=f"drawing {dest}", total=count, unit="slide"):
             write_whole_slide(folder / f"{name}.tif", image, metastases)
             rows.append((name, int(metastases.any())))

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pcam_lightning import __version__
 from pcam_lightning.data.datamodule import PCamDataModule
@@ -84,7 +85,8 @@ class BestAndLastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Report how a stopped run is resumed."""
-        if self.run and isinstance(exception, KeyboardInterrupt | OSError) and self.run.last.is_file():
+        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException | OSError)
+        if self.run and stopped and self.run.last.is_file():
             saved = "the last whole epoch" if trainer.current_epoch else "the start"
             call = self.resume_with or f'trainer.fit(model, data, ckpt_path="{self.run.last.absolute()}")'
             rank_zero_info(f"\nstopped; {self.run.last} is of {saved}. Resume with: {call}")

@@ -1,11 +1,9 @@
-"""The machine and the terminal: precision, memory, signals, the home folder, third-party messages."""
+"""The machine and the terminal: precision, memory, the home folder, third-party messages."""
 
 import ctypes
 import logging
 import os
 import re
-import signal
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,26 +90,6 @@ def keep_freed_memory() -> bool:
     return all((mallopt(mmap_max, 0), mallopt(trim_threshold, -1), mallopt(top_pad, 256 << 20)))
 
 
-@contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Turn SIGINT and SIGTERM into KeyboardInterrupt, and note which one came."""
-    received: list[int] = []
-
-    def interrupt(number: int, frame: Any) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # Python lets the main thread alone set handlers
-        return
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def expand_home(value: Any) -> Any:
     """Return options with `~` at the start of a path replaced by the home folder, in lists and mappings too.
 
@@ -139,8 +117,12 @@ _INTENDED = (  # settings that Lightning warns of
 _KNOWN = re.compile(  # what this project reports itself, or what Lightning advertises
     "💡|.*has Tensor Cores|[GTH]PU available|LOCAL_RANK|Using .* Automatic Mixed Precision|Loaded model weights"
     r"|Restor(ing|ed all) states|Loading `train_dataloader` to estimate|`Trainer\.fit` stopped"
+    r"|.*Received SIGTERM|.*Detected KeyboardInterrupt"
 )
-_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
+_LOGGERS = tuple(
+    f"lightning.pytorch.{name}"
+    for name in ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.signal_connector")
+)
 
 
 @contextmanager

@@ -186,7 +186,7 @@ def test_an_error_of_the_server_is_told_in_one_sentence(tmp_path: Path, capsys: 
 PROCESS = """
 import os, sys
 from pcam_lightning.serve.serve import serve
-from pcam_lightning.utils.system import catch_signals
+from pcam_lightning.utils.signals import catch_signals
 written = []
 def note(event, args):
     if event == "open" and not isinstance(args[0], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):

@@ -1,6 +1,5 @@
 """A resumed run: the same batches in the same order, the recipe and the steps that it began with, or an error."""
 
-import multiprocessing
 import re
 import shlex
 import shutil
@@ -72,19 +71,14 @@ def whole(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / RUNS / "version_0"
 
 
-@pytest.mark.parametrize(("workers", "method"), [(0, "fork"), (1, "fork"), (2, "fork"), (2, "spawn")])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_resumed_with_workers_is_the_run_never_stopped(
-    workers: int, method: str, whole: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
+    workers: int, whole: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = multiprocessing.get_start_method()
-    multiprocessing.set_start_method(method, force=True)
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr(TRAINER, stopping(Stop(1), [0]))
-            assert main(_fit(drawn, "--trainer.max_epochs=2", f"--data.num_workers={workers}")) == 130
-        assert main(["fit", "-c", BASE, "--ckpt_path=last"]) == 0
-    finally:
-        multiprocessing.set_start_method(before, force=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(TRAINER, stopping(Stop(1), [0]))
+        assert main(_fit(drawn, "--trainer.max_epochs=2", f"--data.num_workers={workers}")) == 130
+    assert main(["fit", "-c", BASE, "--ckpt_path=last"]) == 0
     resumed = RUNS / "version_0"
     pd.testing.assert_frame_equal(read_metrics(whole), read_metrics(resumed), check_exact=True)
     state, other = _state(whole), _state(resumed)
