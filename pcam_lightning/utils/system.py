@@ -115,9 +115,8 @@ _INTENDED = (  # settings that Lightning warns of
     r".*isinstance\(treespec, LeafSpec\).*",
 )
 _KNOWN = re.compile(  # what this project reports itself, or what Lightning advertises
-    "💡|.*has Tensor Cores|[GTH]PU available|LOCAL_RANK|Using .* Automatic Mixed Precision|Loaded model weights"
-    r"|Restor(ing|ed all) states|Loading `train_dataloader` to estimate|`Trainer\.fit` stopped"
-    r"|.*Received SIGTERM|.*Detected KeyboardInterrupt"
+    r"💡|.*has Tensor Cores|\s*Detected KeyboardInterrupt|.*Received SIGTERM|[GTH]PU available|LOCAL_RANK"
+    r"|Using .* Automatic Mixed Precision|Loaded model weights|Restor(ing|ed all) states|Loading `train_dataloader` to estimate|`Trainer\.fit` stopped"
 )
 _LOGGERS = tuple(
     f"lightning.pytorch.{name}"

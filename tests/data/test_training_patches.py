@@ -40,7 +40,7 @@ def _fit(root: Path, *more: str) -> int:
 def test_weights_of_a_run_with_another_split(
     way: str, drawn: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = trained / "checkpoints" / "last.ckpt"
+    checkpoint = trained / "checkpoints" / "best.ckpt"  # last.ckpt resumes the run itself
     more = [f"--model.weights={checkpoint}"] if way == "weights" else [f"--ckpt_path={checkpoint}"]
     assert _fit(drawn, *more, "--trainer.max_epochs=3", "--data.split_seed=7") == 0
     parts = [pd.read_csv(run / "split.csv").set_index("id")["split"] for run in (trained, RUNS / "version_0")]

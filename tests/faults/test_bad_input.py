@@ -433,7 +433,7 @@ TOOLS = {
 FLAGS = {
     "nothing": Case(None, (), r"no command: one of fit, .*explore, .*; --help describes them"),
     "unknown command": Case(None, ("fly",), r"fly"),
-    "unknown flag": Case(None, ("fit", "--data.rot", "x"), r"--data.rot x; --data has .*root,.*split_seed"),
+    "unknown flag": Case(None, ("fit", "--data.rot", "x"), r"--data.rot; --data has .*root,.*split_seed"),
     "unknown flag of none": Case(None, ("fit", "--dunno=x"), r"--dunno=x; fit --help lists the options"),
     "flag without its kind": Case(None, ("fit", "--lr=1"), r"--lr=1; did you mean --model.lr\?"),
     "another without its kind": Case(None, ("fit", "--tta=d4"), r"--tta=d4; did you mean --model.tta\?"),

@@ -65,8 +65,9 @@ def test_tensorboard_has_curves_rate_speed_and_options(trained: Path) -> None:
 def test_a_checkpoint_says_where_it_comes_from(trained: Path, drawn: Path) -> None:
     best = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["init_weights"] == "none"
-    assert best["pcam"]["data"] | {"pixels": ""} == {"root": str(drawn), "pixels": "", "patches": 120}
-    assert re.fullmatch("[0-9a-f]{64}", best["pcam"]["data"]["pixels"])
+    recorded = best["pcam"]["data"]
+    assert recorded == {"root": str(drawn), "patches": 120, "pixels": recorded["pixels"], "labels": recorded["labels"]}
+    assert all(re.fullmatch("[0-9a-f]{64}", recorded[name]) for name in ("pixels", "labels"))
     assert best["pcam"]["split"]["val"] == 23
     assert "weights" not in best["hyper_parameters"]
     assert not any("_orig_mod" in key for key in best["state_dict"])
