@@ -116,7 +116,8 @@ _INTENDED = (  # settings that Lightning warns of
 )
 _KNOWN = re.compile(  # what this project reports itself, or what Lightning advertises
     r"💡|.*has Tensor Cores|\s*Detected KeyboardInterrupt|.*Received SIGTERM|[GTH]PU available|LOCAL_RANK"
-    r"|Using .* Automatic Mixed Precision|Loaded model weights|Restor(ing|ed all) states|Loading `train_dataloader` to estimate|`Trainer\.fit` stopped"
+    r"|Using .* Automatic Mixed Precision|Loaded model weights|Restor(ing|ed all) states"
+    r"|Loading `train_dataloader` to estimate|`Trainer\.fit` stopped"
 )
 _LOGGERS = tuple(
     f"lightning.pytorch.{name}"

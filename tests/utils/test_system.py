@@ -85,8 +85,8 @@ def test_freed_memory_is_taken_again_without_the_system() -> None:
 
 def test_lightning_is_quiet_while_the_package_works_and_afterwards_as_before(caplog: pytest.LogCaptureFixture) -> None:
     known = ["💡 Tip: a product", "A CUDA device that has Tensor Cores. To", "GPU available: True, used: True",
-             "TPU available: False", "Using bfloat16 Automatic Mixed Precision (AMP)", "\nDetected KeyboardInterrupt, attempting",
-             "[rank: 0] Received SIGTERM: 15"]  # fmt: skip
+             "TPU available: False", "Using bfloat16 Automatic Mixed Precision (AMP)",
+             "\nDetected KeyboardInterrupt, attempting", "[rank: 0] Received SIGTERM: 15"]  # fmt: skip
     others = ["Metric val/auroc improved by 0.1"]
     before = list(warnings.filters)
     with caplog.at_level("INFO"):
