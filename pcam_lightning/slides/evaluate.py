@@ -14,6 +14,7 @@ from pcam_lightning.metrics.calibration import fit_platt
 from pcam_lightning.metrics.classification import auroc
 from pcam_lightning.metrics.froc import FALSE_POSITIVES, SlideDetections, froc, match_detections, number_lesions
 from pcam_lightning.slides.annotations import reaches
+from pcam_lightning.slides.heat_map import ood_warning
 from pcam_lightning.slides.heat_map_folder import HeatMapFolder, read_folders
 from pcam_lightning.slides.outlines import Geometry, outline_mask
 from pcam_lightning.slides.reference import Reference
@@ -76,6 +77,11 @@ def evaluate_slides(
     maps = read_folders(heatmaps)
     if caution := maps[0].network.get("caution"):
         rank_zero_warn(f"{heatmaps}: the network was {caution}: scores may be optimistic.")
+    if unusable := [one.slide.stem for one in maps if ood_warning(one.ood_fraction)]:
+        rank_zero_warn(
+            f"{heatmaps}: most of the tissue of {len(unusable):,} of {len(maps):,} slides is out of distribution, "
+            f"{unusable[0]} first: do not use their scores."
+        )
     truth.check([one.slide for one in maps])
     if truth.labels is not None and (missing := len(truth.labels) - len(maps)) > 0:
         rank_zero_warn(

@@ -30,6 +30,7 @@ class HeatMapFolder:
         options: of `SlideOptions`.
         detections: confidence, x and y, as in lesions.csv.
         origin: of GeoJSON, as `SlideReader.bounds_origin` has it.
+        ood_fraction: of `HeatMap.ood_fraction`.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class HeatMapFolder:
     options: dict[str, Any]
     detections: pd.DataFrame
     origin: tuple[int, int]
+    ood_fraction: float | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "HeatMapFolder":
@@ -64,8 +66,9 @@ class HeatMapFolder:
         if np.isnan(logit).all():
             raise UserError(f"{folder / 'logits.npz'}: not of {file}; remove both and run heatmap again.")
         heat_map = HeatMap(grid, logit, correction["scale"], correction["shift"])
-        content = summary.get("content_sha256")
-        return cls(folder, Path(summary["slide"]), content, score, heat_map, network, options, detections, (left, top))
+        content, ood = summary.get("content_sha256"), summary.get("ood_fraction")
+        slide, origin = Path(summary["slide"]), (left, top)
+        return cls(folder, slide, content, score, heat_map, network, options, detections, origin, ood)
 
     def check_slide(self) -> None:
         """Check that the slide is there, and is the one that was predicted.

@@ -104,11 +104,13 @@ def test_slides_are_scored(annotated: Path, capsys: pytest.CaptureFixture[str]) 
     for name in ("t1", "t2", "n1", "n2"):
         file = annotated / "heatmaps" / name / "slide.json"
         summary = json.loads(file.read_text())
+        summary |= {"ood_fraction": 0.6 if name == "t1" else 0.4}
         file.write_text(json.dumps(summary | {"network": summary["network"] | {"caution": "trained on copies"}}))
     assert main(args) == 0
     error = capsys.readouterr().err
     assert "AUROC of slides 0.7500" in error
     assert "the network was trained on copies: scores may be optimistic" in error
+    assert "most of the tissue of 1 of 4 slides is out of distribution, t1 first: do not use their scores" in error
 
 
 def test_squares_of_annotated_slides_calibrate_others(annotated: Path) -> None:
