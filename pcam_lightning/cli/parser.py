@@ -151,8 +151,10 @@ class PCamCLI(LightningCLI):
         if self._augmentations != augmentation_options():  # the checkpoint's run has imported another one
             self.setup_parser(*self._setup)
         args = [*args[:position], f"--config={json.dumps(config)}", *args[position:]]
+        modules = list(dict.fromkeys([*config.get("import", []), *self.config["import"]]))  # a list would be replaced
         try:
             self.config = expand_home(self.parser.parse_args(args))
+            self.config["import"] = modules
         except ArgumentError as error:  # the user's own words have been parsed before
             raise UserError(
                 f"{origin}: its run had options that this version, {__version__}, lacks ({error})."

@@ -66,8 +66,16 @@ def _page(tags: Any) -> TiffPage:
         orientation=tags.get(274, 1),
         resolution=(tags.get(282), tags.get(283, tags.get(282))),
         unit=tags.get(296, 2),
-        description=str(tags.get(270, "")),
+        description=_utf8(str(tags.get(270, ""))),
     )
+
+
+def _utf8(text: str) -> str:
+    """Return a text of UTF-8, as OME's is, that Pillow has taken for Latin-1; any other as it is."""
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 def check_pages(pages: list[TiffPage]) -> None:

@@ -109,6 +109,8 @@ def read_folders(heatmaps: Path) -> list[HeatMapFolder]:
     for one, other in itertools.pairwise(maps):
         if one.slide.stem == other.slide.stem:
             raise UserError(f"{heatmaps}: two heat maps of {one.slide.stem}.")
+        if any(one.network.get(name) != other.network.get(name) for name in ("sha256", "tta")):
+            raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} are of different networks.")
         for name in ("stride", "threshold", "prior"):
             if one.options.get(name) != other.options.get(name):
                 raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} differ in `{name}`.")
@@ -116,6 +118,4 @@ def read_folders(heatmaps: Path) -> list[HeatMapFolder]:
             raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} differ in `regions`.")
         if (one.heat_map.scale, one.heat_map.shift) != (other.heat_map.scale, other.heat_map.shift):
             raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} differ in what `calibration` holds.")
-        if any(one.network.get(name) != other.network.get(name) for name in ("sha256", "tta")):
-            raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} are of different networks.")
     return maps

@@ -61,6 +61,8 @@ def heatmap(
             rank_zero_warn(str(error))
         if is_rank_zero():
             table = slide_table(output)
+            failed = [str(path.absolute()) for path in failures]  # what is there of these is of an earlier call
+            table = table[~table["slide"].isin(failed)]
             atomic_write(output / "slides.csv", table.to_csv(index=False, lineterminator="\n"))
             write_index(output, table)
     if failures:

@@ -100,6 +100,7 @@ def predict_slide(
     }
     if finished := _finished(folder, grid, same, distance):
         rank_zero_info(f"{path}: predicted already, see {folder}.")
+        _follow(path, finished)
         _warn(path, finished.heat_map)
         return finished
     if is_rank_zero():
@@ -142,6 +143,18 @@ def predict_slide(
     return result
 
 
+def _follow(path: Path, finished: SlideResult) -> None:
+    """Repeat what was wrong with a finished slide, and record where it lies now."""
+    summary = finished.summary
+    if damaged := summary["damaged_squares"]:
+        rank_zero_warn(f"{path}: {damaged:,} squares cannot be read and are left empty.")
+    recorded = Path(summary["slide"])
+    if not (recorded.exists() and recorded.samefile(path)):
+        summary["slide"] = str(path.absolute())
+        if is_rank_zero():
+            atomic_write(finished.folder / "slide.json", json.dumps(summary, indent=2) + "\n")
+
+
 def _warn(path: Path, heat_map: HeatMap) -> None:
     if warning := ood_warning(heat_map.ood_fraction):
         rank_zero_warn(f"{path}: {warning}")
@@ -166,7 +179,7 @@ def _check_folder(folder: Path, slide: Path, content: str) -> None:
         return
     summary = read_summary(file)
     other = Path(summary["slide"])
-    if not (other.samefile(slide) if other.exists() else summary.get("content_sha256") == content):
+    if summary.get("content_sha256") != content and not (other.exists() and other.samefile(slide)):
         raise UserError(f"{folder}: has the results of {other}; name another folder with `output`.")
 
 

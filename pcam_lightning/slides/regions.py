@@ -56,6 +56,7 @@ class SlideRegions(Dataset[RegionBatch]):
         try:
             slide = getattr(self._opened, "slide", None) or SlideReader(self.path, self.grid.slide_mpp)
             self._opened.slide = slide
+            slide.damaged.clear()  # of an earlier region, whose blocks may reach into this one
             pixels = self.grid.read(slide, region)
         except UserError as error:
             return {"error": str(error)}

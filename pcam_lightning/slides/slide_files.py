@@ -3,9 +3,12 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import openslide
+
+from pcam_lightning.utils.errors import UserError
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".qptiff")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp")  # without a pyramid
@@ -22,7 +25,7 @@ FOREIGN = (
 )  # OpenSlide lacks them, or most of their kinds
 CONVERT = "Convert it to a pyramidal TIFF, with QuPath (as OME-TIFF) or Bio-Formats' bfconvert."
 _INDICES = (".vms", ".vmu")  # Hamamatsu's, which name the images beside them
-_RESULTS = "tissue.png"  # of a slide, the first file that is written
+_RESULTS = {"tissue.png", "overlay.png", "thumbnail.jpg", "heatmap.tif"}  # of `heatmap`, in a folder with the first
 _WHOLE = 2**26  # bytes: of a larger file some blocks are read
 _BLOCK, _BLOCKS = 2**16, 64
 
@@ -50,10 +53,14 @@ def find_slides(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        if _RESULTS in files and Path(place) != folder:
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link to a folder that is there too, or around it
             folders.clear()
             continue
+        seen.add(real)
+        if "tissue.png" in files and (Path(place) != folder or "slide.json" in files):
+            files = [name for name in files if name not in _RESULTS]
         slides = {Path(name).stem for name in files if name.lower().endswith(".mrxs")}
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in slides)
         yield from (Path(place) / name for name in sorted(files))
@@ -62,7 +69,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _series(path: Path) -> str:
     """Return what the files of a DICOM series have in common; of other files their path."""
     if openslide.OpenSlide.detect_format(path) == "dicom":
-        with openslide.OpenSlide(path) as slide:
+        with suppress(openslide.OpenSlideError), openslide.OpenSlide(path) as slide:  # a damaged one counts for itself
             return slide.properties.get("openslide.quickhash-1", str(path))
     return str(path)
 
@@ -88,12 +95,18 @@ def content_sha256(path: Path) -> str:
 
     That is OpenSlide's quickhash-1, where there is one, and the content of all its files: whole up to 64 MB, as plain
     images are read too; of a larger file its size and 64 blocks of 64 kB.
+
+    Raises:
+        UserError: the slide cannot be opened.
     """
     digest = hashlib.sha256()
     plain = openslide.OpenSlide.detect_format(path) is None
     if not plain:
-        with openslide.OpenSlide(path) as slide:
-            digest.update(slide.properties.get("openslide.quickhash-1", "").encode())
+        try:
+            with openslide.OpenSlide(path) as slide:
+                digest.update(slide.properties.get("openslide.quickhash-1", "").encode())
+        except openslide.OpenSlideError as error:
+            raise UserError(f"{path}: cannot be read as a slide ({error}).") from None
     for file in (path, *companions(path)):
         size = file.stat().st_size
         digest.update(f"{file.name if file != path else ''} {size} ".encode())
@@ -108,5 +121,6 @@ def content_sha256(path: Path) -> str:
 
 
 def dates(path: Path) -> list[int]:
-    """Return when each file of a slide was modified, in nanoseconds."""
-    return [file.stat().st_mtime_ns for file in (path, *companions(path))]
+    """Return when each file of a slide that `content_sha256` does not read whole was modified, in nanoseconds."""
+    stats = [file.stat() for file in (path, *companions(path))]
+    return [stat.st_mtime_ns for stat in stats if stat.st_size > _WHOLE]

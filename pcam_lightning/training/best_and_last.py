@@ -43,6 +43,7 @@ class BestAndLastCheckpoint(Checkpoint):
         self.record: dict[str, Any] = {}  # what checkpoints record of their run
         self.best_score: float | None = None
         self.best_epoch: int | None = None
+        self._loaded: dict[str, Any] = {}  # the best score of the checkpoint that training continues from
         self._validated: int | None = None  # the step whose weights val/auroc is of
         self._whole = False  # whether what is being saved is a whole epoch
 
@@ -50,6 +51,9 @@ class BestAndLastCheckpoint(Checkpoint):
         """Save the start of the run, unless it is resumed."""
         # The first process has made the folder; all must take part in saving.
         self.run = trainer.strategy.broadcast(self.run)
+        if self.run and trainer.ckpt_path and Path(trainer.ckpt_path).absolute() == self.run.last.absolute():
+            self.resuming = True
+            self.best_score, self.best_epoch = self._loaded["best_score"], self._loaded["best_epoch"]
         if self.run and not self.record:
             self.record = run_record(trainer, trainer_options(trainer, pl_module))
         if self.run and not self.resuming:
@@ -96,9 +100,8 @@ class BestAndLastCheckpoint(Checkpoint):
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score; a new run that starts from another run's checkpoint has none."""
-        if self.resuming:
-            self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        """Keep the best score for a resumed run; a new run that starts from another run's checkpoint has none."""
+        self._loaded = state_dict
 
 
 def run_record(trainer: L.Trainer, options: dict[str, Any], data: PCamDataModule | None = None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Checkpoint files: how they are written and read, and the network and options in them."""
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pcam_lightning.training.lightning_internals import LAUNCHER_CHECKPOINT
 from pcam_lightning.training.upgrade import upgrade_checkpoint
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.bundled import BUNDLED, bundled_file
-from pcam_lightning.utils.errors import UserError
+from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.extensions import import_modules
 from pcam_lightning.utils.run_dir import Run
 from pcam_lightning.utils.safe_load import safe_load
@@ -78,7 +79,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         upgrade_checkpoint(checkpoint)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged, or of another version of this project ({error}).") from None
-    import_modules(record["config"].get("import", []))
+    modules = record["config"].get("import", [])
+    if isinstance(modules, list) and (new := [str(name) for name in modules if name not in sys.modules]):
+        rank_zero_info(f"{path}: its run imported {', '.join(new)}, which is imported now.")
+    import_modules(modules)
     upgraded: dict[str, Any] = checkpoint
     return upgraded
 

@@ -74,6 +74,10 @@ class FitSession:
         self._prepare_weights()
         check_validation(self.trainer, data)
         self._report_training_overlap()
+        if self.model.augmentation.mixup and "sample_weight" in data.table:
+            rank_zero_warn(
+                "`model.augment.mixup` mixes patches of a low sample_weight into others with their own weight."
+            )
         check_monitors(self.trainer, self.model, int(data.val_mask.sum()))
         self._report_data()
         weights = "random" if self.model.init_weights == "none" else self.model.init_weights

@@ -153,8 +153,13 @@ class Config:
         """Build data module and network, and what the trainer's options name; the trainer's options are returned.
 
         Raises:
-            UserError: a callback, a logger or the like cannot be built.
+            UserError: a callback, a logger or the like cannot be built, or processes would lack what is imported.
         """
+        modules, strategy = self.options["import"], self.options.trainer.strategy
+        if modules and "spawn" in str(strategy):
+            raise UserError(
+                f"`trainer.strategy` {strategy}: its processes lack what `import` {', '.join(modules)} adds; use ddp."
+            )
         # Network, optimizer and trainer of an earlier run in this process refer to each other.
         gc.collect()
         failed: list[UserError] = []  # jsonargparse may leave out why a class of a union cannot be built

@@ -96,7 +96,11 @@ def probe(config: Config) -> ProbeResult:
     label, val = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=bool)
     label[rows], val[rows] = data.table["label"], data.val_mask
     _check_classes(label, val)
-    weight, bias, table = fit_logistic(load_features(session), label, val)
+    sample_weight = None
+    if "sample_weight" in data.table:
+        sample_weight = np.empty(len(rows), dtype=np.float32)
+        sample_weight[rows] = data.table["sample_weight"]
+    weight, bias, table = fit_logistic(load_features(session), label, val, sample_weight)
     best = table.iloc[int(table["val/auroc"].argmax())]
     head = find_head(model.net)
     with torch.no_grad():
@@ -219,13 +223,16 @@ class FeatureCollector(L.Callback):
         self._remove()
 
 
-def fit_logistic(features: np.ndarray, label: np.ndarray, val: np.ndarray) -> tuple[np.ndarray, float, pd.DataFrame]:
+def fit_logistic(
+    features: np.ndarray, label: np.ndarray, val: np.ndarray, sample_weight: np.ndarray | None = None
+) -> tuple[np.ndarray, float, pd.DataFrame]:
     """Fit logistic regressions with an L2 penalty of several strengths; return the one with the highest val/auroc.
 
     Args:
         features: float32, (N, F).
         label: 0 or 1, (N,).
         val: which patches validate, bool, (N,).
+        sample_weight: factor of the loss of each patch that is fitted to, (N,); None for 1 of all.
 
     Returns:
         Weights of the features as they are given, float32, (F,); the bias; and a row for each strength, see
@@ -238,7 +245,7 @@ def fit_logistic(features: np.ndarray, label: np.ndarray, val: np.ndarray) -> tu
     rows: list[dict[str, float]] = []
     weight, bias, best, waited = np.zeros(train.shape[1], dtype=np.float32), 0.0, -1.0, 0
     for strength in STRENGTHS:
-        model.set_params(C=strength).fit(train, label[~val])
+        model.set_params(C=strength).fit(train, label[~val], None if sample_weight is None else sample_weight[~val])
         row = {"C": strength}
         for part, given, own in (("train", train, ~val), ("val", held_out, val)):
             logit = model.decision_function(given)

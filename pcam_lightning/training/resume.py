@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 from pcam_lightning.data.batches import BatchSampler
 from pcam_lightning.data.datamodule import SPLIT_OPTIONS, PCamDataModule
 from pcam_lightning.data.splits import split_digest
+from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.checkpoint import epochs_done, is_finished
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.run_dir import Run, shown
@@ -179,7 +181,10 @@ def check_recipe(recorded: dict[str, Any], options: dict[str, Any]) -> None:
     Raises:
         UserError: an option differs that the run's scores depend on.
     """
+    # Of an option that is newer than the run, the default is what the run had.
+    defaults = {f"model.{name}": one.default for name, one in signature(PCamClassifier.__init__).parameters.items()}
     now, before = _flat(options), _flat(recorded)
+    before = {name: defaults[name] for name in now if name in defaults} | before
     fixed = {"seed_everything", "data.batch_size", "data.resize", "data.mpp", *(f"trainer.{name}" for name in _TRAINER)}
     fixed |= {name for name in now if name.startswith("model.")} - {"model.compile"}
     for name in now:

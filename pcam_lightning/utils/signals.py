@@ -43,12 +43,13 @@ def catch_signals() -> Iterator[list[int]]:
             return  # the timer, while an exception is cleaned up after
         if len(_received) > 1:
             raise KeyboardInterrupt
-        if sys.platform != "win32":
-            before[signal.SIGALRM] = signal.signal(signal.SIGALRM, note)
-            _set_timer(_GRACE)
+        _set_timer(_GRACE)
 
     _received.clear()
-    before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32":
+        numbers.append(signal.SIGALRM)  # from the start: Lightning puts handlers back that it has found
+    before: dict[int, Any] = {number: signal.signal(number, note) for number in numbers}
     try:
         yield _received
     finally:
