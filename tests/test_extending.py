@@ -197,6 +197,7 @@ def test_a_module_of_ones_own_adds_to_every_table_and_comes_with_its_run(
     assert _fit(drawn, *OWN[:1]) == 2  # elsewhere it is unknown
     assert "--model.loss 'brier': unknown; one of bce, focal; --import MODULE adds others" in capsys.readouterr().err
     assert main(["predict", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]) == 0
+    assert "its run imported own_entries, which is imported now" in capsys.readouterr().err
     assert len(pd.read_csv(run / "submission.csv")) == 40
     forget()
     report = evaluate(run, bootstrap_samples=100).report
@@ -216,6 +217,10 @@ def test_a_config_names_modules_too(forget: Callable[[], None]) -> None:
     Path("mine.yaml").write_text(yaml.safe_dump(options))
     config = Config.load("mine.yaml", model={"backbone": "tiny"})
     assert config.plain()["import"] == ["own_entries"]
+    with pytest.raises(
+        UserError, match=r"`trainer.strategy` ddp_spawn: its processes lack what `import` own_entries adds"
+    ):
+        config.replace(trainer={"strategy": "ddp_spawn"}).build()
     augmentation = config.build()[1].augmentation
     assert augmentation == Augmentation(gray=0.5)  # type: ignore[call-arg]
     gray = augment(torch.randint(256, (32, 96, 96, 3), dtype=torch.uint8), torch.zeros(32), augmentation)[0]

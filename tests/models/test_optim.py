@@ -117,6 +117,22 @@ def test_a_subclass_has_optimizers_and_schedules_of_its_own(kind: type[PCamClass
     assert rates[0] == rates[1]
 
 
+def test_a_plain_trainer_that_resumes_keeps_the_best_score(drawn: Path) -> None:
+    last = Path("mine/checkpoints/last.ckpt")
+    for epochs in (1, 2):
+        keep = BestAndLastCheckpoint("mine")
+        trainer = _trainer(max_epochs=epochs, callbacks=[keep], enable_checkpointing=True)
+        model, data = PCamClassifier(NETWORK, "none", crop=32), PCamDataModule(drawn, batch_size=32)
+        trainer.fit(model, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+        if epochs == 1:
+            checkpoint = torch.load(last, weights_only=True)
+            checkpoint["callbacks"]["BestAndLastCheckpoint"] = {"best_score": 2.0, "best_epoch": 0}
+            torch.save(checkpoint, last)
+            best = Path("mine/checkpoints/best.ckpt").read_bytes()
+    assert keep.best_score == 2.0
+    assert Path("mine/checkpoints/best.ckpt").read_bytes() == best
+
+
 def test_lightning_finds_a_learning_rate(drawn: Path) -> None:
     model, data = PCamClassifier(NETWORK, "none", crop=32, lr=1e-4), PCamDataModule(drawn, batch_size=32)
     trainer = _trainer(max_epochs=2)

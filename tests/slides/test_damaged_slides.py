@@ -10,9 +10,10 @@ import pytest
 from written import damage_tile
 
 from pcam_lightning.cli.main import main
-from pcam_lightning.slides.patch_grid import PatchGrid
+from pcam_lightning.slides.patch_grid import PatchGrid, Region
 from pcam_lightning.slides.predict import predict_slide
 from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.regions import SlideRegions
 from pcam_lightning.slides.tissue import tissue_mask
 from pcam_lightning.utils.errors import UserError
 
@@ -77,3 +78,16 @@ def test_what_is_read_around_damage_is_what_it_was(slide: Path, copy: Path, star
     assert (lost & ~tile).sum() < 100_000  # no more than the blocks that reach into it
     assert np.array_equal(found[~lost], whole[~lost])
     assert (found[lost] == 255).all()
+
+
+def test_what_is_damaged_in_a_region_does_not_depend_on_those_before(copy: Path) -> None:
+    damage_tile(copy, level=2, tile=1)
+    reader = SlideReader(copy)
+    grid = PatchGrid(reader.width, reader.height, reader.mpp)
+    squares = np.ones((grid.rows, grid.columns), dtype=bool)
+    parts = [Region(0, column, grid.rows, 2) for column in range(0, grid.columns, 2)]
+    regions = SlideRegions(copy, grid, parts, squares)
+    there, back = ([regions[index] for index in order] for order in (range(len(parts)), reversed(range(len(parts)))))
+    lost = [one["damaged"].tolist() for one in there]
+    assert any(lost)
+    assert lost == [one["damaged"].tolist() for one in reversed(back)]

@@ -19,6 +19,7 @@ from pcam_lightning.models.patch_network import PatchNetwork
 from pcam_lightning.slides import predict
 from pcam_lightning.slides.correction import prior_shift
 from pcam_lightning.slides.heat_map import HeatMap
+from pcam_lightning.slides.heat_map_folder import HeatMapFolder
 from pcam_lightning.slides.heatmaps import heatmap, list_slides
 from pcam_lightning.slides.patch_grid import PatchGrid
 from pcam_lightning.slides.predict import predict_slide
@@ -393,8 +394,10 @@ def test_results_name_their_slide_from_anywhere(
     with pytest.raises(UserError, match=f"has the results of {here / 'a.tif'}"):
         predict_slide("a.tif", "pcam-small", "../maps/a", mpp=0.972, **CPU)
     counts = _count(monkeypatch)
-    predict_slide(here / "b.tif", "pcam-small", "../maps/a", stride=96, **CPU)  # the same slide, moved
+    moved = predict_slide(here / "b.tif", "pcam-small", "../maps/a", stride=96, **CPU)  # the same slide
     assert not counts
+    assert moved.summary["slide"] == str(here / "b.tif")
+    HeatMapFolder.read(Path("../maps/a")).check_slide()
 
 
 def test_what_a_result_depends_on_is_predicted_anew(

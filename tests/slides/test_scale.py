@@ -43,6 +43,7 @@ def test_the_resolution_of_a_screen_is_no_scale(pixels: np.ndarray, tmp_path: Pa
         ('PhysicalSizeX="0.5" PhysicalSizeY="0.5"', 0.5),
         ('PhysicalSizeX="250" PhysicalSizeXUnit="nm" PhysicalSizeY="0.00025" PhysicalSizeYUnit="mm"', 0.25),
         ('PhysicalSizeX="0.5" PhysicalSizeXUnit="pixel" PhysicalSizeY="0.5" PhysicalSizeYUnit="pixel"', 1.0),
+        ('PhysicalSizeX="0.5" PhysicalSizeXUnit="µm" PhysicalSizeY="0.5" PhysicalSizeYUnit="µm"', 0.5),
         ('SizeX="320"', 1.0),
     ],
 )

@@ -5,10 +5,13 @@ import re
 import shutil
 from pathlib import Path
 
+import openslide
+import pandas as pd
 import pytest
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.slides.slide_files import companions, content_sha256, dates, find_slides
+from pcam_lightning.utils.errors import UserError
 
 ARGS = ("--accelerator=cpu", "--precision=32-true", "--num_workers=0", "--ckpt_path=pcam-small", "--stride=96")
 
@@ -60,13 +63,13 @@ def test_content_is_that_of_all_files_wherever_they_lie(slide: Path, tmp_path: P
     data.parent.mkdir()
     shutil.copyfile(slide, path)
     data.write_bytes(b"pixels")
-    before, stamps = content_sha256(path), dates(path)
+    before, stamp = content_sha256(path), data.stat().st_mtime_ns
     shutil.copytree(tmp_path, tmp_path.parent / "copy", ignore=shutil.ignore_patterns("work"))
     assert content_sha256(tmp_path.parent / "copy" / "a.mrxs") == before
     data.write_bytes(b"others")
-    os.utime(data, ns=(stamps[1], stamps[1]))
-    assert dates(path) == stamps
+    os.utime(data, ns=(stamp, stamp))
     assert content_sha256(path) != before
+    assert dates(path) == []  # of what is read whole they say nothing
 
 
 def test_of_a_large_file_blocks_are_read(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +80,48 @@ def test_of_a_large_file_blocks_are_read(slide: Path, tmp_path: Path, monkeypatc
     path.write_bytes(content)
     before = content_sha256(path)
     assert content_sha256(path) == before
+    assert dates(path) == [path.stat().st_mtime_ns]
     content[-50] ^= 1  # within the last block
     path.write_bytes(content)
     assert content_sha256(path) != before
+
+
+def test_folders_of_results_and_linked_ones_are_searched(slide: Path, tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "slides", tmp_path / "elsewhere"
+    for place in (folder / "a", elsewhere):
+        place.mkdir(parents=True)
+        shutil.copyfile(slide, place / f"{place.name}.tif")
+    for name in ("tissue.png", "overlay.png", "heatmap.tif"):  # of `heatmap`, with its output beside the slide
+        (folder / "a" / name).touch()
+    (folder / "link").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(folder)
+    assert [path.name for path in find_slides(folder)] == ["a.tif", "elsewhere.tif"]
+
+
+def test_a_damaged_series_counts_for_itself(slide: Path, tmp_path: Path) -> None:
+    shutil.copyfile(slide, tmp_path / "good.tif")
+    # Explicit VR: the class of whole-slide images, by which OpenSlide knows a file, and nothing after it.
+    uid = b"1.2.840.10008.5.1.4.1.1.77.1.6"
+    syntax = b"1.2.840.10008.1.2.4.50"
+    meta = b"".join(
+        b"\x02\x00" + tag + b"UI" + len(value).to_bytes(2, "little") + value
+        for tag, value in ((b"\x02\x00", uid), (b"\x10\x00", syntax))
+    )
+    head = b"\x02\x00\x00\x00UL\x04\x00" + len(meta).to_bytes(4, "little")
+    (tmp_path / "half.dcm").write_bytes(bytes(128) + b"DICM" + head + meta)
+    assert openslide.OpenSlide.detect_format(tmp_path / "half.dcm") == "dicom"
+    assert [path.name for path in find_slides(tmp_path)] == ["good.tif", "half.dcm"]
+    assert companions(tmp_path / "half.dcm") == []
+    with pytest.raises(UserError, match=r"half.dcm: cannot be read as a slide"):
+        content_sha256(tmp_path / "half.dcm")
+
+
+def test_a_slide_that_fails_leaves_the_table(slide: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in ("a.tif", "b.tif"):
+        shutil.copyfile(slide, folder / name)
+    assert main(["heatmap", str(folder), *ARGS]) == 0
+    (folder / "b.tif").write_bytes(slide.read_bytes()[:5000])
+    assert main(["heatmap", str(folder), *ARGS]) == 2
+    assert pd.read_csv("heatmaps/slides.csv")["slide"].tolist() == [str(folder / "a.tif")]

@@ -18,7 +18,7 @@ from pcam_lightning.cli.main import main
 from pcam_lightning.evaluation.interpret import features
 from pcam_lightning.metrics.classification import auroc
 from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
-from pcam_lightning.training.probe import probe
+from pcam_lightning.training.probe import fit_logistic, probe
 
 BASE = str(CONFIGS / "base.yaml")
 RUN = Path("lightning_logs/base/probe_0")
@@ -204,3 +204,17 @@ def test_the_report_of_a_probe_lists_probes_alone(run_copy: Path, drawn: Path) -
     assert main(["evaluate", str(RUN)]) == 0
     found = json.loads((RUN / "report.json").read_text())["splits"]
     assert [row["run"] for row in found] == ["base/probe_0", "base/probe_1"]
+
+
+def test_weights_of_patches_are_factors_of_the_fit() -> None:
+    rng = np.random.default_rng(0)
+    label = np.arange(400) % 2
+    found = (rng.normal(size=(400, 3)) + label[:, None]).astype(np.float32)
+    val = np.arange(400) >= 300
+    wrong = (np.arange(400) % 4 < 2) & ~val
+    noisy = np.where(wrong, 1 - label, label)
+    weighted = fit_logistic(found.copy(), noisy, val, np.where(wrong, 0, 1))[2]["val/auroc"].max()
+    plain = fit_logistic(found.copy(), noisy, val)
+    assert weighted > 0.8
+    assert weighted > plain[2]["val/auroc"].max() + 0.1
+    assert np.array_equal(fit_logistic(found.copy(), noisy, val, np.ones(400))[0], plain[0])

@@ -20,10 +20,13 @@ from pcam_lightning.cli.main import main
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.synthetic.kaggle_folder import synthesize
+from pcam_lightning.training.checkpoint import read_checkpoint
 from pcam_lightning.training.fit import fit
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predict import predict, validate
 from pcam_lightning.training.probe import probe
+from pcam_lightning.training.resume import check_recipe
+from pcam_lightning.utils.errors import UserError
 
 BASE = str(CONFIGS / "base.yaml")
 RUNS = Path("lightning_logs") / "base"
@@ -362,3 +365,26 @@ def test_the_score_of_the_best_checkpoint_is_that_of_its_weights(drawn: Path) ->
     trainer = L.Trainer(accelerator="cpu", precision="bf16-mixed", logger=False, enable_progress_bar=False)
     scores = trainer.validate(model, datamodule=data, verbose=False)[0]
     assert scores["val/auroc"] == pytest.approx(best, abs=1e-6)
+
+
+def test_an_option_that_is_newer_than_a_run_had_its_default() -> None:
+    options = {"model": {"loss": "focal", "lr": 1e-3}, "trainer": {"max_epochs": 2, "max_steps": -1}}
+    recorded = {"model": {"lr": 1e-3}, "trainer": options["trainer"]}
+    with pytest.raises(UserError, match=r"`model.loss` focal: this run was trained with bce"):
+        check_recipe(recorded, options)
+    check_recipe(recorded, {**options, "model": {"loss": "bce", "lr": 1e-3}})
+
+
+def test_a_resumed_run_keeps_what_it_imported(drawn: Path) -> None:
+    for name in ("first_entries", "second_entries"):
+        Path(f"{name}.py").touch()
+    run = Path("lightning_logs/base/version_0")
+    args = ["fit", "-c", BASE, f"--data.root={drawn}", *FAST]
+    assert main([*args, "--trainer.max_epochs=1", "--import", "first_entries"]) == 0
+    more = ["--trainer.max_epochs=2", "--import", "second_entries", "--ckpt_path=last"]
+    assert main([*args, *more]) == 0
+    for names in (
+        yaml.safe_load((run / "config.yaml").read_text())["import"],
+        read_checkpoint(run / "checkpoints" / "last.ckpt")["pcam"]["config"]["import"],
+    ):
+        assert names == ["first_entries", "second_entries"]

@@ -6,6 +6,7 @@ import signal
 import sys
 import weakref
 
+import lightning as L
 import pytest
 
 from pcam_lightning.utils import signals
@@ -74,3 +75,16 @@ def test_what_cleans_up_after_an_exception_is_not_interrupted(monkeypatch: pytes
         except ValueError:
             all(iter(lambda: len(received) < 2, False))  # until the timer has come
         assert received == [signal.SIGTERM, signal.SIGALRM]
+
+
+def test_a_signal_late_in_a_stage_of_lightning_ends_the_command_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_GRACE", 0.01)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    connector = trainer._signal_connector
+    with catch_signals() as received:
+        connector.register_signal_handlers()
+        os.kill(os.getpid(), signal.SIGINT)
+        connector.teardown()  # puts back what it has found
+        with pytest.raises(KeyboardInterrupt):
+            all(iter(lambda: True, False))  # forever
+        assert received[0] == signal.SIGINT
