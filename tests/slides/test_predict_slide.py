@@ -397,6 +397,11 @@ def test_results_name_their_slide_from_anywhere(
     moved = predict_slide(here / "b.tif", "pcam-small", "../maps/a", stride=96, **CPU)  # the same slide
     assert not counts
     assert moved.summary["slide"] == str(here / "b.tif")
+    shutil.copyfile(here / "b.tif", here / "c.tif")
+    Image.new("RGB", (200, 200), (150, 90, 160)).save(here / "b.tif")  # another slide takes its place
+    moved = predict_slide(here / "c.tif", "pcam-small", "../maps/a", stride=96, **CPU)
+    assert moved.summary["slide"] == str(here / "c.tif")
+    assert not counts
     HeatMapFolder.read(Path("../maps/a")).check_slide()
 
 
