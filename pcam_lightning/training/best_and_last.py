@@ -53,7 +53,7 @@ class BestAndLastCheckpoint(Checkpoint):
         self.run = trainer.strategy.broadcast(self.run)
         if self.run and trainer.ckpt_path and Path(trainer.ckpt_path).absolute() == self.run.last.absolute():
             self.resuming = True
-            self.best_score, self.best_epoch = self._loaded["best_score"], self._loaded["best_epoch"]
+            self.load_state_dict(self._loaded)
         if self.run and not self.record:
             self.record = run_record(trainer, trainer_options(trainer, pl_module))
         if self.run and not self.resuming:
@@ -102,6 +102,8 @@ class BestAndLastCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the best score for a resumed run; a new run that starts from another run's checkpoint has none."""
         self._loaded = state_dict
+        if self.resuming:
+            self.best_score, self.best_epoch = state_dict.get("best_score"), state_dict.get("best_epoch")
 
 
 def run_record(trainer: L.Trainer, options: dict[str, Any], data: PCamDataModule | None = None) -> dict[str, Any]:
