@@ -113,7 +113,7 @@ def export_network(
 
 
 def _check_int8(patches: Patches) -> None:
-    """Refuse to quantize where that cannot be calibrated or judged."""
+    """Refuse to quantize where that cannot be calibrated or compared."""
     if patches.training is None:
         raise UserError("`int8`: is calibrated on training patches, which are not at hand; `root` names the data.")
     if len(np.unique(patches.label)) < 2:
