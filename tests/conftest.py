@@ -17,6 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
+import pcam_lightning.evaluation.evaluate  # noqa: F401  (which `gc.freeze` is to find imported)
 from pcam_lightning.cli.main import main
 from pcam_lightning.synthetic.kaggle_folder import synthesize
 from pcam_lightning.synthetic.whole_slide import write_whole_slide
@@ -26,6 +27,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores; they would
     os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start too: sums depend on the threads
 settings.register_profile("unhurried", deadline=None)  # the first call may import half a library
 settings.load_profile("unhurried")
+
 gc.freeze()  # as python -m does: each command looks for garbage once, in a second of libraries otherwise
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICK = (

@@ -30,6 +30,8 @@ _CKPT_PATH = {
     "optional": "A checkpoint, whose options, data and network are used.",
 }
 
+_PARSERS: dict[tuple[str, tuple[str, ...]], LightningArgumentParser] = {}
+
 
 class PCamCLI(LightningCLI):
     """Parses the command line of a command that takes the options of a run; builds and runs nothing.
@@ -69,9 +71,13 @@ class PCamCLI(LightningCLI):
         )
 
     def setup_parser(self, *args: Any) -> None:
-        """Set the parser up, and note for which augmentations."""
+        """Set the parser up, or take that of an earlier call with the same augmentations: it takes half a second."""
         self._setup, self._augmentations = args, augmentation_options()
-        super().setup_parser(*args)
+        key = (self.command_name, self._augmentations)
+        if key not in _PARSERS:
+            super().setup_parser(*args)
+            _PARSERS[key] = self.parser
+        self.parser = _PARSERS[key]
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add nothing: the options of a run are added together."""

@@ -8,8 +8,6 @@ import re
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import FAST, MakeFolder
+from forked import Forked
 from PIL import Image
 
 from pcam_lightning.cli.main import main
@@ -417,11 +416,11 @@ def test_killed_pack_leaves_nothing_that_is_taken_for_whole(kaggle: MakeFolder) 
         "from pcam_lightning.data.sources import open_source, read_train; root = Path(sys.argv[1]); "
         "open_store(read_train(root), open_source(root), 'train')"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(root)], stderr=subprocess.DEVNULL)
-    while not list(root.glob(".pcam_cache/train-*.tmp")) and process.poll() is None:
+    forked = Forked(code, root)
+    while not list(root.glob(".pcam_cache/train-*.tmp")) and forked.process.is_alive():
         pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    forked.process.kill()
+    assert forked.wait().returncode == -signal.SIGKILL
     store = open_store(read_train(root), open_source(root), "train")
     assert (store.images[5] == _pixels(root / "train" / f"{store.ids[5]}.tif")).all()
     assert [path.name for path in (root / ".pcam_cache").glob("train-*")] == [store.path.parent.name]

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import timm
 import torch
 import yaml
 from conftest import NETWORK
+from forked import run_code
 from PIL import Image
 from torch import nn
 
@@ -285,8 +284,7 @@ def test_a_full_disk_leaves_nothing(small: Path, tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000,) * 2)\n"
         "run()\n"
     )
-    command = [sys.executable, "-c", code, "export", str(small), f"--output={tmp_path / 'full'}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_code(code, "export", small, f"--output={tmp_path / 'full'}")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'full'} cannot be written: ")
     assert not list(tmp_path.glob("*full*"))

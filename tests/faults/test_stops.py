@@ -7,10 +7,7 @@ import hashlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -18,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CONFIGS, FAST, MakeFolder, read_metrics, with_callback
+from forked import MAIN, Forked, run_code
 from PIL import Image
 
 from pcam_lightning.cli.main import main
@@ -58,11 +56,6 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def _run(code: str, *args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
 def _fit(root: Path, *more: str) -> list[str]:
     return ["fit", "-c", BASE, "--data.root", str(root), "--trainer.max_epochs=3", *FAST, *more]
 
@@ -82,7 +75,7 @@ def straight(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_while_writing_and_resumed_equals_the_undisturbed_run(
     name: str, times: int, epochs: int | None, drawn: Path, straight: Path
 ) -> None:
-    assert _run(_KILLED, name, times, *_fit(drawn)).returncode == -signal.SIGKILL
+    assert run_code(_KILLED, name, times, *_fit(drawn)).returncode == -signal.SIGKILL
     assert not (RUN / name).exists() or name == "metrics.csv"  # whole as it was, or not there
     last = RUN / "checkpoints" / "last.ckpt"
     if epochs is None:  # killed before there was anything to go on with
@@ -106,7 +99,7 @@ def test_no_room_for_a_checkpoint(drawn: Path, straight: Path) -> None:
     shutil.copytree(straight, RUN)
     before = _hashes(RUN / "checkpoints")
     resume = ["fit", "-c", BASE, "--ckpt_path=last", "--trainer.max_epochs=4"]
-    done = _run(_BOUNDED, 500_000, *resume)
+    done = run_code(_BOUNDED, 500_000, *resume)
     assert done.returncode == 2, done.stderr
     last, error = done.stderr.splitlines()[-2:]
     assert error.startswith("error: ")
@@ -121,7 +114,7 @@ def test_no_room_for_a_checkpoint(drawn: Path, straight: Path) -> None:
 
 def test_no_room_for_packed_images(kaggle: MakeFolder) -> None:
     root = kaggle()
-    done = _run(_BOUNDED, 200_000, "pack", "--data.root", root)
+    done = run_code(_BOUNDED, 200_000, "pack", "--data.root", root)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error: {root / '.pcam_cache'}: packing failed (File too large)")
     assert not list(root.glob(".pcam_cache/train-*"))
@@ -133,7 +126,7 @@ def test_no_room_for_a_submission(drawn: Path, small: Path) -> None:
     predict = ["predict", "--ckpt_path", str(RUN / "checkpoints" / "best.ckpt"), CPU]
     assert main(predict) == 0
     before = {name: (RUN / name).read_bytes() for name in ("submission.csv", "predictions.csv")}
-    done = _run(_BOUNDED, 500, *predict, "--overwrite", "--model.tta=d4", "--trainer.precision=32-true")
+    done = run_code(_BOUNDED, 500, *predict, "--overwrite", "--model.tta=d4", "--trainer.precision=32-true")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("predictions.csv: File too large")
     assert before == {name: (RUN / name).read_bytes() for name in before}
@@ -178,11 +171,9 @@ def test_a_data_folder_that_changes_while_training(
 def test_two_at_once_on_one_folder(drawn: Path, straight: Path, tmp_path: Path) -> None:
     root = tmp_path / "kaggle"
     shutil.copytree(drawn, root, ignore=shutil.ignore_patterns(".pcam_cache"))
-    command: list[Any] = [sys.executable, "-m", "pcam_lightning", *_fit(root)]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in both:
-        _, message = process.communicate(timeout=180)
-        assert process.returncode == 0, message
+    for process in [Forked(MAIN, *_fit(root)) for _ in range(2)]:
+        done = process.wait()
+        assert done.returncode == 0, done.stderr
     assert [read_metrics(RUN.with_name(f"version_{n}")).equals(read_metrics(straight)) for n in range(2)] == [
         True,
         True,

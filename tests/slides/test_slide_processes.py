@@ -1,12 +1,13 @@
 """A slide that several processes predict together."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from forked import MAIN, run_two
 from PIL import Image
+
+from pcam_lightning.cli.main import main
 
 ARGS = (
     "--accelerator=cpu",
@@ -18,19 +19,13 @@ ARGS = (
 )
 
 
-def heatmap(slides: list[Path], output: Path, *flags: str) -> pd.DataFrame:
-    command = [
-        sys.executable,
-        "-m",
-        "pcam_lightning",
-        "heatmap",
-        *map(str, slides),
-        *ARGS,
-        f"--output={output}",
-        *flags,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def heatmap(slides: list[Path], output: Path, *, two: bool) -> pd.DataFrame:
+    args = ["heatmap", *map(str, slides), *ARGS, f"--output={output}"]
+    if two:
+        done = run_two(MAIN, *args, "--devices=2")
+        assert done.returncode == 0, done.stderr
+    else:
+        assert main(args) == 0
     assert not list(output.glob("*/logits_*.npz"))
     return pd.concat([pd.read_csv(output / slide.stem / "patches.csv") for slide in slides], ignore_index=True)
 
@@ -40,7 +35,7 @@ def test_two_processes_write_what_one_writes(pixels: np.ndarray, tmp_path: Path)
     for name, width in (("a", 320), ("b", 1100)):  # one region, so that a process has none; three regions
         slides.append(tmp_path / f"{name}.png")
         Image.fromarray(np.tile(pixels, (1, 4, 1))[:, :width]).save(slides[-1])
-    one = heatmap(slides, tmp_path / "one")
-    two = heatmap(slides, tmp_path / "two", "--devices=2")
+    one = heatmap(slides, tmp_path / "one", two=False)
+    two = heatmap(slides, tmp_path / "two", two=True)
     assert len(one) == 10 * (10 + 35)
     pd.testing.assert_frame_equal(one, two, rtol=1e-5)

@@ -4,8 +4,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import CONFIGS, FAST, LOGGED, TRAINER, MakeFolder, read_metrics, stopping
+from forked import Forked, run_code
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pcam_lightning import __version__
@@ -212,8 +211,7 @@ def test_stopped_and_resumed_is_never_stopped(
     number: signal.Signals, status: int, epoch: int, drawn: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["fit", "-c", BASE, "--data.root", str(drawn), "--trainer.max_epochs=2", *LOGGED]
-    command = [sys.executable, "-c", _STOPPED, str(int(number)), str(epoch), *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run_code(_STOPPED, int(number), epoch, *args)
     assert done.returncode == status, done.stderr
     assert not re.search("Traceback|Exception ignored|Received|Detected", done.stderr)
     run = RUNS / "version_0"
@@ -239,8 +237,7 @@ def test_stopped_and_resumed_is_never_stopped(
 
 def test_extended_run_resumes_again_without_max_epochs(run_copy: Path) -> None:
     args = ["fit", "-c", BASE, "--ckpt_path", "last", "--trainer.max_epochs=4"]
-    command = [sys.executable, "-c", _STOPPED, str(int(signal.SIGTERM)), "3", *args]
-    assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 143
+    assert run_code(_STOPPED, int(signal.SIGTERM), 3, *args).returncode == 143
     assert main(["fit", "-c", BASE, "--ckpt_path", "last"]) == 0
     assert list(read_metrics(run_copy)["epoch"]) == [1, 2, 3, 4]
 
@@ -342,8 +339,7 @@ def test_runs_at_once_get_folders_of_their_own() -> None:
         "from pathlib import Path; from pcam_lightning.utils.run_dir import create_run; "
         "print(create_run(Path('r')).folder)"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    claimed = {process.communicate(timeout=60)[0].strip() for process in processes}
+    claimed = {process.wait().stdout.strip() for process in [Forked(code) for _ in range(4)]}
     assert claimed == {str(Path("r") / f"version_{n}") for n in range(4)}
 
 

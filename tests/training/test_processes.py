@@ -10,18 +10,16 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CONFIGS, FAST
+from forked import MAIN, Done, run_code, run_two
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.data.batches import BatchSampler
 from pcam_lightning.data.datamodule import PCamDataModule
 
 TWO = ("--trainer.strategy=ddp", "--trainer.devices=2")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
-def _run(*args: str, launcher: tuple[str, ...] = ()) -> str:
-    command = [sys.executable, *launcher, "-m", "pcam_lightning", *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+def _check(done: Done) -> str:
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -30,7 +28,7 @@ def test_two_processes_fit_and_predict(drawn: Path, run_copy: Path) -> None:
     # From weights that are not random: the first epoch is frozen, the second is not.
     weights = ("--model.weights", str(run_copy / "checkpoints" / "best.ckpt"))
     configs = ("-c", str(CONFIGS / "base.yaml"), "-c", str(CONFIGS / "ddp.yaml"), "--data.root", str(drawn))
-    message = _run("fit", *configs, "--trainer.max_epochs=2", *FAST, *weights, "--trainer.devices=2")
+    message = _check(run_two(MAIN, "fit", *configs, "--trainer.max_epochs=2", *FAST, *weights, "--trainer.devices=2"))
     assert message.count(" to train on, 23 patches") == 1
     run = Path("lightning_logs/ddp/version_0")
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
@@ -43,7 +41,7 @@ def test_two_processes_fit_and_predict(drawn: Path, run_copy: Path) -> None:
     for two in (False, True):
         for command in (["predict", "--overwrite"], ["validate"]):
             if two:
-                _run(*command, *plain, *TWO, launcher=TORCHRUN)
+                _check(run_two(MAIN, *command, *plain, *TWO))
             else:
                 assert main([*command, *plain]) == 0
         submissions.append(pd.read_csv(run_copy / "submission.csv"))
@@ -57,7 +55,7 @@ def test_two_processes_fit_and_predict(drawn: Path, run_copy: Path) -> None:
 def test_processes_that_the_trainer_starts_itself(strategy: str, drawn: Path) -> None:
     tiny = ("--trainer.max_epochs=1", *FAST)
     two = (f"--trainer.strategy={strategy}", "--trainer.devices=2")
-    printed = _run("fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), *tiny, *two)
+    printed = _check(run_code(MAIN, "fit", "-c", CONFIGS / "base.yaml", "--data.root", drawn, *tiny, *two))
     run = Path("lightning_logs/base/version_0")
     score = pd.read_csv(run / "metrics.csv")["val/auroc"].max()
     assert f"best: epoch 1, val/auroc {score:.4f}" in printed
@@ -65,9 +63,7 @@ def test_processes_that_the_trainer_starts_itself(strategy: str, drawn: Path) ->
     if strategy != "ddp_spawn":  # which alone sends objects to the processes that it starts
         return
     checkpoint = str(run / "checkpoints" / "best.ckpt")
-    _run("validate", "--ckpt_path", checkpoint, "--trainer.accelerator=cpu", *two)
-    assert abs(pd.read_json(run / "validate.json", typ="series")["val/auroc"] - score) < 1e-6
-    _run("predict", "--ckpt_path", checkpoint, "--trainer.accelerator=cpu", *two)
+    _check(run_code(MAIN, "predict", "--ckpt_path", checkpoint, "--trainer.accelerator=cpu", *two))
     assert len(pd.read_csv(run / "submission.csv")) == 40
 
 
@@ -89,11 +85,28 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def test_processes_that_lightning_starts_as_commands(drawn: Path) -> None:
+    args = ["fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), "--trainer.max_epochs=1", *FAST, *TWO]
+    command = [sys.executable, "-m", "pcam_lightning", *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "best: epoch 1, val/auroc" in done.stderr
+    assert [path.name for path in Path("lightning_logs/base").iterdir()] == ["version_0"]
+
+
 def test_the_patches_that_another_process_diverged_on_are_named(drawn: Path) -> None:
     Path("poisoned.py").write_text(_POISONED)
     more = ("--trainer.max_epochs=1", "--data.batch_size=16", *TWO)
     args = ("fit", "-c", str(CONFIGS / "base.yaml"), "--data.root", str(drawn), *FAST, *more)
-    command = [sys.executable, *TORCHRUN, "poisoned.py", *args]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "poisoned.py",
+        *args,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode != 0
     assert "error: epoch 1 diverged: the loss of step 2 is NaN or infinite" in done.stderr

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 import pytest
 from conftest import MakeFolder
+from forked import run_code
 from joblib import cpu_count
 
 from pcam_lightning.cli.main import main
@@ -88,9 +87,7 @@ with catch_signals() as received:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_their_parent(number: signal.Signals, kaggle: MakeFolder) -> None:
     root = kaggle()
-    Path("script.py").write_text(_STOPPED)
-    command = [sys.executable, "script.py", str(root), str(int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
+    done = run_code(_STOPPED, root, int(number))
     workers = [psutil.Process(int(pid)) for pid in done.stdout.split() if psutil.pid_exists(int(pid))]
     assert not psutil.wait_procs(workers, timeout=60)[1]
     if number == signal.SIGKILL:
