@@ -27,12 +27,10 @@ _LICENSES = {
 }
 _FILES = {
     "model.onnx": "`image`, uint8 (N, 96, 96, 3) -> `prob` and `logit`, float32 (N,); opset 20",
-    "model_int8.onnx": "the same, quantized to 8 bits",
     "torchscript_model.pt": "for WSInfer and QuPath: float (N, 3, 96, 96) in [0, 1] -> logits (N, 2) of normal, tumor",
     "config.json": "for WSInfer and timm",
     "model.safetensors": "for timm: `timm.create_model('local-dir:.', pretrained=True)`; the network alone",
     "test_vectors.npz": "ten synthetic patches, `image`, and what must come out, `logit` and `prob`",
-    "training_patches.json": "between which values brightness, contrast, sharpness and color of training patches lie",
     "training_features.safetensors": "for `serve`: features of training patches, to tell what is unlike them",
 }
 
@@ -106,7 +104,7 @@ def _describe(source: Source) -> dict[str, Any]:
     network, checkpoint = source.network, source.checkpoint
     record = checkpoint["pcam"]
     data, preprocess = record["config"]["data"], network.preprocess
-    trained = TrainingPatches.of_checkpoint(source.path, checkpoint)
+    trained = TrainingPatches.of_checkpoint(checkpoint)
     side = f"the center {preprocess.crop} x {preprocess.crop} pixels"
     side += f", scaled to {preprocess.side} x {preprocess.side}" if preprocess.side != preprocess.crop else ""
     return {
@@ -141,7 +139,7 @@ def _own_card(source: Source) -> str | None:
 
 def _start(source: Source) -> str:
     """Return which weights training started from, and their license."""
-    weights = str(source.checkpoint.get("init_weights", "none"))
+    weights = str(source.checkpoint["init_weights"])
     if weights == "none":
         return "random weights"
     backbone = str(source.network.hparams["backbone"])
@@ -161,12 +159,9 @@ def _threshold(prob: float, temperature: float) -> float:
 
 def _split(record: dict[str, Any]) -> str:
     """Return how the validation part was chosen."""
-    data, kind = record["config"]["data"], record["split"].get("kind")
-    if not kind:  # of version 0.2.0 and before
-        kind = f"as in {Path(data['split_file']).name}" if data.get("split_file") else "patches at random"
-        kind = "by slide, held out whole" if data.get("slides") and not data.get("split_file") else kind
+    data, kind = record["config"]["data"], str(record["split"]["kind"])
     if data.get("split_file"):
-        return str(kind)
+        return kind
     seed = f"seed {data.get('split_seed', 'not recorded')}"
     return f"{kind}, fold {data['fold'] + 1} of {data['folds']}, {seed}" if data.get("folds") else f"{kind}, {seed}"
 

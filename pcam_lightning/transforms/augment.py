@@ -9,15 +9,7 @@ from typing import Any
 import torch
 
 from pcam_lightning.transforms.augmentations import AUGMENTATIONS, Affine, CutMix, MixUp, RandomErasing
-from pcam_lightning.transforms.color_augmentations import (
-    Blur,
-    ColorJitter,
-    FourierMix,
-    Noise,
-    RandStainNA,
-    StainJitter,
-    StainMix,
-)
+from pcam_lightning.transforms.color_augmentations import Blur, ColorJitter, Noise, StainJitter
 from pcam_lightning.transforms.step import Patches, Step
 from pcam_lightning.utils.errors import UserError, check_number
 
@@ -31,9 +23,6 @@ class Augmentation(
     StainJitter,
     CutMix,
     RandomErasing,
-    FourierMix,
-    RandStainNA,
-    StainMix,
     Affine,
 ):
     """What happens to training patches, each with a draw of its own; without options they are flipped."""

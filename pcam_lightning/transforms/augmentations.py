@@ -12,15 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from pcam_lightning.transforms.color_augmentations import (
-    Blur,
-    ColorJitter,
-    FourierMix,
-    Noise,
-    RandStainNA,
-    StainJitter,
-    StainMix,
-)
+from pcam_lightning.transforms.color_augmentations import Blur, ColorJitter, Noise, StainJitter
 from pcam_lightning.transforms.geometry import (
     apply_symmetries,
     draw_flips_and_turns,
@@ -166,9 +158,6 @@ class MixUp(Step):
 # In the order in which those of one stage draw and are applied. The bases of `Augmentation` are the reverse of it.
 AUGMENTATIONS: list[type[Step]] = [
     D4,
-    StainMix,
-    RandStainNA,
-    FourierMix,
     RandomErasing,
     CutMix,
     Affine,

@@ -8,74 +8,7 @@ from typing import ClassVar
 import torch
 
 from pcam_lightning.transforms.color import blurred, draw_colors, draw_stains, jitter_colors, jitter_stains
-from pcam_lightning.transforms.color_exchange import draw_lab_statistics, mix_amplitudes, mix_stains
-from pcam_lightning.transforms.stain import set_lab_statistics
-from pcam_lightning.transforms.step import Patches, Step, neighbors
-
-
-@dataclass
-class StainMix(Step):
-    """Stains of another patch (the idea of ContriMix, Nguyen et al. 2023, with Macenko's stains for its network).
-
-    Args:
-        stain_mix: the two stains of each patch, and their strengths, move towards those of another patch of the batch
-            by a share drawn from [0, stain_mix]; how much of each stain a pixel has stays.
-    """
-
-    stain_mix: float = 0.0
-
-    highest: ClassVar[Mapping[str, float]] = {"stain_mix": 1}
-
-    def apply(self, patches: Patches) -> Patches:
-        """Color each patch with stains between its own and another's."""
-        if not self.stain_mix:
-            return patches
-        return patches._replace(image=mix_stains(patches.image, self.stain_mix * torch.rand(len(patches.image))))
-
-
-@dataclass
-class RandStainNA(Step):
-    """RandStainNA (Shen et al. 2022).
-
-    Args:
-        randstainna: mean and deviation of each channel of CIE L*a*b* become values drawn from the normal distributions
-            that those of the batch's patches have, with their sd multiplied by randstainna; 1 as in the paper.
-    """
-
-    randstainna: float = 0.0
-
-    highest: ClassVar[Mapping[str, float]] = {"randstainna": 5}
-
-    def apply(self, patches: Patches) -> Patches:
-        """Bring each patch to a look drawn at random."""
-        if not self.randstainna:
-            return patches
-        image = patches.image
-        mean, std = draw_lab_statistics(image, self.randstainna)
-        changed = set_lab_statistics(image, mean, std)
-        valid = changed.isfinite().flatten(1).all(dim=1)  # a patch of one color has no deviation
-        return patches._replace(image=torch.where(valid[:, None, None, None], changed, image))
-
-
-@dataclass
-class FourierMix(Step):
-    """Amplitudes of another patch (Yang and Soatto 2020; Xu et al. 2021).
-
-    Args:
-        fourier_mix: amplitudes of low frequencies, up to 5 waves along a side, move towards those of another patch of
-            the batch by a share drawn from [0, fourier_mix]; phases stay.
-    """
-
-    fourier_mix: float = 0.0
-
-    highest: ClassVar[Mapping[str, float]] = {"fourier_mix": 1}
-
-    def apply(self, patches: Patches) -> Patches:
-        """Mix amplitudes."""
-        if not self.fourier_mix:
-            return patches
-        share = self.fourier_mix * torch.rand(len(patches.image))
-        return patches._replace(image=mix_amplitudes(patches.image, neighbors(patches.image), share))
+from pcam_lightning.transforms.step import Patches, Step
 
 
 @dataclass

@@ -66,41 +66,15 @@ class StainNormalizer(nn.Module):
 
     def _macenko(self, image: torch.Tensor) -> torch.Tensor:
         _, strength, unmix, found = find_stains(image)
-        normal = set_stains(image, unmix, strength, self.first, self.second)
+        matrix = (self.first * (self.second / strength)[:, None]) @ unmix  # (B, 3, 3), of optical densities
+        normal = map_pixels(_log(image).contiguous(), matrix, torch.zeros_like(matrix[:, 0])).exp_().mul_(_LIGHT)
         return torch.where((found & shows_stain(image))[:, None, None, None], normal, image)
 
     def _reinhard(self, image: torch.Tensor) -> torch.Tensor:
-        return set_lab_statistics(image, self.first, self.second)
-
-
-def set_stains(
-    image: torch.Tensor, unmix: torch.Tensor, strength: torch.Tensor, stains: torch.Tensor, strengths: torch.Tensor
-) -> torch.Tensor:
-    """Replace the two stains of each patch, float (B, 3, H, W) in [0, 1], by others; those of glass mean nothing.
-
-    Args:
-        image: the patches.
-        unmix: of `find_stains`, (B, 2, 3).
-        strength: of `find_stains`, (B, 2).
-        stains: the new ones, (B, 3, 2), or (3, 2) for all.
-        strengths: theirs, (B, 2), or (2,) for all.
-    """
-    matrix = (stains * (strengths / strength)[:, None]) @ unmix  # (B, 3, 3), of optical densities
-    return map_pixels(_log(image).contiguous(), matrix, torch.zeros_like(matrix[:, 0])).exp_().mul_(_LIGHT)
-
-
-def set_lab_statistics(image: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Bring patches to other means and deviations of CIE L*a*b*; those without stains stay as they are.
-
-    Args:
-        image: float in [0, 1], (B, 3, H, W).
-        mean: the new ones, (B, 3, 1), or (3, 1) for all.
-        std: the new ones, (B, 3, 1), or (3, 1) for all.
-    """
-    lab = to_lab(image)
-    own_mean, own_std = lab.mean(dim=(2, 3), keepdim=True), lab.flatten(2).std(dim=2)[..., None, None]
-    normal = from_lab((lab - own_mean) / own_std * std[..., None] + mean[..., None])
-    return torch.where(shows_stain(image)[:, None, None, None], normal, image)
+        lab = to_lab(image)
+        mean, std = lab.mean(dim=(2, 3), keepdim=True), lab.flatten(2).std(dim=2)[..., None, None]
+        normal = from_lab((lab - mean) / std * self.second[..., None] + self.first[..., None])
+        return torch.where(shows_stain(image)[:, None, None, None], normal, image)
 
 
 def _median(values: torch.Tensor) -> torch.Tensor:
@@ -135,8 +109,8 @@ def find_stains(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     stained = (density >= _GLASS).all(dim=1)  # (B, N)
     count = stained.sum(dim=1)
     weight = stained[:, None] / count.clamp(min=1)[:, None, None]
-    centerd = (density - (density * weight).sum(dim=2, keepdim=True)) * stained[:, None]
-    covariance = centerd @ centerd.mT / (count - 1).clamp(min=1)[:, None, None]
+    centered = (density - (density * weight).sum(dim=2, keepdim=True)) * stained[:, None]
+    covariance = centered @ centered.mT / (count - 1).clamp(min=1)[:, None, None]
     axes = eigenvectors(covariance)[..., 1:]  # (B, 3, 2): the plane that the stains span
     axes = torch.where(axes.sum(dim=1, keepdim=True) < 0, -axes, axes)  # densities lie along the stronger one, upwards
     weaker, stronger = (axes.mT @ density).unbind(dim=1)
