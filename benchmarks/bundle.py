@@ -18,7 +18,8 @@ from pcam_lightning import PCamDataModule, __version__
 from pcam_lightning.data.splits import split_digest
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.evaluation.report_metrics import score_with_intervals
-from pcam_lightning.training.checkpoint import load_pretrained, read_checkpoint
+from pcam_lightning.training.checkpoint import read_checkpoint
+from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.feature_distance import features_file, measure_feature_distance
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predict import test, validate

@@ -37,7 +37,8 @@ from pcam_lightning.evaluation.evaluate import evaluate
 from pcam_lightning.metrics.abstention import score_decisions
 from pcam_lightning.synthetic.kaggle_folder import synthesize
 from pcam_lightning.training.adapt_batchnorm import AdaptBatchNorm
-from pcam_lightning.training.checkpoint import load_pretrained, read_checkpoint
+from pcam_lightning.training.checkpoint import read_checkpoint
+from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.fit import fit
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predict import predict, test

@@ -53,7 +53,7 @@ from pcam_lightning.slides.regions import SlideDataModule, SlideRegions, cut_pat
 from pcam_lightning.slides.tissue import tissue_mask
 from pcam_lightning.synthetic.kaggle_folder import draw_slide
 from pcam_lightning.synthetic.whole_slide import MPP, draw_whole_slide, write_whole_slide
-from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.utils.system import supported_precision
 
 COMMAND = [sys.executable, "-m", "pcam_lightning"]

@@ -21,7 +21,7 @@ from pcam_lightning import PCamDataModule
 from pcam_lightning.models.stage_statistics import StageStatistics
 from pcam_lightning.synthetic.kaggle_folder import draw_slide
 from pcam_lightning.synthetic.tissue import draw_patch
-from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.feature_distance import find_feature_distance
 
 BATCH = 100

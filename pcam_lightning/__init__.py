@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pcam_lightning.slides.mine import mine_negatives
     from pcam_lightning.slides.predict import predict_slide
     from pcam_lightning.training.best_and_last import BestAndLastCheckpoint
-    from pcam_lightning.training.checkpoint import load_pretrained
+    from pcam_lightning.training.loaded_run import load_pretrained
     from pcam_lightning.training.fit import fit
     from pcam_lightning.training.options import Config
     from pcam_lightning.training.predict import predict, test, validate
@@ -67,7 +67,7 @@ _MODULES = {
     "export_network": "export.export",
     "fit": "training.fit",
     "heatmap": "slides.heatmaps",
-    "load_pretrained": "training.checkpoint",
+    "load_pretrained": "training.loaded_run",
     "mine_negatives": "slides.mine",
     "predict": "training.predict",
     "predict_slide": "slides.predict",

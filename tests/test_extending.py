@@ -32,7 +32,7 @@ from pcam_lightning.models.backbones import BACKBONES
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.losses import LOSSES
 from pcam_lightning.models.optim import OPTIMIZERS, SCHEDULES, Schedule
-from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.options import Config
 from pcam_lightning.transforms.augment import Augmentation, augment, set_bases
 from pcam_lightning.transforms.augmentations import AUGMENTATIONS

@@ -14,8 +14,9 @@ from pcam_lightning.cli.arguments import PROG, configs_first, parse
 from pcam_lightning.cli.command import RunCommand
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.models.classifier import PCamClassifier
-from pcam_lightning.training.checkpoint import read_checkpoint, run_config
+from pcam_lightning.training.checkpoint import read_checkpoint
 from pcam_lightning.training.lightning_internals import RunParser
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.options import Config, add_run_arguments, check_seed
 from pcam_lightning.transforms.augment import augmentation_options
 from pcam_lightning.utils.errors import UserError
@@ -45,12 +46,14 @@ class PCamCLI(LightningCLI):
         options: the parsed options, those of the run and the command's own.
         run_config: the options of the run.
         resumed: the run that `fit --ckpt_path` resumes.
+        loaded: what `ckpt_path` names; None where it resumes, or names nothing.
         chosen: names of the options that the user set, where several checkpoints are named.
     """
 
     def __init__(self, name: str, command: RunCommand, args: list[str]) -> None:
         self.command_name, self.command, self.args = name, command, args
         self.resumed: Run | None = None
+        self.loaded: LoadedRun | None = None
         self.chosen: frozenset[str] = frozenset()
         self.config_name = "default"
         super().__init__(
@@ -139,12 +142,12 @@ class PCamCLI(LightningCLI):
             return args if run is None else self._parse_resumed(run, args, len(configs))
         # Of several networks the options are those of the same one whatever their order.
         first, *rest = sorted([Path(ckpt_path), *(self.config.get("ensemble") or [])])
-        checkpoint = read_checkpoint(first)
+        self.loaded = LoadedRun.open(first)
         if rest:
             self.chosen = frozenset(self.parser.parse_args(args, defaults=False).keys())
             args = [*args, f"--ckpt_path={first}", "--ensemble", *map(str, rest)]
         # First of all, so that whatever the user adds is stacked on it and wins.
-        return self._parse_with(run_config(checkpoint), args, 0, first)
+        return self._parse_with(self.loaded.inference_config(), args, 0, first)
 
     def _parse_resumed(self, run: Run, args: list[str], configs: int) -> list[str]:
         """Parse again with the options of a run behind the user's configs, which its own came from."""

@@ -9,11 +9,12 @@ from jsonargparse.typing import PositiveInt
 from pcam_lightning.cli.arguments import PROG, without_option
 from pcam_lightning.cli.command import RunCommand
 from pcam_lightning.utils.errors import UserError, rank_zero_info
-from pcam_lightning.utils.run_dir import Run, check_writable, run_of, shown
+from pcam_lightning.utils.run_dir import Run, check_writable, shown
 
 if TYPE_CHECKING:
     from pcam_lightning.cli.parser import PCamCLI
     from pcam_lightning.training.fit import FitResult
+    from pcam_lightning.training.loaded_run import LoadedRun
     from pcam_lightning.training.probe import ProbeResult
 
 _KAGGLE_TEST = 57_458  # patches that the competition asks for
@@ -72,13 +73,13 @@ def _print_next(result: "FitResult | ProbeResult", cli: "PCamCLI", *, report: bo
 def _validate(cli: "PCamCLI") -> None:
     from pcam_lightning.training.predict import validate
 
-    validate(cli.options.ckpt_path, cli.run_config)
+    validate(_loaded(cli), cli.run_config)
 
 
 def _test(cli: "PCamCLI") -> None:
     from pcam_lightning.training.predict import test
 
-    test(cli.options.ckpt_path, cli.run_config)
+    test(_loaded(cli), cli.run_config)
 
 
 def _predict(cli: "PCamCLI") -> None:
@@ -86,10 +87,10 @@ def _predict(cli: "PCamCLI") -> None:
     from pcam_lightning.training.predict import predict
     from pcam_lightning.training.predictions import write_submission
 
-    options = cli.options
-    path = _submission(options.ckpt_path, options.output, several=bool(options.ensemble))
+    options, loaded = cli.options, _loaded(cli)
+    path = _submission(loaded.run, options.output, several=bool(options.ensemble))
     predictions = predict(
-        options.ckpt_path,
+        loaded,
         config := cli.run_config,
         ensemble=options.ensemble,
         chosen=cli.chosen,
@@ -101,9 +102,13 @@ def _predict(cli: "PCamCLI") -> None:
         _print_submission(path, len(predictions), synthetic=is_synthetic(config.options.data.root))
 
 
-def _submission(ckpt_path: str, output: Path | None, *, several: bool) -> Path:
+def _loaded(cli: "PCamCLI") -> "LoadedRun":
+    assert cli.loaded is not None  # `ckpt_path` is required
+    return cli.loaded
+
+
+def _submission(run: Run, output: Path | None, *, several: bool) -> Path:
     """Return the path of the submission, checked for write permission before anything is predicted."""
-    run = run_of(Path(ckpt_path))
     if output is None:
         if several:
             raise UserError("`ensemble`: its predictions belong to none of the runs; `output` DIR takes them.")
@@ -173,7 +178,7 @@ def _explore(cli: "PCamCLI") -> None:
         output=options.output,
         augmented=options.augmented,
         points=options.points,
-        ckpt_path=options.ckpt_path,
+        ckpt_path=cli.loaded,
         next_command=next_command,
     )
 

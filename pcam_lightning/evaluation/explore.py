@@ -17,7 +17,7 @@ from pcam_lightning.evaluation.report import render_template
 from pcam_lightning.models.classifier import FIT_PATCHES, PCamClassifier
 from pcam_lightning.plotting import patch_grids, plots
 from pcam_lightning.plotting.style import CLASSES, as_png, data_uri
-from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder, is_synthetic, load_initial_weights
 from pcam_lightning.training.options import Config
 from pcam_lightning.transforms.augment import Augmentation
@@ -46,7 +46,7 @@ def explore(
     output: Path = Path("explore"),
     augmented: int = 10,
     points: int = 2000,
-    ckpt_path: Path | str | None = None,
+    ckpt_path: LoadedRun | Path | str | None = None,
     next_command: str = "",
 ) -> None:
     """Explore a data folder: explore.html with classes, patches, augmentation, colors, slides, flagged patches, t-SNE.
@@ -136,11 +136,13 @@ def _write(output: Path, page: str, pictures: dict[str, bytes], flagged: pd.Data
     atomic_write(output / "explore.html", page)
 
 
-def _load_network(options: dict[str, Any], ckpt_path: Path | str | None) -> tuple[PCamClassifier, str]:
+def _load_network(
+    options: dict[str, Any], ckpt_path: LoadedRun | Path | str | None
+) -> tuple[PCamClassifier, str]:
     """Return the network whose features are shown, and its name."""
     if ckpt_path is not None:
-        path = Path(ckpt_path)
-        return load_classifier(path, read_checkpoint(path), "none"), str(path)
+        loaded = LoadedRun.open(ckpt_path)
+        return loaded.classifier("none"), str(loaded.path)
     model = PCamClassifier(**options["model"])
     load_initial_weights(model, demo=is_demo_folder(options["data"]["root"]))
     start = "random" if model.init_weights == "none" else model.init_weights

@@ -12,7 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from scipy.special import expit, logit
 
 from pcam_lightning import __version__
-from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.export.parity import Difference
 from pcam_lightning.export.source import Source
 from pcam_lightning.utils.run_dir import BundledRun
@@ -101,10 +100,10 @@ def _head(report: dict[str, Any] | None, data: str, *, timm: bool) -> str:
 
 def _describe(source: Source) -> dict[str, Any]:
     """Return what the card says of a network."""
-    network, checkpoint = source.network, source.checkpoint
+    network, checkpoint = source.network, source.loaded.checkpoint
     record = checkpoint["pcam"]
     data, preprocess = record["config"]["data"], network.preprocess
-    trained = TrainingPatches.of_checkpoint(checkpoint)
+    trained = source.loaded.trained
     side = f"the center {preprocess.crop} x {preprocess.crop} pixels"
     side += f", scaled to {preprocess.side} x {preprocess.side}" if preprocess.side != preprocess.crop else ""
     return {
@@ -115,7 +114,7 @@ def _describe(source: Source) -> dict[str, Any]:
         "normalize": network.hparams["normalize"],
         "views": 8 if network.hparams["tta"] == "d4" else 1,
         "start": _start(source),
-        "bundled": source.run.folder.name if isinstance(source.run, BundledRun) else None,
+        "bundled": source.loaded.run.folder.name if isinstance(source.loaded.run, BundledRun) else None,
         "data": Path(data["root"]).name,
         "patches": record["data"].get("patches"),
         "fingerprint": record["data"].get("pixels"),
@@ -132,14 +131,14 @@ def _describe(source: Source) -> dict[str, Any]:
 
 def _own_card(source: Source) -> str | None:
     """Return the card of a network that comes with the package, without its title; None of any other network."""
-    if not isinstance(source.run, BundledRun):
+    if not isinstance(source.loaded.run, BundledRun):
         return None
-    return source.path.with_suffix(".md").read_text(encoding="utf-8").partition("\n")[2].strip()
+    return source.loaded.run.file.with_suffix(".md").read_text(encoding="utf-8").partition("\n")[2].strip()
 
 
 def _start(source: Source) -> str:
     """Return which weights training started from, and their license."""
-    weights = str(source.checkpoint["init_weights"])
+    weights = str(source.loaded.checkpoint["init_weights"])
     if weights == "none":
         return "random weights"
     backbone = str(source.network.hparams["backbone"])
@@ -169,7 +168,7 @@ def _split(record: dict[str, Any]) -> str:
 def _report(source: Source) -> dict[str, Any] | None:
     """Return what evaluate has written about this very checkpoint and its views; None where it has not."""
     try:
-        report: dict[str, Any] = json.loads((source.run.folder / "report.json").read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads((source.loaded.run.folder / "report.json").read_text(encoding="utf-8"))
         return report if report["made_by"] == source.made_by else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -178,8 +177,8 @@ def _report(source: Source) -> dict[str, Any] | None:
 def _test(source: Source) -> float | None:
     """Return AUROC on the test part, where test has scored this checkpoint."""
     try:
-        scores = json.loads((source.run.folder / "test.json").read_text(encoding="utf-8"))
-        same = scores["step"] == source.checkpoint["global_step"] and scores["tta"] == source.network.hparams["tta"]
+        scores = json.loads((source.loaded.run.folder / "test.json").read_text(encoding="utf-8"))
+        same = scores["step"] == source.loaded.checkpoint["global_step"] and scores["tta"] == source.network.hparams["tta"]
         return float(scores["test/auroc"]) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,6 +1,6 @@
 """export: a trained network as a folder that ONNX Runtime, WSInfer, QuPath, timm and the Hugging Face hub take."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,6 @@ from pcam_lightning.export.readers import Logits
 from pcam_lightning.export.source import Source, draw_patches, exported_checkpoint, find_patches, read_sources
 from pcam_lightning.export.timm_files import find_timm_network, write_config, write_timm_weights
 from pcam_lightning.export.torchscript_file import write_torchscript
-from pcam_lightning.training.checkpoint import load_classifier
 from pcam_lightning.training.feature_distance import FILE as FEATURES_FILE
 from pcam_lightning.training.feature_distance import find_feature_distance
 from pcam_lightning.utils.atomic_io import atomic_folder
@@ -106,7 +105,9 @@ def export_network(
 def _write_networks(folder: Path, sources: list[Source], temperature: float) -> None:
     """Write the files that hold a network."""
     checkpoints = [exported_checkpoint(source, temperature) for source in sources]
-    networks = [load_classifier(source.path, one, None) for source, one in zip(sources, checkpoints, strict=True)]
+    networks = [
+        replace(source.loaded, checkpoint=one).classifier() for source, one in zip(sources, checkpoints, strict=True)
+    ]
     for name, checkpoint in zip(weights_names(len(sources)), checkpoints, strict=True):
         write_weights(folder / name, checkpoint)
     network = ExportNetwork(networks)
@@ -146,7 +147,7 @@ def check_files(folder: Path, comparison: Comparison) -> list[Difference]:
 def _write_records(folder: Path, sources: list[Source], temperature: float) -> None:
     """Write what else programs need: test vectors, and features of training patches."""
     _write_vectors(folder / "test_vectors.npz", checkpoint_logits([one.network for one in sources], temperature))
-    distance = find_feature_distance(sources[0].path) if len(sources) == 1 else None
+    distance = find_feature_distance(sources[0].loaded) if len(sources) == 1 else None
     if distance is not None:
         distance.write(folder / FEATURES_FILE)
 

@@ -14,7 +14,7 @@ from torchvision import transforms
 from pcam_lightning.data.image_io import MPP
 from pcam_lightning.export.onnx_file import OnnxNetwork
 from pcam_lightning.export.torchscript_file import read_torchscript
-from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.loaded_run import load_pretrained
 
 Logits = Callable[[np.ndarray], np.ndarray]  # uint8 (B, 96, 96, 3) -> float32 (B,)
 

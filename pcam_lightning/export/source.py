@@ -9,15 +9,14 @@ import numpy as np
 
 from pcam_lightning.data.datamodule import READ_OPTIONS, PCamDataModule
 from pcam_lightning.data.sources import parts
-from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.heads import head_of
 from pcam_lightning.synthetic.kaggle_folder import draw_slide
 from pcam_lightning.synthetic.tissue import draw_patch
-from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.run_report import read_temperature
 from pcam_lightning.utils.errors import UserError, rank_zero_warn
-from pcam_lightning.utils.run_dir import BundledRun, Run, run_at, run_of
+from pcam_lightning.utils.run_dir import Run
 
 DRAWN = 256  # patches to compare on where there are no others
 
@@ -27,17 +26,11 @@ class Source:
     """A network to export.
 
     Attributes:
-        name: as the user gave it.
-        path: of the checkpoint.
-        run: that it is of.
-        checkpoint: what `read_checkpoint` returns.
+        loaded: its run.
         network: in evaluation mode, on the CPU.
     """
 
-    name: str
-    path: Path
-    run: Run
-    checkpoint: dict[str, Any]
+    loaded: LoadedRun
     network: PCamClassifier
 
     @classmethod
@@ -47,20 +40,18 @@ class Source:
         Raises:
             UserError: it cannot be used.
         """
-        run = run_at(target)
-        path = run.checkpoint if isinstance(run, BundledRun) or Path(target).is_dir() else Path(target)
-        if not isinstance(run, BundledRun) and run.diverged.is_file() and Path(target).is_dir():
+        if Path(target).is_dir() and Run(Path(target)).diverged.is_file():
             raise UserError(f"{target}: the loss of this run was NaN or infinite; name a checkpoint of it to export.")
-        checkpoint = read_checkpoint(path)
-        network = load_classifier(path, checkpoint, tta).eval()
+        loaded = LoadedRun.open(target)
+        network = loaded.classifier(tta).eval()
         if not all(bool(value.isfinite().all()) for value in network.net.state_dict().values()):
-            raise UserError(f"{path}: some of its weights are NaN or infinite.")
-        return cls(str(target), path, run_of(path), checkpoint, network)
+            raise UserError(f"{loaded.path}: some of its weights are NaN or infinite.")
+        return cls(loaded, network)
 
     @property
     def made_by(self) -> dict[str, Any]:
         """What logits depend on, as report.json records it."""
-        return {"step": self.checkpoint["global_step"], "tta": self.network.hparams["tta"]}
+        return {"step": self.loaded.step, "tta": self.network.hparams["tta"]}
 
     def temperature(self) -> float:
         """Return the temperature that evaluate has found.
@@ -68,7 +59,7 @@ class Source:
         Raises:
             UserError: there is none of this checkpoint.
         """
-        return read_temperature(self.run, self.made_by)
+        return read_temperature(self.loaded.run, self.made_by)
 
 
 @dataclass(frozen=True)
@@ -97,11 +88,11 @@ def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> P
     Raises:
         UserError: the data cannot be used.
     """
-    source = sources[0]
-    options = source.checkpoint["pcam"]["config"]["data"]
+    source = sources[0].loaded
+    options = source.config["data"]
     folder = root or Path(options["root"])
     if not folder.exists() or "train" not in parts(folder, options.get("columns")):
-        if not isinstance(source.run, BundledRun):
+        if not source.bundled:
             rank_zero_warn(
                 f"{folder}: no labeled patches there, so that files are compared on synthetic ones; `root` names the "
                 "data."
@@ -124,9 +115,9 @@ def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> P
     origin = f"{len(table):,} {'validation ' if known else ''}patches of {folder.name}"
     origin += ", sampled at random" if sample else ""
     for number, other in enumerate(sources, start=1):
-        trained = TrainingPatches.of_checkpoint(other.checkpoint)
+        trained = other.loaded.trained
         network = f"network {number}" if len(sources) > 1 else "the network"
-        if overlap := trained.report(table, other.name):
+        if overlap := trained.report(table, other.loaded.name):
             origin += f"; {overlap:,} of them trained {network}, so that AUROC is optimistic"
         elif trained.caution:
             origin += f"; {network} was {trained.caution}, so that AUROC may be optimistic"
@@ -154,7 +145,7 @@ def read_sources(targets: Sequence[Path | str], tta: str | None) -> list[Source]
     if not targets:
         raise UserError("export: name a run, a checkpoint, or pcam.")
     sources = [Source.read(target, tta) for target in targets]
-    paths = [source.path.resolve() for source in sources]
+    paths = [source.loaded.path.resolve() for source in sources]
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise UserError(f"{twice}: is named twice.")
     return sources
@@ -166,7 +157,7 @@ def exported_checkpoint(source: Source, temperature: float) -> dict[str, Any]:
     Its last layer is divided by the temperature, its views are those of the export, and paths of the machine that
     trained it are cut to their last part.
     """
-    checkpoint, tta = source.checkpoint, source.network.hparams["tta"]
+    checkpoint, tta = source.loaded.checkpoint, source.network.hparams["tta"]
     pcam, head = checkpoint["pcam"], f"net.{head_of(source.network.net)}."
     model = _cut(pcam["config"]["model"]) | {"tta": tta}
     return {

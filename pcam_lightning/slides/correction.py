@@ -1,39 +1,36 @@
 """Scale and shift of the logits of slides, in which tumor is rarer than among training patches."""
 
-import hashlib
 import json
 import math
 from pathlib import Path
 
 from scipy.special import logit
-from torch import nn
 
+from pcam_lightning.slides.network import SlideNetwork
 from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.utils.errors import UserError
 
 
 def logit_correction(
-    options: SlideOptions, ckpt_path: Path | str, positive_fraction: float | None, weights: str, tta: str
+    options: SlideOptions, network: SlideNetwork
 ) -> dict[str, float]:
     """Return scale and shift of the logits.
 
     Args:
         options: prior or calibration.
-        ckpt_path: of the network, for messages.
-        positive_fraction: share of tumor among its training patches; None where it is not known.
-        weights: `weights_sha256` of the network.
-        tta: its views.
+        network: whose logits they are.
 
     Raises:
         UserError: the checkpoint does not record what a prior needs, or a calibration cannot be read, or was fitted to
             another network, other views or another stride.
     """
     if options.calibration is not None:
-        return read_calibration(options.calibration, weights, tta, options.stride)
+        return read_calibration(options.calibration, network.sha256, network.tta, options.stride)
     if options.prior is None:
         return {"scale": 1.0, "shift": 0.0}
+    positive_fraction = network.classifier.positive_fraction
     if positive_fraction is None:
-        raise UserError(f"`prior`: {ckpt_path} does not record which share of its training patches was tumor.")
+        raise UserError(f"`prior`: {network.name} does not record which share of its training patches was tumor.")
     return {"scale": 1.0, "shift": prior_shift(options.prior, positive_fraction)}
 
 
@@ -58,14 +55,6 @@ def read_calibration(path: Path, weights: str, tta: str, stride: int) -> dict[st
         if fitted[name] != value:
             raise UserError(f"{path}: was fitted with `{name}` {fitted[name]}, and here it is {value}.")
     return found
-
-
-def weights_sha256(network: nn.Module) -> str:
-    """Return the SHA-256 of a network's weights."""
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(name.encode() + value.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def prior_shift(prior: float, training_prior: float) -> float:

@@ -7,20 +7,20 @@ import pandas as pd
 
 from pcam_lightning.slides.annotations import list_unmatched
 from pcam_lightning.slides.heat_map_folder import read_summary
+from pcam_lightning.slides.network import SlideNetwork
 from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.page import write_index
 from pcam_lightning.slides.predict import predict_slide
 from pcam_lightning.slides.scale import check_table
 from pcam_lightning.slides.slide_files import find_slides
-from pcam_lightning.training.checkpoint import load_pretrained
-from pcam_lightning.training.feature_distance import find_feature_distance
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_warn
 from pcam_lightning.utils.system import supported_precision
 
 
 def heatmap(
-    slides: list[Path], ckpt_path: Path | str = "pcam", output: Path = Path("heatmaps"), **options: Any
+    slides: list[Path], ckpt_path: LoadedRun | Path | str = "pcam", output: Path = Path("heatmaps"), **options: Any
 ) -> pd.DataFrame:
     """Predict slides one after another: where tumor is probable, as tables, pictures and QuPath's objects.
 
@@ -28,7 +28,7 @@ def heatmap(
 
     Args:
         slides: files that OpenSlide or Pillow reads, or folders of them, with those below.
-        ckpt_path: pcam or pcam-small, which come with the package, or a checkpoint of this project.
+        ckpt_path: pcam or pcam-small, which come with the package, or a run or a checkpoint of this project.
         output: folder of the results, a folder for each slide; `slides.csv` and `index.html` list all.
         options: of `SlideOptions`.
 
@@ -41,8 +41,7 @@ def heatmap(
     """
     choices = SlideOptions(**options)
     options["precision"] = supported_precision(choices.accelerator, choices.precision)  # reported once
-    load_pretrained(ckpt_path, choices.tta)  # an error of it is none of the slides'
-    find_feature_distance(ckpt_path)
+    network = SlideNetwork.load(ckpt_path, choices.tta)
     found = list_slides(slides)
     check_table(choices.mpp, found)
     if choices.regions is not None and choices.regions.is_dir():
@@ -53,7 +52,7 @@ def heatmap(
     failures: dict[Path, str] = {}
     for path in found:
         try:
-            predict_slide(path, ckpt_path, output / path.stem, **options)
+            predict_slide(path, network, output / path.stem, **options)
         except UserError as error:
             if len(found) == 1:
                 raise

@@ -15,9 +15,10 @@ import torch
 
 from pcam_lightning import __version__
 from pcam_lightning.slides.annotations import regions_of_interest
-from pcam_lightning.slides.correction import logit_correction, weights_sha256
+from pcam_lightning.slides.correction import logit_correction
 from pcam_lightning.slides.heat_map import HeatMap, ood_warning
 from pcam_lightning.slides.heat_map_folder import read_summary
+from pcam_lightning.slides.network import SlideNetwork
 from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.outlines import Geometry, outline_mask, write_geojson
 from pcam_lightning.slides.page import write_page
@@ -28,8 +29,8 @@ from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.slides.scale import check_given, given_mpp
 from pcam_lightning.slides.slide_files import content_sha256, dates
 from pcam_lightning.slides.tissue import tissue_mask
-from pcam_lightning.training.checkpoint import load_pretrained
-from pcam_lightning.training.feature_distance import FeatureDistance, find_feature_distance
+from pcam_lightning.training.feature_distance import FeatureDistance
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.system import quiet_lightning, supported_precision
@@ -59,13 +60,17 @@ class SlideResult(NamedTuple):
 
 @quiet_lightning()
 def predict_slide(
-    slide: Path | str, ckpt_path: Path | str = "pcam", output: Path | str | None = None, **options: Any
+    slide: Path | str,
+    ckpt_path: SlideNetwork | LoadedRun | Path | str = "pcam",
+    output: Path | str | None = None,
+    **options: Any,
 ) -> SlideResult:
     """Predict every square of 32 x 32 pixels of a slide's tissue, and write the map in formats that others read.
 
     Args:
         slide: that OpenSlide or Pillow reads.
-        ckpt_path: pcam or pcam-small, which come with the package, or a checkpoint of this project.
+        ckpt_path: pcam or pcam-small, which come with the package, or a run or a checkpoint of this project; or one
+            that is loaded already.
         output: folder of the results; by default `heatmaps/<name of the slide>`. What is there of the same slide,
             network and options is not predicted again, whether it is whole or, of an interrupted call, a part.
         options: of `SlideOptions`.
@@ -79,7 +84,7 @@ def predict_slide(
     grid = PatchGrid(reader.width, reader.height, reader.mpp, choices.stride)
     if reader.mpp > 1.5 * grid.mpp:
         rank_zero_warn(f"{path}: {reader.mpp:g} um per pixel is coarser than the training patches' {grid.mpp:.3g}.")
-    network = load_pretrained(ckpt_path, choices.tta)
+    network = SlideNetwork.load(ckpt_path, choices.tta)
     regions = None
     if choices.regions is not None:
         regions = regions_of_interest(choices.regions, path, grid, reader.bounds_origin)
@@ -87,10 +92,9 @@ def predict_slide(
     content = content_sha256(path)
     _check_folder(folder, path, content)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = weights_sha256(network)
-    distance = find_feature_distance(ckpt_path)
-    key = _fingerprint(path, content, weights, network.hparams["tta"], grid, choices, distance)
-    correction = logit_correction(choices, ckpt_path, network.positive_fraction, weights, network.hparams["tta"])
+    distance = network.distance
+    key = _fingerprint(path, content, network, grid, choices)
+    correction = logit_correction(choices, network)
     same = {
         "key": key,
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(choices).items()},
@@ -106,7 +110,7 @@ def predict_slide(
     if is_rank_zero():
         (folder / "slide.json").unlink(missing_ok=True)  # written again once all files belong together
     squares = _find_tissue(reader, grid, choices, regions, folder)
-    found = predict_squares(path, grid, squares, network, folder / "logits.npz", key, choices, distance)
+    found = predict_squares(path, grid, squares, network.classifier, folder / "logits.npz", key, choices, distance)
     heat_map = _heat_map(grid, found, correction, distance)
     lesions = heat_map.lesions(choices.threshold)
     summary = {
@@ -121,14 +125,7 @@ def predict_slide(
         "lesions": len(lesions),
         "damaged_squares": int(found.damaged.sum()),
         **same,
-        "network": {
-            "ckpt_path": str(ckpt_path),
-            "backbone": network.hparams["backbone"],
-            "tta": network.hparams["tta"],
-            "sha256": weights,
-            "positive_fraction": network.positive_fraction,
-            "caution": network.trained.caution,
-        },
+        "network": network.describe(),
         "versions": {
             "pcam_lightning": __version__,
             "torch": torch.__version__,
@@ -238,19 +235,11 @@ def _find_tissue(
     return squares
 
 
-def _fingerprint(
-    path: Path,
-    content: str,
-    weights: str,
-    tta: str,
-    grid: PatchGrid,
-    options: SlideOptions,
-    distance: FeatureDistance | None,
-) -> str:
+def _fingerprint(path: Path, content: str, network: SlideNetwork, grid: PatchGrid, options: SlideOptions) -> str:
     """Return the SHA-256 of what logits and distances depend on; which squares are predicted does not count."""
-    plain = [__version__, content, dates(path), repr(grid), weights, tta, options.precision]
+    plain = [__version__, content, dates(path), repr(grid), network.sha256, network.tta, options.precision]
     digest = hashlib.sha256(json.dumps(plain).encode())
-    if distance is not None:
+    if (distance := network.distance) is not None:
         digest.update(distance.mean.numpy().tobytes() + distance.whiten.numpy().tobytes())
         digest.update(str(distance.threshold).encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Checkpoint files: how they are written and read, and the network and options in them."""
+"""Checkpoint files: how they are written and read."""
 
 import io
 import sys
@@ -9,7 +9,6 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from pcam_lightning import __version__
-from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.lightning_internals import LAUNCHER_CHECKPOINT
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.bundled import BUNDLED, bundled_file
@@ -92,57 +91,3 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
 def is_finished(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int) -> bool:
     """Return whether a checkpoint's run has had all epochs or steps, -1 for no limit."""
     return 0 < (max_epochs or -1) <= epochs_done(checkpoint) or 0 < max_steps <= checkpoint["global_step"]
-
-
-def run_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a checkpoint's run that count beyond training.
-
-    A stranger's checkpoint may hold others, callbacks with a class of their choice for one: these are left out.
-    """
-    config = checkpoint["pcam"]["config"]
-    return {
-        "import": config.get("import", []),
-        "seed_everything": config["seed_everything"],
-        "data": config["data"],
-        # To compile pays in training at most, and needs a compiler that the machine which predicts may not have.
-        "model": {**config["model"], "compile": False},
-        "trainer": {"precision": config["trainer"]["precision"]},
-    }
-
-
-def load_classifier(path: Path, checkpoint: dict[str, Any], tta: str | None) -> PCamClassifier:
-    """Build the network of a checkpoint of this project.
-
-    Args:
-        path: of the checkpoint.
-        checkpoint: what `read_checkpoint` returns.
-        tta: test-time augmentation; by default what its run had.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        options = {**checkpoint["pcam"]["config"]["model"], "weights": "none", "compile": False}
-        model = PCamClassifier(**{**options, "tta": tta or options.get("tta", "none")})
-        model.on_load_checkpoint(checkpoint)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: damaged, or of another version of this project ({error}).") from None
-    model.load_state_dict(checkpoint["state_dict"])
-    return model
-
-
-def load_pretrained(checkpoint: Path | str, tta: str | None = None) -> PCamClassifier:
-    """Load a trained network, ready to predict.
-
-    Args:
-        checkpoint: pcam or pcam-small, which come with the package, or the path of a checkpoint of this project.
-        tta: test-time augmentation, `none` or `d4`; by default what its run had.
-
-    Returns:
-        The network on the CPU, in evaluation mode; `predict_logits` maps uint8 patches to logits.
-
-    Raises:
-        UserError: missing, damaged, or not of this project.
-    """
-    path = Path(checkpoint).expanduser()
-    return load_classifier(path, read_checkpoint(path), tta).eval()

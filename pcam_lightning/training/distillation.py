@@ -4,7 +4,7 @@ import lightning as L
 
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.models.classifier import PCamClassifier
-from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 
 

@@ -16,14 +16,13 @@ from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.splits import split_digest
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.stage_statistics import StageStatistics
-from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
 from pcam_lightning.training.lightning_internals import keyboard_interrupt
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.trainer import build_trainer
 from pcam_lightning.utils.atomic_io import atomic_write
-from pcam_lightning.utils.bundled import bundled_file
 from pcam_lightning.utils.errors import UserError, rank_zero_info
-from pcam_lightning.utils.run_dir import run_of
+from pcam_lightning.utils.run_dir import BundledRun
 from pcam_lightning.utils.system import quiet_lightning, supported_precision
 
 FILE = "training_features.safetensors"  # in a run's folder
@@ -84,26 +83,25 @@ class FeatureDistance:
 
 
 @quiet_lightning()
-def measure_feature_distance(ckpt_path: Path, checkpoint: dict[str, Any], data: PCamDataModule) -> FeatureDistance:
+def measure_feature_distance(loaded: LoadedRun, data: PCamDataModule) -> FeatureDistance:
     """Measure the features of some patches that trained a network, and find the threshold on validation patches.
 
     Args:
-        ckpt_path: of the network.
-        checkpoint: what `read_checkpoint` returns.
+        loaded: the network's run.
         data: set up for `validate`, with a validation part.
 
     Raises:
         UserError: the data are not those of the network's run, or it has no stages that can be looked at.
     """
-    record = checkpoint["pcam"]
+    record = loaded.checkpoint["pcam"]
     pixels = record["data"].get("pixels")
     known = pixels in (None, data.train_store.fingerprint)
     if not known or split_digest(data.table, data.val_mask) != record["split"]["sha256"]:
-        raise UserError(f"{data.root}: not the patches and the split that trained {ckpt_path}.")
-    model = load_classifier(ckpt_path, checkpoint, "none")
+        raise UserError(f"{data.root}: not the patches and the split that trained {loaded.path}.")
+    model = loaded.classifier("none")
     StageStatistics(model.net, model.hparams["backbone"]).close()  # an error of it comes before all the work
     collector = _Collector()
-    options = Config.of_checkpoint(checkpoint).build()[2]
+    options = Config.of_run(loaded).build()[2]
     options.precision = supported_precision(options.accelerator, options.precision)
     trainer = build_trainer(options, [collector], fits=False, devices=1)
     parts = [_draw(mask) for mask in (~data.val_mask, data.val_mask)]
@@ -112,32 +110,29 @@ def measure_feature_distance(ckpt_path: Path, checkpoint: dict[str, Any], data: 
         trainer.predict(model, dataloaders=data.labeled_dataloader(rows), return_predictions=False)
     found, count = torch.cat(collector.found), len(parts[0])
     train, val = found[:count], found[count:]
-    distance = FeatureDistance(*_fit(train), 0.0, checkpoint["global_step"], pixels)
+    distance = FeatureDistance(*_fit(train), 0.0, loaded.step, pixels)
     threshold = float(np.quantile(distance(val).numpy(), _LIKE))
     return replace(distance, threshold=threshold)
 
 
-def features_file(ckpt_path: Path | str) -> Path:
-    """Return the file of a checkpoint: in the folder of its run, or of a network of the package beside its weights."""
-    bundled = bundled_file(ckpt_path)
-    return (
-        run_of(Path(ckpt_path)).folder / FILE
-        if bundled is None
-        else bundled.with_name(f"{bundled.stem}_features.safetensors")
-    )
+def features_file(loaded: LoadedRun) -> Path:
+    """Return the file of a run: in its folder, or of a network that comes with the package beside its weights."""
+    if isinstance(loaded.run, BundledRun):
+        return loaded.run.file.with_name(f"{loaded.run.file.stem}_features.safetensors")
+    return loaded.run.folder / FILE
 
 
-def find_feature_distance(ckpt_path: Path | str) -> FeatureDistance | None:
+def find_feature_distance(loaded: LoadedRun) -> FeatureDistance | None:
     """Return the distance that goes with a checkpoint; None where none has been measured on its run's patches.
 
     Raises:
         UserError: the file is damaged.
     """
-    path = features_file(Path(ckpt_path).expanduser())
+    path = features_file(loaded)
     if not path.is_file():
         return None
     distance = FeatureDistance.read(path)
-    if not distance.is_of(read_checkpoint(Path(ckpt_path).expanduser())):
+    if not distance.is_of(loaded.checkpoint):
         rank_zero_info(
             f"{path}: was measured on another checkpoint or on other patches; distances from the training patches are "
             "left out. evaluate with `abstain` 0.05 measures them again."

@@ -17,9 +17,9 @@ from pcam_lightning.data.slide_map import SLIDES_FILES, find_slides
 from pcam_lightning.data.sources import source_of
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.timm_networks import absolute_name
-from pcam_lightning.training.checkpoint import run_config
 from pcam_lightning.training.demo_run import NOT_REAL, is_demo_folder, is_synthetic, use_demo_data
 from pcam_lightning.training.lightning_internals import RunParser
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.transforms.augment import augmentation_options
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.extensions import import_modules
@@ -116,14 +116,14 @@ class Config:
         return cls(run_parser(), options, name)
 
     @classmethod
-    def of_checkpoint(cls, checkpoint: dict[str, Any], **changes: Mapping[str, Any] | int) -> "Config":
-        """Return the options with which the network of a checkpoint is validated, tested or used for predictions.
+    def of_run(cls, loaded: LoadedRun, **changes: Mapping[str, Any] | int) -> "Config":
+        """Return the options with which the network of a run is validated, tested or used for predictions.
 
         Args:
-            checkpoint: what `read_checkpoint` returns.
-            changes: options that win over those of its run.
+            loaded: the run.
+            changes: options that win over those of the run.
         """
-        return cls.of(merge(run_config(checkpoint), changes))
+        return cls.of(merge(loaded.inference_config(), changes))
 
     def plain(self) -> dict[str, Any]:
         """Return the options as plain values, as config.yaml holds them."""

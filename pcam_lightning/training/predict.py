@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,14 +16,13 @@ from lightning.pytorch import seed_everything
 
 from pcam_lightning.data.datamodule import READ_OPTIONS, PCamDataModule
 from pcam_lightning.data.splits import split_digest
-from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.metrics.abstention import ABSTAINS, DECISIONS, decide
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.adapt_batchnorm import AdaptBatchNorm
-from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
 from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder
 from pcam_lightning.training.feature_distance import AddDistance, find_feature_distance
 from pcam_lightning.training.lightning_internals import keyboard_interrupt
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predictions import PredictionCollector, join_predictions, write_predictions_csv
 from pcam_lightning.training.resume import label_digest, take_split
@@ -31,8 +30,10 @@ from pcam_lightning.training.run_report import read_temperature, read_thresholds
 from pcam_lightning.training.trainer import build_trainer, compile_errors
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
-from pcam_lightning.utils.run_dir import Run, check_writable, run_of
+from pcam_lightning.utils.run_dir import check_writable
 from pcam_lightning.utils.system import quiet_lightning
+
+Target = LoadedRun | Path | str
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Scores:
         metrics: such as val/auroc, by name; NaN where there is none.
         predictions: CSV in the run: id,label,logit and, where slides are known, slide.
         data: the data module, set up.
-        checkpoint: what `read_checkpoint` returns.
+        loaded: the run.
         made_by: `step` of training and `tta`, on which logits depend.
         overlap: patches of the part that trained the network; None where that is not recorded.
         file: of `metrics`, in the run.
@@ -52,7 +53,7 @@ class Scores:
     metrics: dict[str, float]
     predictions: Path
     data: PCamDataModule
-    checkpoint: dict[str, Any]
+    loaded: LoadedRun
     made_by: dict[str, Any]
     overlap: int | None
     file: Path
@@ -62,17 +63,15 @@ class Scores:
 class _Session:
     """One network on a part of its data: what all stages but fit share."""
 
-    path: Path
+    loaded: LoadedRun
     config: Config
-    checkpoint: dict[str, Any]
-    run: Run = field(init=False)
     overlap: int | None = 0
 
     def __post_init__(self) -> None:
-        self.run = run_of(self.path)
-        self.config.resolve(self.checkpoint, trains=False)
+        self.config.resolve(self.loaded.checkpoint, trains=False)
         seed_everything(self.config.options.seed_everything, workers=True, verbose=False)
-        self.data, self.model, trainer = self.config.build()
+        self.data, model, trainer = self.config.build()
+        self.model = self.loaded.load_into(model)
         self.trainer = build_trainer(trainer, [], fits=False)
         if is_demo_folder(self.config.options.data.root):
             draw_demo_data()
@@ -82,17 +81,17 @@ class _Session:
         """What logits depend on: the step of training, the views that they are the mean of, and adapted statistics."""
         adapted = any(isinstance(one, AdaptBatchNorm) for one in self.trainer.callbacks)  # type: ignore[attr-defined]
         return {
-            "step": self.checkpoint["global_step"],
+            "step": self.loaded.step,
             "tta": self.model.hparams["tta"],
             **({"batchnorm": "adapted"} if adapted else {}),
         }
 
     def report_overlap(self, table: pd.DataFrame) -> None:
         """Count the patches of a part, with columns `id` and `pixel_sha1`, that trained one of the networks."""
-        trained = TrainingPatches.of_checkpoint(self.checkpoint)
+        trained = self.loaded.trained
         for other in self.model.ensemble:
             trained |= other.trained
-        self.overlap = trained.report(table, self.path)
+        self.overlap = trained.report(table, self.loaded.path)
 
     def collect(self, stage: str) -> pd.DataFrame:
         """Run a stage; return `logit` and what else its steps yield by id, empty in all processes but the first."""
@@ -102,9 +101,7 @@ class _Session:
             file, found = Path(folder) / "logits.npz", [pd.DataFrame({"logit": np.empty(0, dtype=np.float32)})]
             keep = partial(_keep, os.getpid(), file, found)
             self.trainer.callbacks.append(PredictionCollector(keep))  # type: ignore[attr-defined]
-            getattr(self.trainer, stage)(
-                self.model, datamodule=self.data, ckpt_path=self.path, weights_only=True, **more
-            )
+            getattr(self.trainer, stage)(self.model, datamodule=self.data, **more)
             if file.is_file():
                 with np.load(file) as saved:
                     found.append(pd.DataFrame(dict(saved)).set_index("id"))
@@ -121,13 +118,14 @@ def _keep(process: int, file: Path, found: list[pd.DataFrame], predicted: pd.Dat
 
 
 @quiet_lightning()
-def validate(ckpt_path: Path | str, config: Config | None = None) -> Scores:
+def validate(ckpt_path: Target, config: Config | None = None) -> Scores:
     """Score a checkpoint on the validation part of its run's split.
 
     Writes `validate.json` and `val_predictions.csv` into the run.
 
     Args:
-        ckpt_path: of a run of this project, or pcam or pcam-small, which come with the package.
+        ckpt_path: a checkpoint, the folder of a run, or pcam or pcam-small, which come with the package; or one that
+            is loaded already.
         config: options; by default those of the run.
 
     Raises:
@@ -136,28 +134,30 @@ def validate(ckpt_path: Path | str, config: Config | None = None) -> Scores:
 
     def prepare(session: _Session) -> pd.DataFrame:
         data = session.data
-        take_split(data, session.run, session.checkpoint, session.config.options)
+        checkpoint = session.loaded.checkpoint
+        take_split(data, session.loaded.run, checkpoint, session.config.options)
         data.setup("validate")
         if not data.val_mask.any():
             raise UserError("`data.val_fraction` 0: this run held nothing out, so there is nothing to validate on.")
-        if split_digest(data.table, data.val_mask) != session.checkpoint["pcam"]["split"]["sha256"]:
+        if split_digest(data.table, data.val_mask) != checkpoint["pcam"]["split"]["sha256"]:
             rank_zero_warn("this is not the validation part of the checkpoint's run.")
         labels = label_digest(data.table)
-        if session.checkpoint["pcam"]["data"].get("labels", labels) != labels:
+        if checkpoint["pcam"]["data"].get("labels", labels) != labels:
             rank_zero_warn(f"{data.root}: the labels or weights have changed since this run began.")
         return data.table[data.val_mask]
 
-    return _score(Path(ckpt_path), config, "validate", "val", prepare)
+    return _score(ckpt_path, config, "validate", "val", prepare)
 
 
 @quiet_lightning()
-def test(ckpt_path: Path | str, config: Config | None = None) -> Scores:
+def test(ckpt_path: Target, config: Config | None = None) -> Scores:
     """Score a checkpoint on test/, where its labels are known.
 
     Writes `test.json` and `test_predictions.csv` into the run.
 
     Args:
-        ckpt_path: of a run of this project, or pcam or pcam-small, which come with the package.
+        ckpt_path: a checkpoint, the folder of a run, or pcam or pcam-small, which come with the package; or one that
+            is loaded already.
         config: options; by default those of the run.
 
     Raises:
@@ -168,34 +168,34 @@ def test(ckpt_path: Path | str, config: Config | None = None) -> Scores:
         session.data.setup("test")
         return session.data.test_table
 
-    return _score(Path(ckpt_path), config, "test", "test", prepare)
+    return _score(ckpt_path, config, "test", "test", prepare)
 
 
 def _score(
-    path: Path, config: Config | None, stage: str, part: str, prepare: Callable[[_Session], pd.DataFrame]
+    target: Target, config: Config | None, stage: str, part: str, prepare: Callable[[_Session], pd.DataFrame]
 ) -> Scores:
-    checkpoint = read_checkpoint(path)
-    check_writable(run_of(path).folder)
-    session = _Session(path, config or Config.of_checkpoint(checkpoint), checkpoint)
+    loaded = LoadedRun.open(target)
+    check_writable(loaded.run.folder)
+    session = _Session(loaded, config or Config.of_run(loaded))
     table = prepare(session)
     session.report_overlap(table)
     predicted = session.collect(stage)
     metrics = {name: float(value) for name, value in sorted(session.trainer.callback_metrics.items())}
-    file = session.run.folder / f"{stage}.json"
-    predictions = session.run.predictions(part)
+    file = loaded.run.folder / f"{stage}.json"
+    predictions = loaded.run.predictions(part)
     if session.trainer.is_global_zero:
         write_predictions_csv(predictions, table, predicted["logit"])
         known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        record = {"checkpoint": str(path), **session.made_by, "root": str(session.data.root)}
+        record = {"checkpoint": str(loaded.path), **session.made_by, "root": str(session.data.root)}
         content = {**record, "training_overlap": session.overlap, **known}
         atomic_write(file, json.dumps(content, indent=2) + "\n")
         rank_zero_info(f"{file}: {', '.join(f'{name} {value:.4f}' for name, value in metrics.items())}")
-    return Scores(metrics, predictions, session.data, checkpoint, session.made_by, session.overlap, file)
+    return Scores(metrics, predictions, session.data, loaded, session.made_by, session.overlap, file)
 
 
 @quiet_lightning()
 def predict(
-    ckpt_path: Path | str,
+    ckpt_path: Target,
     config: Config | None = None,
     *,
     ensemble: Sequence[Path | str] = (),
@@ -206,7 +206,8 @@ def predict(
     """Predict the patches of test/, or of a folder that holds patches alone.
 
     Args:
-        ckpt_path: of a run of this project, or pcam or pcam-small, which come with the package.
+        ckpt_path: a checkpoint, the folder of a run, or pcam or pcam-small, which come with the package; or one that
+            is loaded already.
         config: options; by default those of the run.
         ensemble: more checkpoints; the mean of all their logits is returned.
         chosen: names of the options that count for all networks of an ensemble although their runs differ in them,
@@ -222,17 +223,22 @@ def predict(
     Raises:
         UserError: a checkpoint or the data cannot be used, or there is no temperature, or are no thresholds.
     """
-    path, others = Path(ckpt_path), [Path(one) for one in ensemble]
-    _check_ensemble(path, others, calibrate=calibrate, abstain=abstain)
-    checkpoint = read_checkpoint(path)
-    session = _Session(path, config or Config.of_checkpoint(checkpoint), checkpoint)
+    if ensemble and (calibrate or abstain):
+        name, what = ("calibrate", "temperature") if calibrate else ("abstain", "thresholds")
+        raise UserError(f"`{name}`: needs the {what} of one run, and `ensemble` names several.")
+    loaded = LoadedRun.open(ckpt_path)
+    others = [LoadedRun.open(one) for one in ensemble]
+    paths = [one.path.resolve() for one in (loaded, *others)]
+    if twice := next((one for one in paths if paths.count(one) > 1), None):
+        raise UserError(f"`ensemble`: {twice} is there twice.")
+    session = _Session(loaded, config or Config.of_run(loaded))
     session.data.setup("predict")
-    temperature = read_temperature(session.run, session.made_by) if calibrate else 1.0
+    temperature = read_temperature(loaded.run, session.made_by) if calibrate else 1.0
     abstention = _Abstention(session) if abstain else None
     session.model.ensemble = [_load_member(session, other, chosen) for other in others]
     table = session.data.test_table
     session.report_overlap(table)
-    rank_zero_info(f"data: {session.data.root}; checkpoint: {', '.join(map(str, (path, *others)))}")
+    rank_zero_info(f"data: {session.data.root}; checkpoint: {', '.join(str(one.path) for one in (loaded, *others))}")
     predicted = session.collect("predict")
     if not session.trainer.is_global_zero:
         return pd.DataFrame({"id": [], "logit": [], "prob": []})
@@ -246,8 +252,8 @@ class _Abstention:
     """Decides patches of a session's run by its thresholds, and tells which are unlike the training patches."""
 
     def __init__(self, session: _Session) -> None:
-        self.thresholds = read_thresholds(session.run, session.made_by)
-        self.distance = find_feature_distance(session.path)
+        self.thresholds = read_thresholds(session.loaded.run, session.made_by)
+        self.distance = find_feature_distance(session.loaded)
         if self.distance is not None:
             session.trainer.callbacks.append(AddDistance(self.distance))  # type: ignore[attr-defined]
 
@@ -262,25 +268,15 @@ class _Abstention:
         return predictions.assign(decision=[DECISIONS[one] for one in decision.tolist()])
 
 
-def _check_ensemble(path: Path, others: list[Path], *, calibrate: bool, abstain: bool) -> None:
-    if others and calibrate:
-        raise UserError("`calibrate`: a temperature is of one run, and `ensemble` makes it several.")
-    if others and abstain:
-        raise UserError("`abstain`: thresholds are of one run, and `ensemble` makes it several.")
-    paths = [one.resolve() for one in (path, *others)]
-    if twice := next((one for one in paths if paths.count(one) > 1), None):
-        raise UserError(f"`ensemble`: {twice} is there twice.")
-
-
-def _load_member(session: _Session, path: Path, chosen: frozenset[str]) -> PCamClassifier:
+def _load_member(session: _Session, member: LoadedRun, chosen: frozenset[str]) -> PCamClassifier:
     """Load one more network; its run must have had the same data and precision, unless those are set explicitly."""
-    checkpoint = read_checkpoint(path)
     same = [("data", "root"), ("trainer", "precision"), *(("data", name) for name in READ_OPTIONS)]
     for group, name in same:
-        own, other = (str(one["pcam"]["config"][group].get(name)) for one in (session.checkpoint, checkpoint))
+        own, other = (str(one.config[group].get(name)) for one in (session.loaded, member))
         if own != other and f"{group}.{name}" not in chosen:
             raise UserError(
-                f"{path}: its run had `{group}.{name}` {other}, and that of {session.path} {own}; set the option."
+                f"{member.path}: its run had `{group}.{name}` {other}, and that of {session.loaded.path} {own}; set "
+                "the option."
             )
     tta = session.model.hparams["tta"] if "model.tta" in chosen else None  # else as the run of each had it
-    return load_classifier(path, checkpoint, tta)
+    return member.classifier(tta)

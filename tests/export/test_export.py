@@ -30,7 +30,8 @@ from pcam_lightning.export.timm_files import find_timm_network, write_config, wr
 from pcam_lightning.export.torchscript_file import read_torchscript, write_torchscript
 from pcam_lightning.models.backbones import BACKBONES, Backbone
 from pcam_lightning.models.classifier import PCamClassifier
-from pcam_lightning.training.checkpoint import load_pretrained, read_checkpoint
+from pcam_lightning.training.checkpoint import read_checkpoint
+from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.utils.bundled import WEIGHTS
 from pcam_lightning.utils.errors import UserError
 

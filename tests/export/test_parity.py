@@ -17,7 +17,7 @@ from pcam_lightning.export.source import draw_patches, find_patches, read_source
 from pcam_lightning.export.timm_files import find_timm_network, write_config, write_timm_weights
 from pcam_lightning.export.torchscript_file import write_torchscript
 from pcam_lightning.models.classifier import PCamClassifier
-from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.utils.errors import UserError
 
 Change = Callable[[dict[str, Any]], object]

@@ -16,7 +16,7 @@ from patch_files import draw, encode
 from PIL import Image
 from scipy.special import expit
 
-from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.loaded_run import load_pretrained
 
 PROGRAMS = shutil.which("chromium"), shutil.which("chromedriver")
 PATCHES = draw(4)

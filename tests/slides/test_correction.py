@@ -7,7 +7,7 @@ import pytest
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.slides.correction import weights_sha256
-from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.loaded_run import load_pretrained
 
 
 @pytest.mark.parametrize("scale", [-1.0, 0.0])

@@ -25,7 +25,7 @@ from pcam_lightning.slides.patch_grid import PatchGrid
 from pcam_lightning.slides.predict import predict_slide
 from pcam_lightning.slides.predictor import read_logits, write_logits
 from pcam_lightning.slides.reader import SlideReader
-from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.feature_distance import find_feature_distance
 from pcam_lightning.utils.errors import UserError
 from pcam_lightning.utils.system import supported_precision

@@ -15,7 +15,8 @@ from PIL import Image
 from pcam_lightning import PCamClassifier, PCamDataModule
 from pcam_lightning.cli.main import main
 from pcam_lightning.training.adapt_batchnorm import AdaptBatchNorm
-from pcam_lightning.training.checkpoint import load_pretrained, read_checkpoint
+from pcam_lightning.training.checkpoint import read_checkpoint
+from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.utils.errors import UserError
 
 CALLBACK = "--trainer.callbacks+=pcam_lightning.training.adapt_batchnorm.AdaptBatchNorm"

@@ -10,7 +10,8 @@ from conftest import CONFIGS, FAST, with_callback
 
 from pcam_lightning import Augmentation, PCamClassifier, PCamDataModule
 from pcam_lightning.cli.main import main
-from pcam_lightning.training.checkpoint import load_pretrained, read_checkpoint
+from pcam_lightning.training.checkpoint import read_checkpoint
+from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.distillation import Distillation
 
 BASE = str(CONFIGS / "base.yaml")

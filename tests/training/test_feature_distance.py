@@ -16,7 +16,7 @@ from pcam_lightning.cli.main import main
 from pcam_lightning.models.backbones import build_backbone
 from pcam_lightning.models.stage_statistics import StageStatistics
 from pcam_lightning.synthetic.kaggle_folder import synthesize
-from pcam_lightning.training.checkpoint import load_pretrained
+from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.feature_distance import FeatureDistance, _fit, features_file, find_feature_distance
 from pcam_lightning.utils.errors import UserError
 
