@@ -1,6 +1,6 @@
 """Which patches trained a network's weights, and how many of the evaluated patches are among them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pcam_lightning.data.csv_tables import looks_like_sha1
 from pcam_lightning.utils.errors import rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.run_dir import run_of
 
@@ -23,7 +24,8 @@ class TrainingPatches:
     """The patches that trained some weights, those of the runs before included whose weights these started from.
 
     Attributes:
-        ids: hash of each patch's id, int64, sorted.
+        ids: hash of each id that is a SHA-1, of the pixels before they went through JPEG perhaps, int64, sorted. Other
+            ids are file names, which folders share by chance.
         pixels: hash of each patch's pixels, int64, sorted.
         known: whether these are all of them; False of weights that do not record it.
         origins: where copies of patches are from that trained them, which neither hash finds again.
@@ -37,11 +39,12 @@ class TrainingPatches:
     @classmethod
     def of(cls, table: pd.DataFrame) -> "TrainingPatches":
         """Return those of a table with columns `id` and `pixel_sha1`."""
-        return cls(np.unique(_hash_ids(table["id"])), np.unique(_shorten(table["pixel_sha1"])))
+        named = table["id"][looks_like_sha1(table["id"])]
+        return cls(np.unique(_hash_ids(named)), np.unique(_shorten(table["pixel_sha1"])))
 
     @classmethod
     def of_checkpoint(cls, path: Path, checkpoint: Any) -> "TrainingPatches":
-        """Return those that a checkpoint records, or, of version 0.1.0, the split beside it, by id alone.
+        """Return those that a checkpoint records, or, of version 0.1.0, the split beside it, by ids that are a SHA-1.
 
         Args:
             path: of the checkpoint.
@@ -55,7 +58,9 @@ class TrainingPatches:
         if not split.is_file():
             return cls(known=False)
         rows = pd.read_csv(split, dtype=str, keep_default_na=False)
-        return cls(np.unique(_hash_ids(rows.loc[rows["split"] == "train", "id"])))
+        ids = rows.loc[rows["split"] == "train", "id"]
+        named = ids[looks_like_sha1(ids)]
+        return replace(cls.of(pd.DataFrame({"id": named, "pixel_sha1": named})), known=len(named) == len(ids))
 
     @classmethod
     def of_record(cls, record: dict[str, Any] | None) -> "TrainingPatches":
@@ -85,10 +90,14 @@ class TrainingPatches:
         return f"trained on {' and '.join(self.origins)}, and these may be of the same slides" if self.origins else ""
 
     def count(self, table: pd.DataFrame) -> int:
-        """Count the patches of a table, with columns `id` and `pixel_sha1`, that are among them by id or by pixels."""
+        """Count the patches of a table, with columns `id` and `pixel_sha1`, that are among them.
+
+        Pixels decide; an id does where it is a SHA-1, since another JPEG decoder may have changed some pixels.
+        """
         if not len(self.ids) and not len(self.pixels):
             return 0
-        found = np.isin(_hash_ids(table["id"]), self.ids) | np.isin(_shorten(table["pixel_sha1"]), self.pixels)
+        found = np.isin(_hash_ids(table["id"]), self.ids) & looks_like_sha1(table["id"]).to_numpy()
+        found |= np.isin(_shorten(table["pixel_sha1"]), self.pixels)
         return int(found.sum())
 
     def report(self, table: pd.DataFrame, network: Path | str) -> int | None:
@@ -101,11 +110,11 @@ class TrainingPatches:
         Returns:
             How many patches of the table are among them; None where not all of them are recorded.
         """
-        if self.caution:
-            rank_zero_warn(f"{network}: {self.caution}: scores may be optimistic.")
         if overlap := self.count(table):
             rank_zero_warn(f"{overlap:,} of these {len(table):,} patches trained the network of {network}.")
-        elif not self.known and not self.caution:
+        if self.caution:
+            rank_zero_warn(f"{network}: {self.caution}: scores may be optimistic.")
+        elif not self.known and not overlap:
             rank_zero_info(f"{network}: does not record all patches that trained it; these may be among them.")
         return overlap if overlap or self.known else None
 

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.special import expit
 
 from pcam_lightning import __version__
+from pcam_lightning.data.csv_tables import read_labels, without_suffix
 from pcam_lightning.data.splits import split_groups
 from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.evaluation.abstain import (
@@ -28,7 +29,7 @@ from pcam_lightning.evaluation.labeled_predictions import (
     LabeledPredictions,
     check_bootstrap,
     clusters,
-    find_evaluation_leakage,
+    describe_leakage,
     read_labeled_predictions,
 )
 from pcam_lightning.evaluation.related_runs import related_runs
@@ -117,16 +118,8 @@ def evaluate(
     report |= {"target": str(target), "version": __version__, "seed": seed, "made_by": predictions.made_by}
     report["root"] = None if predictions.data is None else str(predictions.data.root)
     report["chosen_by_these"] = predictions.chosen_by_these
-    report["training_overlap"] = predictions.overlap
-    if predictions.overlap:
-        report["warnings"].insert(
-            0,
-            f"{predictions.overlap:,} of these {len(rows):,} patches trained the network: all numbers are optimistic.",
-        )
-        report["temperature"] = None  # what it was fitted on says nothing about patches that are new
-        report["thresholds"] = None
-    leak = find_evaluation_leakage(predictions)
-    report["leak"] = f"This score {leak.verb}: {leak.message}." if leak.message else ""
+    _report_missing(report, rows, labels)
+    _report_leakage(report, predictions)
     synthetic = predictions.split is not None and is_synthetic(root or predictions.split["root"])
     report["synthetic"] = f"Synthetic tissue. {NOT_REAL}" if synthetic else ""
     if target.is_dir() and not isinstance(run, BundledRun):
@@ -138,6 +131,28 @@ def evaluate(
     atomic_write(folder / f"{name}.json", json.dumps(report, indent=2) + "\n")
     atomic_write(folder / f"{name}.html", page)
     return Evaluation(report, folder.absolute() / f"{name}.html")
+
+
+def _report_missing(report: dict[str, Any], rows: pd.DataFrame, labels: Path | None) -> None:
+    """Add how many patches of a file of labels have no prediction, and a warning of them."""
+    if labels is None:
+        return
+    labeled = read_labels(labels)["id"]
+    missing = report["labels_without_prediction"] = int((~labeled.isin(without_suffix(rows["id"]))).sum())
+    if missing:
+        message = f"{missing:,} of the {len(labeled):,} patches in {labels} have no prediction and are not scored."
+        report["warnings"].insert(0, message)
+
+
+def _report_leakage(report: dict[str, Any], predictions: LabeledPredictions) -> None:
+    """Add why the numbers are optimistic, and drop what `predict` would take from patches that trained the network."""
+    report["training_overlap"], report["leak"] = predictions.overlap, describe_leakage(predictions)
+    if not predictions.overlap:
+        return
+    message = f"{predictions.overlap:,} of these {report['patches']:,} patches trained the network: all numbers are"
+    report["warnings"].insert(0, f"{message} optimistic.")
+    report["temperature"] = None  # what it was fitted on says nothing about patches that are new
+    report["thresholds"] = None
 
 
 def _keep_features(run: Run, predictions: LabeledPredictions) -> None:

@@ -31,9 +31,9 @@ class LabeledPredictions(NamedTuple):
     made_by: dict[str, Any] | None = None  # checkpoint of a single run: `step` of training, `tta`
     split: dict[str, Any] | None = None  # options that the folds, or validation part, were drawn by
     chosen_by_these: bool = False  # the checkpoint is the epoch that was best on these very patches
-    overlap: int | None = None  # of these patches, how many trained the network by id or pixels; None: not known
+    overlap: int | None = None  # of these patches, how many trained the network; None: not known
     slides: "pd.Series[str] | None" = None  # by id, where the user names a file of them
-    caution: str = ""  # copies of patches that trained the network, which are not counted as overlap
+    trained: TrainingPatches = TrainingPatches(known=False)  # what trained the network; the networks of all folds
 
 
 def read_labeled_predictions(
@@ -58,13 +58,7 @@ def read_labeled_predictions(
     """
     run = run_at(target)
     if (target / "oof.csv").is_file():
-        options = read_config(Run(target).config)["data"]
-        data = _data(options, root, Run(target / "fold_0").split) if pictures else None
-        rows = read_predictions_csv(target / "oof.csv", labels)
-        overlap = _count_overlap(target, rows, data)
-        predictions = LabeledPredictions(
-            rows, target / "report", data, split=options, overlap=overlap, caution=_caution(target)
-        )
+        predictions = _read_crossval(target, labels, root, pictures=pictures)
     elif isinstance(run, BundledRun) or target.is_dir():
         predictions = _validate_run(run, labels, root)
     else:
@@ -104,30 +98,30 @@ def _validate_run(run: Run, labels: Path | None, root: Path | None) -> LabeledPr
         scores.checkpoint["pcam"]["config"]["data"],
         checkpoint == run.best,
         scores.overlap,
-        caution=TrainingPatches.of_checkpoint(checkpoint, scores.checkpoint).caution,
+        trained=TrainingPatches.of_checkpoint(checkpoint, scores.checkpoint),
     )
 
 
-def _count_overlap(crossval: Path, rows: pd.DataFrame, data: PCamDataModule | None) -> int | None:
-    """Count the out-of-fold patches that trained the network of their own fold; None where that is not known."""
-    if data is None:
-        return None
-    overlap, table = 0, data.table.set_index("id", drop=False)
+def _read_crossval(folder: Path, labels: Path | None, root: Path | None, *, pictures: bool) -> LabeledPredictions:
+    """Read out-of-fold predictions; each patch is looked for among those that trained the network of its own fold."""
+    options = read_config(Run(folder).config)["data"]
+    data = _data(options, root, Run(folder / "fold_0").split) if pictures else None
+    rows = read_predictions_csv(folder / "oof.csv", labels)
+    overlap, trained = 0, TrainingPatches()
     for fold, of_fold in rows.groupby("fold"):
-        path = Run(crossval / f"fold_{fold}").last
-        if not path.is_file():
-            return None
-        trained = TrainingPatches.of_checkpoint(path, read_checkpoint(path))
-        if not trained.known or not of_fold["id"].isin(table.index).all():
-            return None
-        overlap += trained.count(table.loc[of_fold["id"]])
-    return overlap
-
-
-def _caution(crossval: Path) -> str:
-    """Return the caution of the weights that all folds started from."""
-    path = Run(crossval / "fold_0").last
-    return TrainingPatches.of_checkpoint(path, read_checkpoint(path)).caution if path.is_file() else ""
+        path = Run(folder / f"fold_{fold}").last
+        checkpoint = read_checkpoint(path) if path.is_file() else None
+        own = TrainingPatches.of_checkpoint(path, checkpoint)
+        trained |= own
+        if data is None:
+            continue
+        if checkpoint and checkpoint["pcam"]["data"].get("pixels") not in (None, data.train_store.fingerprint):
+            rank_zero_info(f"no pictures: {data.root}: its patches have other pixels than those that trained {path}.")
+            data = None
+        else:
+            overlap += own.count(data.table[data.table["id"].isin(of_fold["id"])])
+    known = overlap if data is not None and (overlap or trained.known) else None
+    return LabeledPredictions(rows, folder / "report", data, split=options, overlap=known, trained=trained)
 
 
 def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataModule | None:
@@ -143,32 +137,45 @@ def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataMo
     return data
 
 
-def find_evaluation_leakage(predictions: LabeledPredictions) -> SlideLeakage:
-    """Find out whether slides of these patches trained the network too; not known of a file of predictions."""
-    rows, data, split = predictions.rows, predictions.data, predictions.split
-    if predictions.caution:
-        return SlideLeakage(f"the network was {predictions.caution}", certain=False)
+def describe_leakage(predictions: LabeledPredictions) -> str:
+    """Return why these scores are, or may be, optimistic, a certain reason first; of a CSV nothing is known."""
+    found = [_find_split_leakage(predictions)]
+    if caution := predictions.trained.caution:
+        found.append(SlideLeakage(f"the network was {caution}", certain=False))
+    return " ".join(f"This score {leak.verb}: {leak.message}." for leak in found if leak.message)
+
+
+def _find_split_leakage(predictions: LabeledPredictions) -> SlideLeakage:
+    """Find out whether slides of these patches trained the network too."""
+    rows, data, split, trained = predictions.rows, predictions.data, predictions.split, predictions.trained
     if split is None:
         return SlideLeakage()
-    if "fold" in rows and any(
-        level in rows and not (rows.groupby(level)["fold"].transform("nunique") > 1).any()
-        for level in ("center", "patient")
-    ):
-        return SlideLeakage()
     if "fold" in rows:
-        if "slide" not in rows:  # those that were known went into the file
-            return SlideLeakage("patches of one slide are in several folds")
-        several = int((rows.groupby("slide")["fold"].transform("nunique") > 1).sum())
-        if several:
-            return SlideLeakage(f"{several:,} of {len(rows):,} patches are of slides that are in several folds")
-        unknown = int((rows["slide"] == UNKNOWN_SLIDE).sum())
-        message = f"{unknown:,} patches are of unknown slides, which may be in several folds"
-        return SlideLeakage(message, certain=False) if unknown else SlideLeakage()
+        return _find_fold_leakage(rows)
     assert data is not None
+    if (trained.known or trained.origins) and not trained.count(data.table[~data.val_mask]):
+        return SlideLeakage()  # of another folder than the run's
     table = data.table
     if predictions.slides is not None:
         table = table.assign(slide=table["id"].map(predictions.slides))
     return find_slide_leakage(table, data.val_mask, by_file=split.get("split_file") is not None)
+
+
+def _find_fold_leakage(rows: pd.DataFrame) -> SlideLeakage:
+    """Find out whether slides are in several folds."""
+    if any(
+        level in rows and not (rows.groupby(level)["fold"].transform("nunique") > 1).any()
+        for level in ("center", "patient")
+    ):
+        return SlideLeakage()
+    if "slide" not in rows:  # those that were known went into the file
+        return SlideLeakage("patches of one slide are in several folds")
+    several = int((rows.groupby("slide")["fold"].transform("nunique") > 1).sum())
+    if several:
+        return SlideLeakage(f"{several:,} of {len(rows):,} patches are of slides that are in several folds")
+    unknown = int((rows["slide"] == UNKNOWN_SLIDE).sum())
+    message = f"{unknown:,} patches are of unknown slides, which may be in several folds"
+    return SlideLeakage(message, certain=False) if unknown else SlideLeakage()
 
 
 def clusters(rows: pd.DataFrame) -> tuple[np.ndarray, str]:

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from pcam_lightning import evaluate
 from pcam_lightning.cli.main import main
+from pcam_lightning.evaluation.compare import compare
 from pcam_lightning.training.feature_distance import FeatureDistance
 
 FEW = "--bootstrap_samples=200"
@@ -69,6 +70,7 @@ def test_a_submission_and_its_answers(run_copy: Path, drawn: Path) -> None:
     assert main(["evaluate", str(run_copy / "submission.csv"), *answers, FEW]) == 0
     report = json.loads((run_copy / "submission_report.json").read_text())
     assert not (run_copy / "report.json").exists()  # predict --calibrate takes nothing that test labels had a say in
+    assert report["labels_without_prediction"] == 0
     score = json.loads((run_copy / "test.json").read_text())["test/auroc"]
     assert report["auroc"]["value"] == pytest.approx(score, abs=1e-6)
 
@@ -92,6 +94,41 @@ def test_a_run_is_validated_and_its_temperature_kept_for_predict(
     assert logits[1].to_numpy() == pytest.approx((logits[0] / report["temperature"]).to_numpy(), rel=1e-5)
     assert main(["predict", *best, "--calibrate", "--model.tta=d4"]) == 2
     assert "its temperature is of tta none, and this is tta d4" in capsys.readouterr().err
+
+
+def test_a_certain_leak_comes_before_one_that_may_be(
+    run_copy: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = run_copy / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(best, weights_only=True)
+    checkpoint["trained"] |= {"origins": ["copies"], "known": False}  # as of a run that started from pcam
+    torch.save(checkpoint, best)
+    assert main(["evaluate", str(run_copy), "--slides", str(drawn / "patch_id_wsi_full.csv"), FEW]) == 0
+    leak = (
+        "This score is optimistic: 23 of 23 validation patches are of slides that train it too. This score may be "
+        "optimistic: the network was trained on copies, and these may be of the same slides."
+    )
+    assert leak in capsys.readouterr().err
+    assert json.loads((run_copy / "report.json").read_text())["leak"] == leak
+    assert leak in (run_copy / "report.html").read_text()
+    found = compare(run_copy, run_copy, drawn / "patch_id_wsi_full.csv", bootstrap_samples=100)
+    assert found["first"]["leak"] == leak
+    assert f"{run_copy}: this score is optimistic: 23 of 23 validation patches" in capsys.readouterr().err
+
+
+def test_labels_without_a_prediction_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = _predictions(tmp_path / "all.csv", slides=False)
+    rows[["id", "label"]].assign(id=rows["id"] + ".tif").to_csv(tmp_path / "answers.csv", index=False)
+    rows[["id", "logit"]].iloc[:200].to_csv(tmp_path / "mine.csv", index=False)
+    assert main(["evaluate", str(tmp_path / "mine.csv"), "--labels", str(tmp_path / "answers.csv"), FEW]) == 0
+    report = json.loads((tmp_path / "mine_report.json").read_text())
+    assert (report["patches"], report["labels_without_prediction"]) == (200, 600)
+    message = f"600 of the 800 patches in {tmp_path / 'answers.csv'} have no prediction and are not scored."
+    assert message in capsys.readouterr().err
+    assert report["warnings"][0] == message
+    page = (tmp_path / "mine_report.html").read_text()
+    assert message in page
+    assert "too narrow. <code>evaluate --slides FILE" in page
 
 
 def test_a_temperature_is_of_one_checkpoint(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
