@@ -19,8 +19,8 @@ from pcam_lightning.data.splits import split_digest
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.evaluation.report_metrics import score_with_intervals
 from pcam_lightning.training.checkpoint import read_checkpoint
-from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.feature_distance import features_file, measure_feature_distance
+from pcam_lightning.training.loaded_run import LoadedRun, load_pretrained
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predict import test, validate
 from pcam_lightning.training.predictions import read_predictions_csv
@@ -64,7 +64,7 @@ def score(name: str, root: Path, seed: int) -> dict[str, str]:
     for views in ("none", "d4"):
         for part, stage in (("val", validate), ("unseen", test)):
             data = {"root": str(root), "val_fraction": 0.2, "split_seed": seed}
-            config = Config.of_checkpoint(read_checkpoint(Path(name)), data=data, model={"tta": views})
+            config = Config.of_run(LoadedRun.open(name), data=data, model={"tta": views})
             rows = read_predictions_csv(stage(name, config).predictions)
             label, logit = rows["label"].to_numpy(), rows["logit"].to_numpy()
             auroc = score_with_intervals(label, logit, rows["id"].to_numpy(), 1000, 0)[0]["auroc"]
@@ -75,9 +75,9 @@ def score(name: str, root: Path, seed: int) -> dict[str, str]:
 
 def write_features(file: Path, data: PCamDataModule) -> None:
     """Measure the features of training patches, beside the weights."""
-    distance = measure_feature_distance(file, read_checkpoint(file), data)
-    distance.write(features_file(file))
-    print(f"{features_file(file)}: {len(distance.mean)} features, threshold {distance.threshold:.3f}")
+    distance, path = measure_feature_distance(loaded := LoadedRun.open(file), data), features_file(loaded)
+    distance.write(path)
+    print(f"{path}: {len(distance.mean)} features, threshold {distance.threshold:.3f}")
 
 
 def main() -> None:

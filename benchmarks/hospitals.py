@@ -37,9 +37,8 @@ from pcam_lightning.evaluation.evaluate import evaluate
 from pcam_lightning.metrics.abstention import score_decisions
 from pcam_lightning.synthetic.kaggle_folder import synthesize
 from pcam_lightning.training.adapt_batchnorm import AdaptBatchNorm
-from pcam_lightning.training.checkpoint import read_checkpoint
-from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.fit import fit
+from pcam_lightning.training.loaded_run import LoadedRun, load_pretrained
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predict import predict, test
 from pcam_lightning.training.probe import probe
@@ -118,7 +117,7 @@ def split_row(hospital: str, seed: int, epochs: int, split: str) -> Row:
 def adapted_row(hospital: str, seed: int, epochs: int) -> Row:
     """Score BatchNorm adapted to the hospital left out, of the baseline."""
     checkpoint, row = fitted(hospital, seed, epochs, "hospital", BASE)
-    config = Config.of_checkpoint(read_checkpoint(checkpoint))
+    config = Config.of_run(LoadedRun.open(checkpoint))
     data = config.data_module()
     trainer = L.Trainer(logger=False, enable_progress_bar=False, callbacks=[AdaptBatchNorm()], devices=1)
     found = trainer.test(load_pretrained(checkpoint), data, verbose=False)

@@ -21,8 +21,8 @@ from pcam_lightning import PCamDataModule
 from pcam_lightning.models.stage_statistics import StageStatistics
 from pcam_lightning.synthetic.kaggle_folder import draw_slide
 from pcam_lightning.synthetic.tissue import draw_patch
-from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.feature_distance import find_feature_distance
+from pcam_lightning.training.loaded_run import LoadedRun, load_pretrained
 
 BATCH = 100
 RNG = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--ckpt_path", default="pcam")
     parser.add_argument("--patches", type=int, default=500)
     args = parser.parse_args()
-    distance = find_feature_distance(args.ckpt_path)
+    distance = find_feature_distance(LoadedRun.open(args.ckpt_path))
     if distance is None:
         raise SystemExit(f"{args.ckpt_path}: no features of training patches; evaluate --abstain 0.05 measures them.")
     data = PCamDataModule(args.root)

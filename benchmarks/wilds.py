@@ -25,7 +25,7 @@ from pcam_lightning.data.batches import BatchSampler, Patches
 from pcam_lightning.data.packed_store import open_store
 from pcam_lightning.data.wilds import Wilds
 from pcam_lightning.evaluation.ablate import ablate
-from pcam_lightning.training.checkpoint import read_checkpoint
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.trainer import build_trainer
 from pcam_lightning.utils.atomic_io import atomic_write
@@ -36,7 +36,7 @@ BATCH = 256
 
 def predict(checkpoint: Path, patches: Patches) -> np.ndarray:
     """Return the logits of patches by a checkpoint, float32 (N,), in their order."""
-    config = Config.of_checkpoint(read_checkpoint(checkpoint))
+    config = Config.of_run(LoadedRun.open(checkpoint))
     _, model, options = config.build()
     sampler = BatchSampler(len(patches), BATCH, None)
     loader = DataLoader(patches, sampler=sampler, batch_size=None)

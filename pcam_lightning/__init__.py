@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pcam_lightning.slides.mine import mine_negatives
     from pcam_lightning.slides.predict import predict_slide
     from pcam_lightning.training.best_and_last import BestAndLastCheckpoint
-    from pcam_lightning.training.loaded_run import load_pretrained
     from pcam_lightning.training.fit import fit
+    from pcam_lightning.training.loaded_run import load_pretrained
     from pcam_lightning.training.options import Config
     from pcam_lightning.training.predict import predict, test, validate
     from pcam_lightning.training.probe import probe

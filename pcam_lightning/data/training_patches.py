@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pcam_lightning.data.csv_tables import looks_like_sha1
 from pcam_lightning.utils.errors import rank_zero_info, rank_zero_warn
 
 _HEX = 16  # digits of a SHA-1 that are compared: 64 bits, of a million patches no two alike by chance
@@ -22,7 +23,8 @@ class TrainingPatches:
     """The patches that trained some weights, those of the runs before included whose weights these started from.
 
     Attributes:
-        ids: hash of each patch's id, int64, sorted.
+        ids: hash of each id that is a SHA-1, of the pixels before they went through JPEG perhaps, int64, sorted. Other
+            ids are file names, which folders share by chance.
         pixels: hash of each patch's pixels, int64, sorted.
         known: whether these are all of them; False of weights that do not record it.
         origins: where copies of patches are from that trained them, which neither hash finds again.
@@ -36,7 +38,8 @@ class TrainingPatches:
     @classmethod
     def of(cls, table: pd.DataFrame) -> "TrainingPatches":
         """Return those of a table with columns `id` and `pixel_sha1`."""
-        return cls(np.unique(_hash_ids(table["id"])), np.unique(_shorten(table["pixel_sha1"])))
+        named = table["id"][looks_like_sha1(table["id"])]
+        return cls(np.unique(_hash_ids(named)), np.unique(_shorten(table["pixel_sha1"])))
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Any) -> "TrainingPatches":
@@ -67,10 +70,14 @@ class TrainingPatches:
         return f"trained on {' and '.join(self.origins)}, and these may be of the same slides" if self.origins else ""
 
     def count(self, table: pd.DataFrame) -> int:
-        """Count the patches of a table, with columns `id` and `pixel_sha1`, that are among them by id or by pixels."""
+        """Count the patches of a table, with columns `id` and `pixel_sha1`, that are among them.
+
+        Pixels decide; an id does where it is a SHA-1, since another JPEG decoder may have changed some pixels.
+        """
         if not len(self.ids) and not len(self.pixels):
             return 0
-        found = np.isin(_hash_ids(table["id"]), self.ids) | np.isin(_shorten(table["pixel_sha1"]), self.pixels)
+        found = np.isin(_hash_ids(table["id"]), self.ids) & looks_like_sha1(table["id"]).to_numpy()
+        found |= np.isin(_shorten(table["pixel_sha1"]), self.pixels)
         return int(found.sum())
 
     def report(self, table: pd.DataFrame, network: Path | str) -> int | None:
@@ -83,11 +90,11 @@ class TrainingPatches:
         Returns:
             How many patches of the table are among them; None where not all of them are recorded.
         """
-        if self.caution:
-            rank_zero_warn(f"{network}: {self.caution}: scores may be optimistic.")
         if overlap := self.count(table):
             rank_zero_warn(f"{overlap:,} of these {len(table):,} patches trained the network of {network}.")
-        elif not self.known and not self.caution:
+        if self.caution:
+            rank_zero_warn(f"{network}: {self.caution}: scores may be optimistic.")
+        elif not self.known and not overlap:
             rank_zero_info(f"{network}: does not record all patches that trained it; these may be among them.")
         return overlap if overlap or self.known else None
 

@@ -6,8 +6,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pcam_lightning.data.csv_tables import looks_like_sha1
+from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.table_file import LEVELS
-from pcam_lightning.evaluation.labeled_predictions import FEW, check_bootstrap, clusters, read_labeled_predictions
+from pcam_lightning.evaluation.labeled_predictions import (
+    FEW,
+    check_bootstrap,
+    clusters,
+    describe_leakage,
+    read_labeled_predictions,
+)
 from pcam_lightning.metrics.bootstrap import Interval, bootstrap_scores, delong_test, percentile_interval
 from pcam_lightning.metrics.classification import auroc
 from pcam_lightning.utils.errors import UserError, rank_zero_info
@@ -28,10 +36,11 @@ def compare(
         seed: of the bootstrap.
 
     Returns:
-        `patches`; `first` and `second`, each with `auroc` and `training_overlap`, how many of the patches trained its
-        network; `delong`, the difference (first minus second) with `value`, `low`, `high` and `p`; `bootstrap`, the
-        same over `clusters` of `clustered_by`, None where there are no groups; and `groups`, by center, patient and
-        slide where these are known, a list of `name`, both AUROCs and the difference, the lowest first.
+        `patches`; `first` and `second`, each with `auroc`, `training_overlap`, how many of the patches trained its
+        network, and `leak`, why its AUROC is or may be optimistic; `delong`, the difference (first minus second) with
+        `value`, `low`, `high` and `p`; `bootstrap`, the same over `clusters` of `clustered_by`, None where there are no
+        groups; and `groups`, by center, patient and slide where these are known, a list of `name`, both AUROCs and the
+        difference, the lowest first.
     """
     check_bootstrap(bootstrap_samples, seed)
     for target in (first, second):  # before the first one is validated for nothing
@@ -39,16 +48,20 @@ def compare(
             raise UserError(f"{target}: no such run, cross-validation or CSV of predictions.")
     read = [read_labeled_predictions(target, None, slides, pictures=False) for target in (first, second)]
     one, other = _pair(first, second, *(predictions.rows.set_index("id") for predictions in read))
+    _check_pixels(first, second, [predictions.data for predictions in read], one.index)
     label, a, b = (np.asarray(column) for column in (one["label"], one["logit"], other["logit"]))
     found: dict[str, Any] = {"patches": len(label)}
     for key, target, predictions, logit in zip(("first", "second"), (first, second), read, (a, b), strict=True):
-        found[key] = {"auroc": auroc(label, logit), "training_overlap": predictions.overlap}
+        leak = describe_leakage(predictions)
+        found[key] = {"auroc": auroc(label, logit), "training_overlap": predictions.overlap, "leak": leak}
         best = " (best.ckpt, chosen by these patches)" if predictions.chosen_by_these else ""
         rank_zero_info(f"{target}{best}: AUROC {found[key]['auroc']:.4f}")
         if predictions.overlap:
             rank_zero_info(
                 f"{target}: {predictions.overlap:,} of these patches trained its network; its AUROC is optimistic."
             )
+        if leak:
+            rank_zero_info(f"{target}: {leak[0].lower()}{leak[1:]}")
     rank_zero_info(f"n = {len(label):,} patches")
     difference, p = delong_test(label, a, b)
     _tell("difference, patches taken for independent (DeLong)", difference, f", p = {p:.2g}")
@@ -136,6 +149,24 @@ def _pair(first: Path, second: Path, one: pd.DataFrame, other: pd.DataFrame) -> 
     if not one["label"].equals(other["label"]):
         raise UserError(f"{first} and {second}: the same patches have other labels.")
     return one, other
+
+
+def _check_pixels(first: Path, second: Path, data: list[PCamDataModule | None], ids: "pd.Index[str]") -> None:
+    """Check that ids that are file names stand for the same patches in the data of both runs.
+
+    Raises:
+        UserError: they do not.
+    """
+    one, other = data
+    if one is None or other is None or (one.resize, one.mpp) != (other.resize, other.mpp):
+        return
+    named = ids[~looks_like_sha1(ids.to_series())]
+    first_sha1, second_sha1 = (each.table.set_index("id")["pixel_sha1"].loc[named] for each in (one, other))
+    if differ := int((first_sha1 != second_sha1).sum()):
+        raise UserError(
+            f"{first} and {second}: {differ:,} of their {len(ids):,} patches have the same id and other pixels: they "
+            f"are of {one.root} and {other.root}, and a paired comparison needs the same ones."
+        )
 
 
 def _tell(what: str, value: Interval, more: str) -> None:

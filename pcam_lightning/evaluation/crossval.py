@@ -22,6 +22,7 @@ from pcam_lightning.metrics.classification import auroc
 from pcam_lightning.training.checkpoint import is_finished, read_checkpoint
 from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder
 from pcam_lightning.training.fit import fit
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predict import predict, validate
 from pcam_lightning.training.predictions import read_predictions_csv, write_submission
@@ -88,17 +89,18 @@ def _run_fold(config: Config, folder: Path, fold: int, record: dict[str, Any], *
     # Not the best epoch's: it was chosen by the very patches that it is to be scored on. And kept under names of their
     # own: whoever validates a fold's run with another checkpoint does not change what comes out here.
     if not _oof(folder, fold).is_file():
-        validate(run.last, _of_last(config, run))
+        validate(last := LoadedRun.open(run.last), _of_last(config, last))
         atomic_link(run.predictions("val"), _oof(folder, fold))
     if has_test and not _predictions(folder, fold).is_file():
-        write_submission(run.submission, predict(run.last, _of_last(config, run)), overwrite=True)
+        last = LoadedRun.open(run.last)
+        write_submission(run.submission, predict(last, _of_last(config, last)), overwrite=True)
         atomic_link(run.submission.with_name("predictions.csv"), _predictions(folder, fold))
 
 
-def _of_last(config: Config, run: Run) -> Config:
+def _of_last(config: Config, last: LoadedRun) -> Config:
     """Return the options with which a fold's last checkpoint is used, on the device that trained it."""
     accelerator = config.options.trainer.accelerator
-    return Config.of_checkpoint(read_checkpoint(run.last), trainer={"accelerator": accelerator})
+    return Config.of_run(last, trainer={"accelerator": accelerator})
 
 
 def _check(config: Config, folds: int) -> None:

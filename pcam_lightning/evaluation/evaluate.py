@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.special import expit
 
 from pcam_lightning import __version__
+from pcam_lightning.data.csv_tables import read_labels, without_suffix
 from pcam_lightning.data.splits import split_groups
 from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.evaluation.abstain import (
@@ -28,10 +29,10 @@ from pcam_lightning.evaluation.labeled_predictions import (
     LabeledPredictions,
     check_bootstrap,
     clusters,
-    find_evaluation_leakage,
+    describe_leakage,
+    open_target,
     read_labeled_predictions,
 )
-from pcam_lightning.evaluation.related_runs import related_runs
 from pcam_lightning.evaluation.report import render
 from pcam_lightning.evaluation.report_metrics import score_with_intervals
 from pcam_lightning.metrics.calibration import (
@@ -51,12 +52,11 @@ from pcam_lightning.metrics.classification import (
     specificity_at_sensitivity,
     youden_threshold,
 )
-from pcam_lightning.training.checkpoint import read_checkpoint
 from pcam_lightning.training.demo_run import NOT_REAL, is_synthetic
 from pcam_lightning.training.feature_distance import FeatureDistance, features_file, measure_feature_distance
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info
-from pcam_lightning.utils.run_dir import BundledRun, Run, run_at
 
 PARTS = 5  # of slides or patches, for what is fitted on all but one of them
 _RATES = (0.90, 0.95, 0.99)
@@ -108,31 +108,21 @@ def evaluate(
     target = Path(target)
     check_bootstrap(bootstrap_samples, seed)
     check_abstain(abstain)
-    predictions = read_labeled_predictions(target, labels, slides, root)
+    opened = open_target(target)
+    predictions = read_labeled_predictions(opened, labels, slides, root)
     rows = drop_unknown(predictions.rows, target)
-    run = run_at(target)
-    if abstain is not None and not isinstance(run, BundledRun):
-        _keep_features(run, predictions)
+    if abstain is not None and isinstance(opened, LoadedRun) and not opened.bundled:
+        _keep_features(opened, predictions)
     report, calibrated, chosen = _score(rows, bootstrap_samples, seed, abstain)
     report |= {"target": str(target), "version": __version__, "seed": seed, "made_by": predictions.made_by}
     report["root"] = None if predictions.data is None else str(predictions.data.root)
     report["chosen_by_these"] = predictions.chosen_by_these
-    report["training_overlap"] = predictions.overlap
-    if predictions.overlap:
-        report["warnings"].insert(
-            0,
-            f"{predictions.overlap:,} of these {len(rows):,} patches trained the network: all numbers are optimistic.",
-        )
-        report["temperature"] = None  # what it was fitted on says nothing about patches that are new
-        report["thresholds"] = None
-    leak = find_evaluation_leakage(predictions)
-    report["leak"] = f"This score {leak.verb}: {leak.message}." if leak.message else ""
+    _report_missing(report, rows, labels)
+    _report_leakage(report, predictions)
     synthetic = predictions.split is not None and is_synthetic(root or predictions.split["root"])
     report["synthetic"] = f"Synthetic tissue. {NOT_REAL}" if synthetic else ""
-    if target.is_dir() and not isinstance(run, BundledRun):
-        report["splits"] = related_runs(target)
-        if (target / "oof.csv").is_file():
-            report["folds"] = _folds(rows)
+    if (target / "oof.csv").is_file():
+        report["folds"] = _folds(rows)
     page = render(rows, predictions.data, report, calibrated, chosen, next_steps)
     folder, name = predictions.report.parent, predictions.report.name
     atomic_write(folder / f"{name}.json", json.dumps(report, indent=2) + "\n")
@@ -140,17 +130,39 @@ def evaluate(
     return Evaluation(report, folder.absolute() / f"{name}.html")
 
 
-def _keep_features(run: Run, predictions: LabeledPredictions) -> None:
+def _report_missing(report: dict[str, Any], rows: pd.DataFrame, labels: Path | None) -> None:
+    """Add how many patches of a file of labels have no prediction, and a warning of them."""
+    if labels is None:
+        return
+    labeled = read_labels(labels)["id"]
+    missing = report["labels_without_prediction"] = int((~labeled.isin(without_suffix(rows["id"]))).sum())
+    if missing:
+        message = f"{missing:,} of the {len(labeled):,} patches in {labels} have no prediction and are not scored."
+        report["warnings"].insert(0, message)
+
+
+def _report_leakage(report: dict[str, Any], predictions: LabeledPredictions) -> None:
+    """Add why the numbers are optimistic, and drop what `predict` would take from patches that trained the network."""
+    report["training_overlap"], report["leak"] = predictions.overlap, describe_leakage(predictions)
+    if not predictions.overlap:
+        return
+    message = f"{predictions.overlap:,} of these {report['patches']:,} patches trained the network: all numbers are"
+    report["warnings"].insert(0, f"{message} optimistic.")
+    report["temperature"] = None  # what it was fitted on says nothing about patches that are new
+    report["thresholds"] = None
+
+
+def _keep_features(loaded: LoadedRun, predictions: LabeledPredictions) -> None:
     """Measure features of some training patches, from which `predict` tells what is unlike them, unless it is done."""
     if predictions.data is None or predictions.made_by is None:
         return
-    file, checkpoint = features_file(run.checkpoint), read_checkpoint(run.checkpoint)
+    file = features_file(loaded)
     with suppress(UserError):  # missing or damaged
-        if FeatureDistance.read(file).is_of(checkpoint):
+        if FeatureDistance.read(file).is_of(loaded.checkpoint):
             return
     file.unlink(missing_ok=True)
     try:
-        measure_feature_distance(run.checkpoint, checkpoint, predictions.data).write(file)
+        measure_feature_distance(loaded, predictions.data).write(file)
     except UserError as error:
         rank_zero_info(f"out-of-distribution patches will not be marked: {error}")
 

@@ -8,15 +8,14 @@ import torch
 
 from pcam_lightning.data.packed_store import PackedStore
 from pcam_lightning.evaluation.interpret import cam_layer, center_heat_fraction, center_heat_labels, grad_cam
-from pcam_lightning.evaluation.labeled_predictions import read_labeled_predictions
+from pcam_lightning.evaluation.labeled_predictions import open_target, read_labeled_predictions
 from pcam_lightning.metrics.classification import top_errors
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.plotting.patch_grids import heatmap_grid, patch_titles
 from pcam_lightning.plotting.style import CLASSES, as_png
-from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info
-from pcam_lightning.utils.run_dir import BundledRun, run_at
 
 
 def explain(
@@ -47,19 +46,18 @@ def explain(
     for name, value in (("patches", patches), ("sample", sample)):
         if value < 1:
             raise UserError(f"`{name}` {value}: should be at least 1.")
-    found = run_at(run)
-    if not isinstance(found, BundledRun) and not found.config.is_file():
-        raise UserError(f"{run}: not the folder of a run: it has no config.yaml.")
+    loaded = open_target(run)
+    if not isinstance(loaded, LoadedRun):
+        hint = f": it is a cross-validation; name one of its folds: {run / 'fold_0'}" if run.is_dir() else ""
+        raise UserError(f"{run}: not the folder of a run{hint}.")
     wanted = [] if ids is None else ids.split(",")
-    _check_ids(wanted, found.split)
-    predictions = read_labeled_predictions(run, None, None, root)
+    _check_ids(wanted, loaded.run.split)
+    predictions = read_labeled_predictions(loaded, None, None, root)
     rows, data = predictions.rows, predictions.data
+    assert data is not None  # the run has been validated
     if unknown := sorted(set(wanted) - set(rows["id"])):
         raise UserError(f"`ids`: {unknown[0]}: none of the patches that the network was validated on.")
-    if predictions.made_by is None or data is None:
-        raise UserError(f"{run}: of a cross-validation, name one of its folds: {run / 'fold_0'}.")
-    checkpoint, folder = found.best if predictions.chosen_by_these else found.last, found.folder
-    model = load_classifier(checkpoint, read_checkpoint(checkpoint), None)
+    folder, model = loaded.run.folder, loaded.classifier()
     if ids is None:
         errors = top_errors(rows["label"].to_numpy(), rows["logit"].to_numpy())
         names = ("false_tumor", "false_normal")
@@ -67,7 +65,7 @@ def explain(
     else:
         groups = {"ids": np.flatnonzero(rows["id"].isin(wanted))}
     layer = layer or cam_layer(model, torch.zeros(1, 96, 96, 3, dtype=torch.uint8))
-    rank_zero_info(f"Grad-CAM of {checkpoint}, {layer}.")
+    rank_zero_info(f"Grad-CAM of {loaded.path}, {layer}.")
     for name, chosen in groups.items():
         if len(chosen):
             _draw(folder / f"explain_{name}.png", data.train_store, model, rows.iloc[chosen], layer)
@@ -118,6 +116,4 @@ def _measure(folder: Path, store: PackedStore, model: PCamClassifier, rows: pd.D
         f"{int((blank & called).sum()):,} of the {int(called.sum()):,} that are called tumor."
     )
     if (blank & called).sum() > called.sum() / 10:
-        rank_zero_info(
-            "Of those this layer does not tell why: what is made of it further up does. `layer` names another one."
-        )
+        rank_zero_info("This layer does not explain these predictions; choose a later one with `layer`.")

@@ -17,8 +17,8 @@ from pcam_lightning.evaluation.report import render_template
 from pcam_lightning.models.classifier import FIT_PATCHES, PCamClassifier
 from pcam_lightning.plotting import patch_grids, plots
 from pcam_lightning.plotting.style import CLASSES, as_png, data_uri
-from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder, is_synthetic, load_initial_weights
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.options import Config
 from pcam_lightning.transforms.augment import Augmentation
 from pcam_lightning.transforms.preprocess import Preprocess
@@ -136,9 +136,7 @@ def _write(output: Path, page: str, pictures: dict[str, bytes], flagged: pd.Data
     atomic_write(output / "explore.html", page)
 
 
-def _load_network(
-    options: dict[str, Any], ckpt_path: LoadedRun | Path | str | None
-) -> tuple[PCamClassifier, str]:
+def _load_network(options: dict[str, Any], ckpt_path: LoadedRun | Path | str | None) -> tuple[PCamClassifier, str]:
     """Return the network whose features are shown, and its name."""
     if ckpt_path is not None:
         loaded = LoadedRun.open(ckpt_path)

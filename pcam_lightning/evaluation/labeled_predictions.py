@@ -13,6 +13,7 @@ from pcam_lightning.data.splits import SlideLeakage, find_slide_leakage
 from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.training.checkpoint import read_checkpoint
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predict import validate
 from pcam_lightning.training.predictions import read_predictions_csv
@@ -31,13 +32,13 @@ class LabeledPredictions(NamedTuple):
     made_by: dict[str, Any] | None = None  # checkpoint of a single run: `step` of training, `tta`
     split: dict[str, Any] | None = None  # options that the folds, or validation part, were drawn by
     chosen_by_these: bool = False  # the checkpoint is the epoch that was best on these very patches
-    overlap: int | None = None  # of these patches, how many trained the network by id or pixels; None: not known
+    overlap: int | None = None  # of these patches, how many trained the network; None: not known
     slides: "pd.Series[str] | None" = None  # by id, where the user names a file of them
-    caution: str = ""  # copies of patches that trained the network, which are not counted as overlap
+    trained: TrainingPatches = TrainingPatches(known=False)  # what trained the network; the networks of all folds
 
 
 def read_labeled_predictions(
-    target: Path,
+    target: LoadedRun | Path,
     labels: Path | None = None,
     slides: Path | None = None,
     root: Path | None = None,
@@ -47,7 +48,8 @@ def read_labeled_predictions(
     """Read labeled predictions; a run's best checkpoint is validated again.
 
     Args:
-        target: a run's folder, a network that comes with the package, a cross-validation's folder, or a CSV.
+        target: a run's folder, a network that comes with the package, a cross-validation's folder, or a CSV; or what
+            `open_target` returns.
         labels: CSV with id,label, for a CSV that has no labels itself.
         slides: CSV with id,wsi, where the slides are not known already.
         root: data folder, where it has moved since the run.
@@ -56,17 +58,11 @@ def read_labeled_predictions(
     Raises:
         UserError: something is missing or malformed.
     """
-    run = run_at(target)
-    if (target / "oof.csv").is_file():
-        options = yaml.safe_load(Run(target).config.read_text(encoding="utf-8"))["data"]
-        data = _data(options, root, Run(target / "fold_0").split) if pictures else None
-        rows = read_predictions_csv(target / "oof.csv", labels)
-        overlap = _count_overlap(target, rows, data)
-        predictions = LabeledPredictions(
-            rows, target / "report", data, split=options, overlap=overlap, caution=_caution(target)
-        )
-    elif isinstance(run, BundledRun) or target.is_dir():
-        predictions = _validate_run(run, labels, root)
+    target = open_target(target)
+    if isinstance(target, LoadedRun):
+        predictions = _validate_run(target, labels, root)
+    elif target.is_dir():
+        predictions = _read_crossval(target, labels, root, pictures=pictures)
     else:
         # Its own name: a run's report holds the temperature for predict, which no test label may have a say in.
         predictions = LabeledPredictions(
@@ -83,51 +79,63 @@ def read_labeled_predictions(
     return predictions
 
 
-def _validate_run(run: Run, labels: Path | None, root: Path | None) -> LabeledPredictions:
+def open_target(target: LoadedRun | Path) -> LoadedRun | Path:
+    """Read a checkpoint, that of a run, or of a network that comes with the package; return other paths as they are.
+
+    Raises:
+        UserError: a folder is neither a run nor a finished cross-validation.
+    """
+    if isinstance(target, LoadedRun) or (target / "oof.csv").is_file():
+        return target
+    run = run_at(target)
+    if isinstance(run, BundledRun) or run.checkpoint.is_file() or target.suffix in (".ckpt", ".safetensors"):
+        return LoadedRun.open(target)
+    if target.is_dir():
+        raise UserError(f"{target}: neither a run nor a finished cross-validation: no checkpoints/, no oof.csv.")
+    return target
+
+
+def _validate_run(loaded: LoadedRun, labels: Path | None, root: Path | None) -> LabeledPredictions:
     """Validate a run's best checkpoint again."""
-    checkpoint = run.checkpoint
-    if not checkpoint.is_file():
-        raise UserError(f"{run.folder}: neither a run nor a finished cross-validation: no checkpoints/, no oof.csv.")
     moved = {} if root is None else {"data": {"root": str(root)}}
     try:
-        scores = validate(checkpoint, Config.of_checkpoint(read_checkpoint(checkpoint), **moved))
+        scores = validate(loaded, Config.of_run(loaded, **moved))
     except UserError as error:
-        recorded = Path(read_checkpoint(checkpoint)["pcam"]["config"]["data"]["root"])
-        if root is None and not recorded.exists():
+        if root is None and not Path(loaded.config["data"]["root"]).exists():
             raise UserError(f"{error} (`root` names a folder that has moved.)") from error
         raise
     return LabeledPredictions(
         read_predictions_csv(scores.predictions, labels),
-        run.folder / "report",
+        loaded.run.folder / "report",
         scores.data,
         scores.made_by,
-        scores.checkpoint["pcam"]["config"]["data"],
-        checkpoint == run.best,
+        loaded.config["data"],
+        loaded.path == loaded.run.best,
         scores.overlap,
-        caution=TrainingPatches.of_checkpoint(scores.checkpoint).caution,
+        trained=loaded.trained,
     )
 
 
-def _count_overlap(crossval: Path, rows: pd.DataFrame, data: PCamDataModule | None) -> int | None:
-    """Count the out-of-fold patches that trained the network of their own fold; None where that is not known."""
-    if data is None:
-        return None
-    overlap, table = 0, data.table.set_index("id", drop=False)
+def _read_crossval(folder: Path, labels: Path | None, root: Path | None, *, pictures: bool) -> LabeledPredictions:
+    """Read out-of-fold predictions; each patch is looked for among those that trained the network of its own fold."""
+    options = yaml.safe_load(Run(folder).config.read_text(encoding="utf-8"))["data"]
+    data = _data(options, root, Run(folder / "fold_0").split) if pictures else None
+    rows = read_predictions_csv(folder / "oof.csv", labels)
+    overlap, trained = 0, TrainingPatches()
     for fold, of_fold in rows.groupby("fold"):
-        path = Run(crossval / f"fold_{fold}").last
-        if not path.is_file():
-            return None
-        trained = TrainingPatches.of_checkpoint(read_checkpoint(path))
-        if not trained.known or not of_fold["id"].isin(table.index).all():
-            return None
-        overlap += trained.count(table.loc[of_fold["id"]])
-    return overlap
-
-
-def _caution(crossval: Path) -> str:
-    """Return the caution of the weights that all folds started from."""
-    path = Run(crossval / "fold_0").last
-    return TrainingPatches.of_checkpoint(read_checkpoint(path)).caution if path.is_file() else ""
+        path = Run(folder / f"fold_{fold}").last
+        checkpoint = read_checkpoint(path) if path.is_file() else None
+        own = TrainingPatches.of_checkpoint(checkpoint)
+        trained |= own
+        if data is None:
+            continue
+        if checkpoint and checkpoint["pcam"]["data"].get("pixels") not in (None, data.train_store.fingerprint):
+            rank_zero_info(f"no pictures: {data.root}: its patches have other pixels than those that trained {path}.")
+            data = None
+        else:
+            overlap += own.count(data.table[data.table["id"].isin(of_fold["id"])])
+    known = overlap if data is not None and (overlap or trained.known) else None
+    return LabeledPredictions(rows, folder / "report", data, split=options, overlap=known, trained=trained)
 
 
 def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataModule | None:
@@ -143,32 +151,45 @@ def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataMo
     return data
 
 
-def find_evaluation_leakage(predictions: LabeledPredictions) -> SlideLeakage:
-    """Find out whether slides of these patches trained the network too; not known of a file of predictions."""
-    rows, data, split = predictions.rows, predictions.data, predictions.split
-    if predictions.caution:
-        return SlideLeakage(f"the network was {predictions.caution}", certain=False)
+def describe_leakage(predictions: LabeledPredictions) -> str:
+    """Return why these scores are, or may be, optimistic, a certain reason first; of a CSV nothing is known."""
+    found = [_find_split_leakage(predictions)]
+    if caution := predictions.trained.caution:
+        found.append(SlideLeakage(f"the network was {caution}", certain=False))
+    return " ".join(f"This score {leak.verb}: {leak.message}." for leak in found if leak.message)
+
+
+def _find_split_leakage(predictions: LabeledPredictions) -> SlideLeakage:
+    """Find out whether slides of these patches trained the network too."""
+    rows, data, split, trained = predictions.rows, predictions.data, predictions.split, predictions.trained
     if split is None:
         return SlideLeakage()
-    if "fold" in rows and any(
-        level in rows and not (rows.groupby(level)["fold"].transform("nunique") > 1).any()
-        for level in ("center", "patient")
-    ):
-        return SlideLeakage()
     if "fold" in rows:
-        if "slide" not in rows:  # those that were known went into the file
-            return SlideLeakage("patches of one slide are in several folds")
-        several = int((rows.groupby("slide")["fold"].transform("nunique") > 1).sum())
-        if several:
-            return SlideLeakage(f"{several:,} of {len(rows):,} patches are of slides that are in several folds")
-        unknown = int((rows["slide"] == UNKNOWN_SLIDE).sum())
-        message = f"{unknown:,} patches are of unknown slides, which may be in several folds"
-        return SlideLeakage(message, certain=False) if unknown else SlideLeakage()
+        return _find_fold_leakage(rows)
     assert data is not None
+    if (trained.known or trained.origins) and not trained.count(data.table[~data.val_mask]):
+        return SlideLeakage()  # of another folder than the run's
     table = data.table
     if predictions.slides is not None:
         table = table.assign(slide=table["id"].map(predictions.slides))
     return find_slide_leakage(table, data.val_mask, by_file=split.get("split_file") is not None)
+
+
+def _find_fold_leakage(rows: pd.DataFrame) -> SlideLeakage:
+    """Find out whether slides are in several folds."""
+    if any(
+        level in rows and not (rows.groupby(level)["fold"].transform("nunique") > 1).any()
+        for level in ("center", "patient")
+    ):
+        return SlideLeakage()
+    if "slide" not in rows:  # those that were known went into the file
+        return SlideLeakage("patches of one slide are in several folds")
+    several = int((rows.groupby("slide")["fold"].transform("nunique") > 1).sum())
+    if several:
+        return SlideLeakage(f"{several:,} of {len(rows):,} patches are of slides that are in several folds")
+    unknown = int((rows["slide"] == UNKNOWN_SLIDE).sum())
+    message = f"{unknown:,} patches are of unknown slides, which may be in several folds"
+    return SlideLeakage(message, certain=False) if unknown else SlideLeakage()
 
 
 def clusters(rows: pd.DataFrame) -> tuple[np.ndarray, str]:

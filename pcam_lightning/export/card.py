@@ -57,9 +57,7 @@ def write_card(
         loader=PackageLoader("pcam_lightning.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     text = environment.get_template("card.md").render(
-        head=_head(
-            report, Path(first.checkpoint["pcam"]["config"]["data"]["root"]).name, timm="model.safetensors" in files
-        ),
+        head=_head(report, Path(first.loaded.config["data"]["root"]).name, timm="model.safetensors" in files),
         members=[_describe(source) for source in sources],
         own_cards=[text for source in sources if (text := _own_card(source))],
         report=report,
@@ -178,7 +176,7 @@ def _test(source: Source) -> float | None:
     """Return AUROC on the test part, where test has scored this checkpoint."""
     try:
         scores = json.loads((source.loaded.run.folder / "test.json").read_text(encoding="utf-8"))
-        same = scores["step"] == source.loaded.checkpoint["global_step"] and scores["tta"] == source.network.hparams["tta"]
+        same = scores["step"] == source.loaded.step and scores["tta"] == source.network.hparams["tta"]
         return float(scores["test/auroc"]) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

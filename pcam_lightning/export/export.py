@@ -81,7 +81,7 @@ def export_network(
     sources = read_sources(targets, tta)
     if output is None and len(sources) > 1:
         raise UserError("`output` DIR is required for several networks: they belong to none of the runs.")
-    folder = sources[0].run.folder / "export" if output is None else Path(output).expanduser()
+    folder = sources[0].loaded.run.folder / "export" if output is None else Path(output).expanduser()
     temperature = sources[0].temperature() if calibrate else 1.0
     patches = find_patches(sources, root, sample)
     rank_zero_info(f"export: {_names(sources, ' + ')}, compared on {patches.origin}.")
@@ -90,7 +90,7 @@ def export_network(
         with atomic_folder(folder) as temporary:
             comparison = Comparison(networks, temperature, patches.image, patches.label)
             if not np.isfinite(comparison.logit).all():
-                raise UserError(f"{sources[0].path}: some of its logits are NaN or infinite.")
+                raise UserError(f"{sources[0].loaded.path}: some of its logits are NaN or infinite.")
             _write_networks(temporary, sources, temperature)
             differences = check_files(temporary, comparison)
             _write_records(temporary, sources, temperature)

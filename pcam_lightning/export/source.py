@@ -119,7 +119,7 @@ def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> P
         network = f"network {number}" if len(sources) > 1 else "the network"
         if overlap := trained.report(table, other.loaded.name):
             origin += f"; {overlap:,} of them trained {network}, so that AUROC is optimistic"
-        elif trained.caution:
+        if trained.caution:
             origin += f"; {network} was {trained.caution}, so that AUROC may be optimistic"
     return Patches(image, table["label"].to_numpy(), origin)
 

@@ -13,9 +13,9 @@ from pcam_lightning.export.onnx_file import OnnxNetwork
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.stage_statistics import StageStatistics
 from pcam_lightning.serve.upload import check_quality
-from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.feature_distance import FILE as FEATURES_FILE
 from pcam_lightning.training.feature_distance import FeatureDistance
+from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.utils.errors import UserError
 
 

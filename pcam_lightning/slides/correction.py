@@ -11,9 +11,7 @@ from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.utils.errors import UserError
 
 
-def logit_correction(
-    options: SlideOptions, network: SlideNetwork
-) -> dict[str, float]:
+def logit_correction(options: SlideOptions, network: SlideNetwork) -> dict[str, float]:
     """Return scale and shift of the logits.
 
     Args:

@@ -43,13 +43,13 @@ class Distillation(L.Callback):
                     f"`trainer.callbacks.teachers` {path}: has `model.stain` {teacher.hparams['stain']}, not {stain}."
                 )
             pl_module.trained |= teacher.trained
-            if teacher.trained.caution:
-                rank_zero_warn(f"val/auroc may be optimistic: {path} was {teacher.trained.caution}.")
             if isinstance(data, PCamDataModule) and (overlap := teacher.trained.count(data.table[data.val_mask])):
                 rank_zero_warn(
                     f"val/auroc will be optimistic: {overlap:,} of {int(data.val_mask.sum()):,} validation patches "
                     f"trained {path}, a teacher of this run."
                 )
+            if teacher.trained.caution:
+                rank_zero_warn(f"val/auroc may be optimistic: {path} was {teacher.trained.caution}.")
             teacher.to(pl_module.device).fold()
         rank_zero_info(f"distillation: {self.share:g} of the targets from {', '.join(self.paths)}.")
         pl_module.teachers, pl_module.teacher_share = self.teachers, self.share

@@ -123,8 +123,6 @@ class FitSession:
         if self.checkpoint is not None:
             before = TrainingPatches.of_checkpoint(self.checkpoint)
         held_out = data.table[data.val_mask]
-        if before.caution:
-            rank_zero_warn(f"val/auroc may be optimistic: the weights of {path} were {before.caution}.")
         if overlap := before.count(held_out):
             split = run_of(path).split
             hint = f" `data.split_file` {split} holds out the patches that its run did." if split.is_file() else ""
@@ -132,6 +130,8 @@ class FitSession:
                 f"val/auroc will be optimistic: {overlap:,} of {len(held_out):,} validation patches trained the "
                 f"weights that this run starts from, {path}.{hint}"
             )
+        if before.caution:
+            rank_zero_warn(f"val/auroc may be optimistic: the weights of {path} were {before.caution}.")
 
     def _report_data(self) -> None:
         data, split_file = self.data, self.options.data.split_file
@@ -140,7 +140,7 @@ class FitSession:
         parts = f", {source_of(data.root, data.columns).own_split}" if official else ""
         rank_zero_info(f"data: {data.root}: {sides[0]} to train on, {sides[1]} to validate{parts}.")
         leakage = find_slide_leakage(data.table, data.val_mask, by_file=split_file is not None)
-        if not data.val_mask.any() or self.demo or not leakage.message:
+        if self.demo or not leakage.message:
             return
         found = find_slides(data.root)
         if split_file is not None and leakage.certain:

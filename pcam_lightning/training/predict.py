@@ -139,10 +139,12 @@ def validate(ckpt_path: Target, config: Config | None = None) -> Scores:
         data.setup("validate")
         if not data.val_mask.any():
             raise UserError("`data.val_fraction` 0: this run held nothing out, so there is nothing to validate on.")
-        if split_digest(data.table, data.val_mask) != checkpoint["pcam"]["split"]["sha256"]:
+        record, pixels = checkpoint["pcam"], data.train_store.fingerprint
+        own = split_digest(data.table, data.val_mask) == record["split"]["sha256"]
+        if not own or record["data"].get("pixels", pixels) != pixels:
             rank_zero_warn("this is not the validation part of the checkpoint's run.")
         labels = label_digest(data.table)
-        if checkpoint["pcam"]["data"].get("labels", labels) != labels:
+        if record["data"].get("labels", labels) != labels:
             rank_zero_warn(f"{data.root}: the labels or weights have changed since this run began.")
         return data.table[data.val_mask]
 

@@ -1,4 +1,4 @@
-"""Patches that trained the weights and then evaluate them: counted by id and by pixels, wherever weights come from."""
+"""Patches that trained the weights and then evaluate them: counted by pixels, and by ids that are their SHA-1."""
 
 import json
 import re
@@ -10,9 +10,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CONFIGS, FAST, MakeFolder
+from PIL import Image
 
 from pcam_lightning.cli.main import main
+from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.sources import read_train
+from pcam_lightning.data.splits import split_digest
 from pcam_lightning.data.training_patches import TrainingPatches
 
 BASE = str(CONFIGS / "base.yaml")
@@ -24,12 +27,49 @@ def _table(ids: list[str], pixels: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"id": ids, "pixel_sha1": [f"{one}".rjust(40, "0").replace("x", "a") for one in pixels]})
 
 
-def test_patches_are_counted_by_id_or_by_pixels() -> None:
-    trained = TrainingPatches.of(_table(["a", "b"], ["1" * 40, "2" * 40]))
-    assert trained.count(_table(["a", "c", "d"], ["3" * 40, "2" * 40, "4" * 40])) == 2
-    both = trained | TrainingPatches.of(_table(["d"], ["5" * 40]))
-    assert both.count(_table(["a", "c", "d"], ["3" * 40, "2" * 40, "4" * 40])) == 3
+def test_patches_are_counted_by_pixels_or_by_ids_that_are_sha1() -> None:
+    a, b, c, d = (letter * 40 for letter in "abcd")
+    trained = TrainingPatches.of(_table([a, b], ["1" * 40, "2" * 40]))
+    assert trained.count(_table([a, c, d], ["3" * 40, "2" * 40, "4" * 40])) == 2
+    both = trained | TrainingPatches.of(_table([d], ["5" * 40]))
+    assert both.count(_table([a, c, d], ["3" * 40, "2" * 40, "4" * 40])) == 3
     assert not (both | TrainingPatches(known=False)).known
+
+
+def test_a_file_name_says_nothing_of_the_pixels() -> None:
+    """Every other folder of numbered files has a 000."""
+    trained = TrainingPatches.of(_table(["000", "001"], ["1" * 40, "2" * 40]))
+    assert trained.count(_table(["000", "001", "002"], ["3" * 40, "4" * 40, "2" * 40])) == 1
+    before = pd.util.hash_array(np.array(["000", "001"], dtype=object)).view(np.int64)  # as older checkpoints have them
+    trained = TrainingPatches(np.sort(before))
+    assert trained.count(_table(["000", "001"], ["3" * 40, "4" * 40])) == 0
+
+
+def test_another_folder_with_the_same_file_names(
+    kaggle: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its patches did not train the network, nor did those of its slides: temperature and thresholds are kept."""
+    assert _fit(kaggle(train=40)) == 0
+    other = kaggle(train=40, root=tmp_path / "other")
+    for file in (other / "train").iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
+    run = RUNS / "version_0"
+    before = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["pcam"]["split"]["sha256"]
+    assert split_digest(*_parts_of(other)) == before  # by ids it would be the same split
+    assert main(["evaluate", str(run), f"--root={other}", "--abstain=0.2", "--bootstrap_samples=100"]) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert (report["training_overlap"], report["leak"]) == (0, "")
+    assert report["thresholds"] is not None
+    assert "this is not the validation part of the checkpoint's run" in capsys.readouterr().err
+    assert _fit(other) == 0
+    assert main(["compare", str(run), str(RUNS / "version_1")]) == 2
+    assert "8 of their 8 patches have the same id and other pixels" in capsys.readouterr().err
+
+
+def _parts_of(root: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    data = PCamDataModule(root)
+    data.setup("fit")
+    return data.table, data.val_mask
 
 
 def _fit(root: Path, *more: str) -> int:
@@ -84,7 +124,7 @@ def test_an_evaluated_run_whose_data_changed(drawn: Path, run_copy: Path, capsys
     shutil.copytree(drawn, root, ignore=shutil.ignore_patterns(".pcam_cache"))
     labels = pd.read_csv(root / "train_labels.csv").iloc[20:]
     labels.to_csv(root / "train_labels.csv", index=False)
-    assert main(["evaluate", str(run_copy), f"--root={root}"]) == 0
+    assert main(["evaluate", str(run_copy), f"--root={root}", "--abstain=0.2"]) == 0
     split = pd.read_csv(run_copy / "split.csv").set_index("id")["split"]
     evaluated = pd.read_csv(run_copy / "val_predictions.csv")["id"]
     expected = int((split[evaluated] == "train").sum())
@@ -92,6 +132,7 @@ def test_an_evaluated_run_whose_data_changed(drawn: Path, run_copy: Path, capsys
     report = json.loads((run_copy / "report.json").read_text())
     assert report["training_overlap"] == expected
     assert report["temperature"] is None
+    assert report["thresholds"] is None
     assert f"{expected} of these {len(evaluated)} patches trained the network" in (run_copy / "report.html").read_text()
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import CONFIGS, FAST, TRAINER, stopping
+from PIL import Image
 from scipy.special import expit
 
 from pcam_lightning.cli.main import main
@@ -97,8 +98,6 @@ def test_all_folds_are_evaluated_together(undisturbed: Path, drawn: Path) -> Non
     report, oof = json.loads((undisturbed / "report.json").read_text()), pd.read_csv(undisturbed / "oof.csv")
     assert report["auroc"]["value"] == pytest.approx(auroc(oof["label"].to_numpy(), oof["logit"].to_numpy()))
     assert (report["patches"], report["clustered_by"], report["leak"]) == (len(oof), "slides", "")
-    mean = json.loads((undisturbed / "crossval.json").read_text())["mean"]
-    assert report["splits"] == [{"run": "base/crossval_0", "split": "whole slides, 2 folds", "val": mean, "test": None}]
     assert "data:image/png" in (undisturbed / "report.html").read_text()
 
 
@@ -114,12 +113,69 @@ def test_folds_that_share_slides_are_said_to_flatter(undisturbed: Path, tmp_path
         rows.to_csv(copy / "oof.csv", index=False)
         assert main(["evaluate", str(copy), "--bootstrap_samples=200"]) == 0
         assert json.loads((copy / "report.json").read_text())["leak"].startswith(f"This score {message}")
-    checkpoint = torch.load(copy / "fold_0/checkpoints/last.ckpt", weights_only=True)
-    checkpoint["trained"]["origins"] = ["copies"]  # as of folds that started from pcam
-    torch.save(checkpoint, copy / "fold_0/checkpoints/last.ckpt")
+
+
+def test_the_cautions_of_all_folds_are_given(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "crossval_0"
+    shutil.copytree(undisturbed, copy)
+    for fold, origin in enumerate(("copies", "other copies")):  # as of folds that started from pcam
+        checkpoint = torch.load(copy / f"fold_{fold}/checkpoints/last.ckpt", weights_only=True)
+        checkpoint["trained"] |= {"origins": [origin], "known": False}
+        torch.save(checkpoint, copy / f"fold_{fold}/checkpoints/last.ckpt")
+    oof = pd.read_csv(copy / "oof.csv").drop(columns="slide")
+    oof.to_csv(copy / "oof.csv", index=False)
+    caution = "This score may be optimistic: the network was trained on copies and other copies, and these may be of "
+    both = f"This score is optimistic: patches of one slide are in several folds. {caution}the same slides."
     assert main(["evaluate", str(copy), "--bootstrap_samples=200"]) == 0
-    leak = json.loads((copy / "report.json").read_text())["leak"]
-    assert leak.startswith("This score may be optimistic: the network was trained on copies")
+    assert json.loads((copy / "report.json").read_text())["leak"] == both
+    assert both in (copy / "report.html").read_text()
+    capsys.readouterr()
+    assert main(["compare", str(copy), str(undisturbed), "--bootstrap_samples=200"]) == 0
+    assert f"{copy}: {both[0].lower()}{both[1:]}" in capsys.readouterr().err
+
+
+def test_patches_of_each_fold_that_trained_it_are_counted(
+    undisturbed: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, root = tmp_path / "crossval_0", tmp_path / "same_names"
+    shutil.copytree(undisturbed, copy)
+    for fold in (0, 1):
+        checkpoint = torch.load(copy / f"fold_{fold}/checkpoints/last.ckpt", weights_only=True)
+        other = torch.load(undisturbed / f"fold_{1 - fold}/checkpoints/last.ckpt", weights_only=True)["trained"]
+        checkpoint["trained"] = {**other, "known": False}  # as of weights that had been trained on the other fold
+        torch.save(checkpoint, copy / f"fold_{fold}/checkpoints/last.ckpt")
+    assert main(["evaluate", str(copy), "--bootstrap_samples=200"]) == 0
+    assert json.loads((copy / "report.json").read_text())["training_overlap"] == 120
+    shutil.copytree(drawn, root, ignore=shutil.ignore_patterns(".pcam_cache"))
+    for file in (root / "train").iterdir():  # of these patches nothing is known
+        Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
+    capsys.readouterr()
+    assert main(["evaluate", str(copy), f"--root={root}", "--bootstrap_samples=200"]) == 0
+    printed = capsys.readouterr().err
+    assert f"no pictures: {root}: its patches have other pixels than those that trained {copy / 'fold_0'}" in printed
+    assert json.loads((copy / "report.json").read_text())["training_overlap"] is None
+
+
+def test_each_fold_is_scored_by_its_last_epoch(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best one was chosen by the very patches that it would be scored on."""
+    shutil.copytree(undisturbed.parents[2], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    data = Path(yaml.safe_load((FOLDER / "config.yaml").read_text())["data"]["root"])
+    for pattern in ("oof*.csv", "predictions_*.csv", "submission.csv"):
+        for path in FOLDER.glob(pattern):
+            path.unlink()
+    for fold in (0, 1):
+        best = FOLDER / f"fold_{fold}/checkpoints/best.ckpt"
+        checkpoint = torch.load(best, weights_only=True)
+        checkpoint["state_dict"] = {name: -value for name, value in checkpoint["state_dict"].items()}
+        torch.save(checkpoint, best)
+    assert main(_args(data)) == 0
+    for name in ("oof.csv", "submission.csv"):
+        assert (FOLDER / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
 def test_another_test_part_is_predicted_again(

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from pcam_lightning import evaluate
 from pcam_lightning.cli.main import main
+from pcam_lightning.evaluation.compare import compare
 from pcam_lightning.training.feature_distance import FeatureDistance
 
 FEW = "--bootstrap_samples=200"
@@ -69,6 +68,7 @@ def test_a_submission_and_its_answers(run_copy: Path, drawn: Path) -> None:
     assert main(["evaluate", str(run_copy / "submission.csv"), *answers, FEW]) == 0
     report = json.loads((run_copy / "submission_report.json").read_text())
     assert not (run_copy / "report.json").exists()  # predict --calibrate takes nothing that test labels had a say in
+    assert report["labels_without_prediction"] == 0
     score = json.loads((run_copy / "test.json").read_text())["test/auroc"]
     assert report["auroc"]["value"] == pytest.approx(score, abs=1e-6)
 
@@ -80,7 +80,6 @@ def test_a_run_is_validated_and_its_temperature_kept_for_predict(
     assert main(["evaluate", str(run_copy), *slides, FEW]) == 0
     report = json.loads((run_copy / "report.json").read_text())
     assert report["auroc"]["value"] == pytest.approx(pd.read_csv(run_copy / "metrics.csv")["val/auroc"].max(), abs=1e-6)
-    assert [row["split"] for row in report["splits"]] == ["random"]
     assert report["leak"] == "This score is optimistic: 23 of 23 validation patches are of slides that train it too."
     assert "This score is optimistic" in (run_copy / "report.html").read_text()
     assert "data:image/png" in (run_copy / "report.html").read_text()
@@ -92,6 +91,41 @@ def test_a_run_is_validated_and_its_temperature_kept_for_predict(
     assert logits[1].to_numpy() == pytest.approx((logits[0] / report["temperature"]).to_numpy(), rel=1e-5)
     assert main(["predict", *best, "--calibrate", "--model.tta=d4"]) == 2
     assert "its temperature is of tta none, and this is tta d4" in capsys.readouterr().err
+
+
+def test_a_certain_leak_comes_before_one_that_may_be(
+    run_copy: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = run_copy / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(best, weights_only=True)
+    checkpoint["trained"] |= {"origins": ["copies"], "known": False}  # as of a run that started from pcam
+    torch.save(checkpoint, best)
+    assert main(["evaluate", str(run_copy), "--slides", str(drawn / "patch_id_wsi_full.csv"), FEW]) == 0
+    leak = (
+        "This score is optimistic: 23 of 23 validation patches are of slides that train it too. This score may be "
+        "optimistic: the network was trained on copies, and these may be of the same slides."
+    )
+    assert leak in capsys.readouterr().err
+    assert json.loads((run_copy / "report.json").read_text())["leak"] == leak
+    assert leak in (run_copy / "report.html").read_text()
+    found = compare(run_copy, run_copy, drawn / "patch_id_wsi_full.csv", bootstrap_samples=100)
+    assert found["first"]["leak"] == leak
+    assert f"{run_copy}: this score is optimistic: 23 of 23 validation patches" in capsys.readouterr().err
+
+
+def test_labels_without_a_prediction_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = _predictions(tmp_path / "all.csv", slides=False)
+    rows[["id", "label"]].assign(id=rows["id"] + ".tif").to_csv(tmp_path / "answers.csv", index=False)
+    rows[["id", "logit"]].iloc[:200].to_csv(tmp_path / "mine.csv", index=False)
+    assert main(["evaluate", str(tmp_path / "mine.csv"), "--labels", str(tmp_path / "answers.csv"), FEW]) == 0
+    report = json.loads((tmp_path / "mine_report.json").read_text())
+    assert (report["patches"], report["labels_without_prediction"]) == (200, 600)
+    message = f"600 of the 800 patches in {tmp_path / 'answers.csv'} have no prediction and are not scored."
+    assert message in capsys.readouterr().err
+    assert report["warnings"][0] == message
+    page = (tmp_path / "mine_report.html").read_text()
+    assert message in page
+    assert "too narrow. <code>evaluate --slides FILE" in page
 
 
 def test_a_temperature_is_of_one_checkpoint(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,29 +266,6 @@ def test_data_that_moved_are_named(
     assert main(["evaluate", str(run_copy), "--root", str(drawn), FEW]) == 0
     score = pd.read_csv(run_copy / "metrics.csv")["val/auroc"].max()
     assert json.loads((run_copy / "report.json").read_text())["auroc"]["value"] == pytest.approx(score, abs=1e-6)
-
-
-def test_one_recipe_on_two_splits(run_copy: Path, drawn: Path) -> None:
-    """Beside each other in the report of either; a score of other data is not taken for the recipe's."""
-    config = yaml.safe_load((run_copy / "config.yaml").read_text())
-    other = run_copy.with_name("version_1")
-    shutil.copytree(run_copy, other)
-    config["data"] |= {"slides": str(drawn / "patch_id_wsi_full.csv"), "folds": 2, "fold": 1}
-    (other / "config.yaml").write_text(yaml.safe_dump(config))
-    best = ["--ckpt_path", str(run_copy / "checkpoints" / "best.ckpt"), "--trainer.accelerator=cpu"]
-    assert main(["test", *best]) == 0
-    message = json.loads((run_copy / "test.json").read_text())
-    (other / "test.json").write_text(json.dumps({**message, "step": message["step"] + 1}))  # of another checkpoint
-    assert main(["evaluate", str(run_copy), FEW]) == 0
-    val = pd.read_csv(run_copy / "metrics.csv")["val/auroc"].max()
-    test = json.loads((run_copy / "test.json").read_text())["test/auroc"]
-    assert json.loads((run_copy / "report.json").read_text())["splits"] == [
-        {"run": "base/version_0", "split": "random", "val": val, "test": test},
-        {"run": "base/version_1", "split": "whole slides, fold 2 of 2", "val": val, "test": None},
-    ]
-    page = (run_copy / "report.html").read_text()
-    assert "This recipe on other splits" in page
-    assert "whole slides, fold 2 of 2" in page
 
 
 def test_compare_takes_runs_and_the_slides_of_either(

@@ -27,8 +27,8 @@ from pcam_lightning.evaluation.interpret import cam_layer, center_heat_fraction,
 from pcam_lightning.serve.pictures import heat_overlay
 from pcam_lightning.serve.security import HEADERS, is_loopback
 from pcam_lightning.serve.serve import serve
-from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.feature_distance import FeatureDistance
+from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.utils.errors import UserError
 
 PATCHES = draw(10)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.models.patch_network import PatchNetwork
-from pcam_lightning.slides import predict
+from pcam_lightning.slides import network, predict
 from pcam_lightning.slides.correction import prior_shift
 from pcam_lightning.slides.heat_map import HeatMap
 from pcam_lightning.slides.heat_map_folder import HeatMapFolder
@@ -25,8 +25,8 @@ from pcam_lightning.slides.patch_grid import PatchGrid
 from pcam_lightning.slides.predict import predict_slide
 from pcam_lightning.slides.predictor import read_logits, write_logits
 from pcam_lightning.slides.reader import SlideReader
-from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.feature_distance import find_feature_distance
+from pcam_lightning.training.loaded_run import LoadedRun, load_pretrained
 from pcam_lightning.utils.errors import UserError
 from pcam_lightning.utils.system import supported_precision
 
@@ -417,10 +417,10 @@ def test_what_a_result_depends_on_is_predicted_anew(
     os.utime(path, ns=(stamp, stamp))
     second = predict_slide(path, "pcam-small", folder, **options)
     assert not np.array_equal(first.heat_map.logit, second.heat_map.logit, equal_nan=True)
-    measured = find_feature_distance("pcam-small")
+    measured = find_feature_distance(LoadedRun.open("pcam-small"))
     assert measured is not None
     for changed in (replace(measured, mean=measured.mean + 1), replace(measured, threshold=0.0)):
-        monkeypatch.setattr(predict, "find_feature_distance", lambda _, changed=changed: changed)
+        monkeypatch.setattr(network, "find_feature_distance", lambda _, changed=changed: changed)
         before = second
         second = predict_slide(path, "pcam-small", folder, **options)
         assert second.heat_map.distance is not None

@@ -1,5 +1,6 @@
 """The trained networks that come with the package: `--ckpt_path pcam` and `load_pretrained("pcam")`."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -69,6 +70,8 @@ def test_commands_take_a_bundled_network_by_its_name(drawn: Path, capsys: pytest
     printed = capsys.readouterr()
     assert "may be optimistic: the network was trained on" in printed.err
     folder = Path("lightning_logs/pcam-small")
+    leak = json.loads((folder / "report.json").read_text())["leak"]
+    assert leak.startswith("This score may be optimistic: the network was trained on JPEG copies")
     assert {"submission.csv", "report.html", "val_predictions.csv", "explain.csv"} <= {
         path.name for path in folder.iterdir()
     }

@@ -11,8 +11,8 @@ from conftest import CONFIGS, FAST, with_callback
 from pcam_lightning import Augmentation, PCamClassifier, PCamDataModule
 from pcam_lightning.cli.main import main
 from pcam_lightning.training.checkpoint import read_checkpoint
-from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.distillation import Distillation
+from pcam_lightning.training.loaded_run import load_pretrained
 
 BASE = str(CONFIGS / "base.yaml")
 CALLBACK = "pcam_lightning.training.distillation.Distillation"

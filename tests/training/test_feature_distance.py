@@ -16,8 +16,8 @@ from pcam_lightning.cli.main import main
 from pcam_lightning.models.backbones import build_backbone
 from pcam_lightning.models.stage_statistics import StageStatistics
 from pcam_lightning.synthetic.kaggle_folder import synthesize
-from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.feature_distance import FeatureDistance, _fit, features_file, find_feature_distance
+from pcam_lightning.training.loaded_run import LoadedRun, load_pretrained
 from pcam_lightning.utils.errors import UserError
 
 CPU = "--trainer.accelerator=cpu"
@@ -113,16 +113,16 @@ def test_only_the_training_patches_of_the_run_are_measured(
     assert main([*evaluate, f"--root={other}"]) == 0
     message = capsys.readouterr().err
     assert f"will not be marked: {other}: not the patches and the split that trained {best}" in message
-    assert find_feature_distance(best) is None
+    assert find_feature_distance(LoadedRun.open(best)) is None
     shutil.copytree(drawn, moved)
     assert main([*evaluate, f"--root={moved}"]) == 0
-    measured = find_feature_distance(best)
+    measured = find_feature_distance(LoadedRun.open(best))
     assert measured is not None
-    replace(measured, pixels=None).write(features_file(best))  # measured on patches that are not known
-    assert find_feature_distance(best) is None
+    replace(measured, pixels=None).write(features_file(LoadedRun.open(best)))  # measured on patches that are not known
+    assert find_feature_distance(LoadedRun.open(best)) is None
     assert "was measured on another checkpoint or on other patches" in capsys.readouterr().err
     assert main(evaluate) == 0
-    again = find_feature_distance(best)
+    again = find_feature_distance(LoadedRun.open(best))
     assert again is not None
     assert again.threshold == pytest.approx(measured.threshold)
 
@@ -147,8 +147,8 @@ def test_distances_are_of_the_checkpoint_and_do_not_depend_on_the_batch(run_copy
         found.append(pd.read_csv(f"{size}/predictions.csv")["distance"])
     assert list(found[0]) == pytest.approx(list(found[1]), abs=2e-3)
     best = run_copy / "checkpoints/best.ckpt"
-    measured = find_feature_distance(best)
+    measured = find_feature_distance(LoadedRun.open(best))
     assert measured is not None
     assert measured.threshold == pytest.approx(_validation_quantile(measured, best, drawn), rel=0.05)
-    replace(measured, step=measured.step + 1).write(features_file(best))
-    assert find_feature_distance(best) is None  # distances that another step of training has
+    replace(measured, step=measured.step + 1).write(features_file(LoadedRun.open(best)))
+    assert find_feature_distance(LoadedRun.open(best)) is None  # distances that another step of training has

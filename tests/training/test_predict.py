@@ -13,7 +13,7 @@ from conftest import CONFIGS, FAST, NETWORK, MakeFolder
 from sklearn.metrics import roc_auc_score
 
 from pcam_lightning.cli.main import main
-from pcam_lightning.training.checkpoint import run_config
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.predictions import (
     join_predictions,
     read_predictions_csv,
@@ -69,7 +69,8 @@ def test_scores_by_id_agree_with_the_test_stage(run_copy: Path, drawn: Path) -> 
 def test_a_compiled_run_is_predicted_without_a_compiler(run_copy: Path) -> None:
     checkpoint = torch.load(_ckpt(run_copy), weights_only=True)
     checkpoint["pcam"]["config"]["model"]["compile"] = True
-    assert run_config(checkpoint)["model"]["compile"] is False
+    torch.save(checkpoint, _ckpt(run_copy))
+    assert LoadedRun.open(_ckpt(run_copy)).inference_config()["model"]["compile"] is False
 
 
 def test_validate_repeats_the_score_of_the_best_epoch(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

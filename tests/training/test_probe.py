@@ -17,7 +17,7 @@ from pcam_lightning import Config
 from pcam_lightning.cli.main import main
 from pcam_lightning.evaluation.interpret import features
 from pcam_lightning.metrics.classification import auroc
-from pcam_lightning.training.checkpoint import load_classifier, read_checkpoint
+from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.probe import fit_logistic, probe
 
 BASE = str(CONFIGS / "base.yaml")
@@ -37,13 +37,13 @@ def test_head_is_the_logistic_regression_of_the_features(tta: str, drawn: Path) 
     metrics = pd.read_csv(RUN / "metrics.csv")
     assert metrics["val/auroc"].item() == pytest.approx(chosen["val/auroc"], abs=1e-6)
     assert metrics["val/loss"].item() == pytest.approx(chosen["val/loss"], abs=1e-5)
-    checkpoint = read_checkpoint(CHECKPOINT)
-    assert checkpoint["pcam"]["probe"] == {"C": chosen["C"]}
+    loaded = LoadedRun.open(CHECKPOINT)
+    assert loaded.checkpoint["pcam"]["probe"] == {"C": chosen["C"]}
 
-    config = Config.of_checkpoint(checkpoint)
+    config = Config.of_run(loaded)
     data = config.data_module()
     data.setup("fit")
-    model = load_classifier(CHECKPOINT, checkpoint, None)
+    model = loaded.classifier()
     image = torch.from_numpy(data.train_store.images[data.train_store.rows(data.table["id"])])
     views = [image]
     if tta == "d4":
