@@ -4,7 +4,7 @@
 
 ROOT is in Kaggle's layout. Writes a CSV for `--data.slides` (id,wsi). What a validation by such groups is worth is
 measured by `unseen_slides.py`. With `--patches 4000` a fifth of these patches looks alike, so that the one that is held
-out looks unlike all that is trained on.
+out differs from all training patches.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 NAME is pcam or pcam-small; DIR is in Kaggle's layout, with an answers.csv (id,label) for its test/ part, which is of
 other slides than train/; COMMAND is what made the checkpoint, on a random split of DIR. Writes
-pcam_lightning/weights/NAME.safetensors and NAME_features.safetensors, which tells what is unlike the training patches
+pcam_lightning/weights/NAME.safetensors and NAME_features.safetensors, which detects out-of-distribution patches
 (alone with --features, where CHECKPOINT may be NAME), scores it on the validation part and, for the card alone, on
 test/, with one view and with eight, and writes NAME.md.
 """

@@ -11,7 +11,7 @@ splits   with a fifth of the patches held out for validation at random, by whole
          four. A table tells both scores. `evaluate --abstain 0.05` then finds thresholds on the validation part:
          tables tell what share of the patches is called and how often each class is called the other one, on held-out
          parts of the validation part itself (cross-fitted) and on the hospital left out, and what share of that
-         hospital is unlike the training patches.
+         hospital is out of distribution.
 methods  with one of the four hospitals held out, and one change each: stain jitter, frozen features with a linear head,
          and BatchNorm adapted to the hospital left out, which is transductive. A table tells test scores, and
          differences paired by hospital and seed.
@@ -111,7 +111,7 @@ def split_row(hospital: str, seed: int, epochs: int, split: str) -> Row:
     codes = predicted.loc[label.index, "decision"].map({"normal": 0, "tumor": 1, "abstain": -1})
     found = score_decisions(label.to_numpy(), codes.to_numpy())
     validation = {f"val_{name}": own[name] for name in found._fields}
-    return {**row, **validation, **found._asdict(), "unlike": float(predicted["unlike"].mean())}
+    return {**row, **validation, **found._asdict(), "ood": float(predicted["ood"].mean())}
 
 
 def adapted_row(hospital: str, seed: int, epochs: int) -> Row:
@@ -183,7 +183,7 @@ def print_splits(rows: pd.DataFrame) -> None:
     columns |= {"normal_called_tumor": "normal called tumor", "tumor_called_normal": "tumor called normal"}
     for where, prefix, more in (
         ("validation part, cross-fitted", "val_", {}),
-        ("hospital left out", "", {"unlike": "unlike"}),
+        ("hospital left out", "", {"ood": "out of distribution"}),
     ):
         print(f"\nThresholds for at most {ERROR:.0%} of each class; shares in percent, of the {where}.\n")
         names = [f"{prefix}{column}" for column in columns | more]

@@ -19,7 +19,7 @@ from pcam_lightning.utils.errors import UserError, rank_zero_warn
 
 _CODES = {name: code for code, name in DECISIONS.items()}
 # Columns that `predict` may write into a CSV, less of which is more certain.
-_CONFIDENCES = {"spread": "agreement of views or networks", "distance": "nearness to training patches"}
+_CONFIDENCES = {"sd_views": "agreement of views or networks", "ood_distance": "nearness to training patches"}
 
 
 def check_abstain(error: float | None) -> None:
@@ -39,14 +39,14 @@ def drop_unknown(rows: pd.DataFrame, target: Path) -> pd.DataFrame:
         rows: with any columns.
         target: where they are from, for the message.
     """
-    for name in (*_CONFIDENCES, "unlike", "decision"):
+    for name in (*_CONFIDENCES, "ood", "decision"):
         if name not in rows:
             continue
         if name in _CONFIDENCES:
             values = pd.to_numeric(rows[name], errors="coerce").astype(float)
             valid = values.abs() < np.inf
         else:
-            values = rows[name].astype(str).map({"True": True, "False": False} if name == "unlike" else _CODES)
+            values = rows[name].astype(str).map({"True": True, "False": False} if name == "ood" else _CODES)
             valid = values.notna()
         if valid.all():
             rows = rows.assign(**{name: values})
@@ -101,20 +101,20 @@ def report_abstention(rows: pd.DataFrame, error: float | None) -> dict[str, Any]
     return {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
 
 
-def report_unlike(rows: pd.DataFrame) -> dict[str, Any] | None:
-    """Return how many patches are unlike the training patches, and how often theirs and other calls at 0.5 are wrong.
+def report_ood(rows: pd.DataFrame) -> dict[str, Any] | None:
+    """Return how many patches are out of distribution, and how often their calls and the others at 0.5 are wrong.
 
     None where it is not known; a share of no patches is None.
     """
-    if "unlike" not in rows:
+    if "ood" not in rows:
         return None
-    unlike = rows["unlike"].to_numpy(dtype=bool)
+    ood = rows["ood"].to_numpy(dtype=bool)
     wrong = (rows["logit"].to_numpy() > 0) != (rows["label"].to_numpy() == 1)
     return {
-        "patches": int(unlike.sum()),
-        "share": float(unlike.mean()),
-        "wrong": float(wrong[unlike].mean()) if unlike.any() else None,
-        "wrong_of_others": float(wrong[~unlike].mean()) if not unlike.all() else None,
+        "patches": int(ood.sum()),
+        "share": float(ood.mean()),
+        "wrong": float(wrong[ood].mean()) if ood.any() else None,
+        "wrong_of_others": float(wrong[~ood].mean()) if not ood.all() else None,
     }
 
 

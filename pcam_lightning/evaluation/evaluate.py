@@ -21,7 +21,7 @@ from pcam_lightning.evaluation.abstain import (
     drop_unknown,
     find_decisions,
     report_abstention,
-    report_unlike,
+    report_ood,
 )
 from pcam_lightning.evaluation.group_scores import by_group
 from pcam_lightning.evaluation.labeled_predictions import (
@@ -153,7 +153,7 @@ def _report_leakage(report: dict[str, Any], predictions: LabeledPredictions) -> 
 
 
 def _keep_features(loaded: LoadedRun, predictions: LabeledPredictions) -> None:
-    """Measure features of some training patches, from which `predict` tells what is unlike them, unless it is done."""
+    """Measure features of some training patches, by which `predict` detects out-of-distribution patches, if needed."""
     if predictions.data is None or predictions.made_by is None:
         return
     file = features_file(loaded)
@@ -216,7 +216,7 @@ def _score(
     rows, thresholds = find_decisions(rows, part, abstain)
     report["abstention"] = report_abstention(rows, abstain)
     report["thresholds"] = thresholds
-    report["unlike"] = report_unlike(rows)
+    report["ood"] = report_ood(rows)
     report["area_under_risk_coverage"] = areas_under_risk_coverage(rows)
     rows = rows.assign(wrong=chosen != (label == 1))
     report |= {f"{level}s": by_group(rows, level, bootstrap_samples, seed) for level in LEVELS if level in rows}

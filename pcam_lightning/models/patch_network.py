@@ -71,12 +71,12 @@ class PatchNetwork(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
         """Return `row` int64 (B,) of `PCamDataModule.ids` and `logit` float32 (B,), with others the mean of all.
 
-        With several views or networks, `spread` (B,) is the sd of their logits.
+        With several views or networks, `sd_views` (B,) is the sd of their logits.
         """
         views = [network.view_logits(batch["image"], folded=True) for network in (self, *self.ensemble)]
         predicted = {"row": batch["row"], "logit": mean_logit([mean_logit(logits) for logits in views])}
         every = torch.stack([logit for logits in views for logit in logits])
-        return predicted if len(every) == 1 else {**predicted, "spread": every.float().std(dim=0, correction=0)}
+        return predicted if len(every) == 1 else {**predicted, "sd_views": every.float().std(dim=0, correction=0)}
 
     def on_predict_start(self) -> None:
         """Take the others to the device, and fold BatchNorm into convolutions."""

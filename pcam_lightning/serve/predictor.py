@@ -77,10 +77,10 @@ class PatchPredictor:
         logit = float(self._network.logits(image[None])[0])
         if not math.isfinite(logit):
             raise ValueError("the logit is NaN or infinite")
-        return Prediction(float(expit(logit)), logit, self._unlike(image))
+        return Prediction(float(expit(logit)), logit, self._ood_warning(image))
 
-    def _unlike(self, image: np.ndarray) -> str | None:
-        """Return a sentence where a patch is unlike the training patches by its features."""
+    def _ood_warning(self, image: np.ndarray) -> str | None:
+        """Return a sentence where a patch is out of distribution by its features."""
         if self.distance is None:
             return None
         network, _ = self._networks[0]
@@ -94,8 +94,8 @@ class PatchPredictor:
         if distance <= self.distance.threshold:
             return None
         return (
-            f"Its texture and color are unlike those of the training patches: distance {distance:.2f}, and "
-            f"{self.distance.threshold:.2f} for 99 % of patches held out."
+            f"Its texture and color are out of distribution: the distance from the training patches is {distance:.2f}, "
+            f"and at most {self.distance.threshold:.2f} for 99 % of held-out patches."
         )
 
     def heat(self, image: np.ndarray) -> tuple[np.ndarray, float | None]:

@@ -35,15 +35,15 @@ class HeatMap:
         logit: float32, (rows, columns) of the grid, NaN where nothing was predicted.
         scale: of the logits, 1 unless they are calibrated.
         shift: added to the scaled logits, as `correction.prior_shift` computes it.
-        distance: from the training patches, as `logit`; None where it is not known.
-        most: distance above which a square is unlike them.
+        ood_distance: from the training patches, as `logit`; None where it is not known.
+        most: distance above which a square is out of distribution.
     """
 
     grid: PatchGrid
     logit: np.ndarray
     scale: float = 1.0
     shift: float = 0.0
-    distance: np.ndarray | None = None
+    ood_distance: np.ndarray | None = None
     most: float = np.inf
 
     @property
@@ -53,14 +53,14 @@ class HeatMap:
         return probabilities
 
     @property
-    def unlike(self) -> np.ndarray | None:
-        """Which squares are unlike the training patches, bool, (rows, columns); None where it is not known."""
-        return None if self.distance is None else self.distance > self.most
+    def ood(self) -> np.ndarray | None:
+        """Which squares are out of distribution, bool, (rows, columns); None where it is not known."""
+        return None if self.ood_distance is None else self.ood_distance > self.most
 
     @property
     def ood_fraction(self) -> float | None:
         """Share of the predicted squares that are out of distribution; None where distances are not known."""
-        return None if self.unlike is None else float(self.unlike.sum() / (~np.isnan(self.logit)).sum())
+        return None if self.ood is None else float(self.ood.sum() / (~np.isnan(self.logit)).sum())
 
     @property
     def score(self) -> float:
@@ -74,15 +74,15 @@ class HeatMap:
     def patches(self) -> pd.DataFrame:
         """Return a row for each patch, as WSInfer does: minx,miny,width,height in pixels of level 0, and prob_tumor.
 
-        Where distances are known, `distance` from the training patches and whether it is `unlike` them, 0 or 1.
+        Where distances are known, `ood_distance` from the training patches and `ood`, 0 or 1.
         """
         row, column = np.nonzero(~np.isnan(self.logit))
         x, y = self.grid.corners(row, column)
         side, prob = self.grid.patch, self.prob[row, column]
         table = pd.DataFrame({"minx": x, "miny": y, "width": side, "height": side, "prob_tumor": prob})
-        if self.distance is None or self.unlike is None:
+        if self.ood_distance is None or self.ood is None:
             return table
-        return table.assign(distance=self.distance[row, column], unlike=self.unlike[row, column].astype(int))
+        return table.assign(ood_distance=self.ood_distance[row, column], ood=self.ood[row, column].astype(int))
 
     def lesions(self, threshold: float) -> pd.DataFrame:
         """Return a row for each group of adjacent squares at or above a threshold, the most confident first.

@@ -156,11 +156,11 @@ def _features(heat_map: HeatMap, threshold: float, origin: tuple[int, int]) -> I
             "geometry": json.loads(shapely.to_geojson(outline)),
             "properties": {"objectType": "annotation", "classification": {"name": "Tumor", "color": [200, 0, 0]}},
         }
-    distance = np.full(len(row), np.nan) if heat_map.distance is None else heat_map.distance[row, column]
+    distance = np.full(len(row), np.nan) if heat_map.ood_distance is None else heat_map.ood_distance[row, column]
     for box, value, far in zip(boxes, prob[row, column], distance, strict=True):
         measurements = {"prob_tumor": round(float(value), 6)}
         if not np.isnan(far):
-            measurements["distance"] = round(float(far), 4)  # from the training patches
+            measurements["ood_distance"] = round(float(far), 4)  # from the training patches
         yield {
             "type": "Feature",
             "geometry": json.loads(shapely.to_geojson(box)),

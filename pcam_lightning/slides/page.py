@@ -192,10 +192,10 @@ def _add_map(plot: Any, heat_map: HeatMap, threshold: float) -> list[Any]:
     )
     arguments = {"mapper": mapper, "colors": scale_colors(), "clear": _CLEAR}
     least.js_on_change("value", CustomJS(args=arguments, code=hide))
-    if heat_map.unlike is None:
+    if heat_map.ood is None:
         return [opacity, least]
     gray = LinearColorMapper(palette=["#808080"], nan_color=_CLEAR)
-    marked = np.where(heat_map.unlike, 1.0, np.nan)
+    marked = np.where(heat_map.ood, 1.0, np.nan)
     marks = _add_image(plot, heat_map, marked, color_mapper=gray, global_alpha=0.7, visible=False)
     toggle = Toggle(label="mark squares that are out of distribution", active=False)
     toggle.js_link("active", marks, "visible")

@@ -190,7 +190,7 @@ def _heat_map(
     scale, shift = correction["scale"], correction["shift"]
     if distance is None:
         return HeatMap(grid, found.logit, scale, shift)
-    return HeatMap(grid, found.logit, scale, shift, found.distance, distance.threshold)
+    return HeatMap(grid, found.logit, scale, shift, found.ood_distance, distance.threshold)
 
 
 def _finished(
@@ -204,7 +204,7 @@ def _finished(
         return None
     found = read_logits(folder / "logits.npz", same["key"], (grid.rows, grid.columns))
     whole = all((folder / name).is_file() for name in FILES) and not np.isnan(found.logit).all()
-    whole &= distance is None or bool(np.array_equal(np.isnan(found.distance), np.isnan(found.logit)))
+    whole &= distance is None or bool(np.array_equal(np.isnan(found.ood_distance), np.isnan(found.logit)))
     if not whole or any(summary.get(name) != value for name, value in same.items()):
         return None
     return SlideResult(folder, _heat_map(grid, found, same["correction"], distance), lesions, summary)
@@ -253,8 +253,7 @@ def _findings(heat_map: HeatMap, threshold: float) -> dict[str, Any]:
         "squares": int((~np.isnan(prob)).sum()),
         "tissue_mm2": float((~np.isnan(prob)).sum() * square_mm2),
         "tumor_mm2": float((prob >= threshold).sum() * square_mm2),
-        # Where it is known: mm2 that are unlike the training patches.
-        "unlike_mm2": None if heat_map.unlike is None else float(heat_map.unlike.sum() * square_mm2),
+        "ood_mm2": None if heat_map.ood is None else float(heat_map.ood.sum() * square_mm2),
         "ood_fraction": heat_map.ood_fraction,
     }
 

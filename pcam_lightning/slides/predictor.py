@@ -47,7 +47,7 @@ class SlidePredictor(L.LightningModule):
             self._statistics = StageStatistics(self.network.predictor, self.network.hparams["backbone"])
 
     def predict_step(self, batch: RegionBatch, batch_idx: int) -> RegionBatch:
-        """Return `square`, int64 (N,), `logit` and, where it is known, `distance`, float32 (N,), and `damaged`.
+        """Return `square`, int64 (N,), `logit` and, where it is known, `ood_distance`, float32 (N,), and `damaged`.
 
         Where nothing can be read, the batch as it came.
         """
@@ -63,7 +63,7 @@ class SlidePredictor(L.LightningModule):
         logit = torch.cat(logits).float()
         predicted = {name: batch[name] for name in ("square", "damaged")}
         predicted["logit"] = torch.where(logit.isfinite(), logit, torch.nan)
-        return {**predicted, "distance": torch.cat(distances)} if distances else predicted
+        return {**predicted, "ood_distance": torch.cat(distances)} if distances else predicted
 
 
 class LogitFile(L.Callback):
@@ -78,7 +78,8 @@ class LogitFile(L.Callback):
 
     def __init__(self, path: Path, key: str, known: "Logits", total: int) -> None:
         self.path, self.key, self.total = path, key, total
-        self.logit, self.distance, self.damaged = known.logit.copy(), known.distance.copy(), known.damaged.copy()
+        self.logit, self.damaged = known.logit.copy(), known.damaged.copy()
+        self.ood_distance = known.ood_distance.copy()
         self.error = ""
         self._written = time.monotonic()
         self._bar: Any = None
@@ -97,7 +98,7 @@ class LogitFile(L.Callback):
             self.error = self.error or outputs["error"]
             return
         square = outputs["square"].cpu().numpy()
-        for name, values in (("logit", self.logit), ("distance", self.distance)):
+        for name, values in (("logit", self.logit), ("ood_distance", self.ood_distance)):
             if name in outputs:
                 values.reshape(-1)[square] = outputs[name].cpu().numpy()
         self.damaged.reshape(-1)[outputs["damaged"].cpu().numpy()] = True
@@ -118,7 +119,7 @@ class LogitFile(L.Callback):
 
     def _write(self, trainer: L.Trainer) -> None:
         part = self.path.with_name(f"{self.path.stem}_{trainer.global_rank}.npz")
-        write_logits(part, self.logit, self.key, self.error, self.distance, self.damaged)
+        write_logits(part, self.logit, self.key, self.error, self.ood_distance, self.damaged)
         self._written = time.monotonic()
 
 
@@ -127,13 +128,13 @@ class Logits(NamedTuple):
 
     Attributes:
         logit: float32 (rows, columns), NaN where there is none.
-        distance: from the training patches, the same.
+        ood_distance: from the training patches, the same.
         damaged: squares that cannot be read, bool (rows, columns).
         error: of a process, if any.
     """
 
     logit: np.ndarray
-    distance: np.ndarray
+    ood_distance: np.ndarray
     damaged: np.ndarray
     error: str = ""
 
@@ -143,15 +144,15 @@ def write_logits(
     logit: np.ndarray,
     key: str,
     error: str = "",
-    distance: np.ndarray | None = None,
+    ood_distance: np.ndarray | None = None,
     damaged: np.ndarray | None = None,
 ) -> None:
     """Write logits and what they depend on; see `Logits`."""
-    distance = np.full_like(logit, np.nan) if distance is None else distance
+    ood_distance = np.full_like(logit, np.nan) if ood_distance is None else ood_distance
     damaged = np.zeros(logit.shape, dtype=bool) if damaged is None else damaged
     with atomic_open(path) as file:
         np.savez_compressed(
-            file, logit=logit, distance=distance, damaged=damaged, key=np.array(key), error=np.array(error)
+            file, logit=logit, ood_distance=ood_distance, damaged=damaged, key=np.array(key), error=np.array(error)
         )
 
 
@@ -164,7 +165,7 @@ def read_logits(path: Path, key: str, shape: tuple[int, ...]) -> Logits:
             with np.load(part) as arrays:
                 if str(arrays["key"]) == key and arrays["logit"].shape == shape:
                     logit = np.where(np.isnan(found.logit), arrays["logit"], found.logit)
-                    distance = np.where(np.isnan(found.distance), arrays["distance"], found.distance)
+                    distance = np.where(np.isnan(found.ood_distance), arrays["ood_distance"], found.ood_distance)
                     damaged = (found.damaged | arrays["damaged"]) & np.isnan(logit)
                     found = Logits(logit, distance, damaged, found.error or str(arrays["error"]))
         except (OSError, EOFError, ValueError, KeyError, BadZipFile):  # none there, damaged, or of another version
@@ -198,7 +199,7 @@ def predict_squares(
         UserError: the slide cannot be opened, most of it cannot be read, or a logit is no finite number.
     """
     found = read_logits(file, key, squares.shape)
-    unknown = np.isnan(found.logit) if distance is None else np.isnan(found.logit) | np.isnan(found.distance)
+    unknown = np.isnan(found.logit) if distance is None else np.isnan(found.logit) | np.isnan(found.ood_distance)
     missing = unknown & squares
     if missing.any():
         callback = LogitFile(file, key, found, int(missing.sum()))
@@ -212,11 +213,11 @@ def predict_squares(
         trainer.strategy.barrier()  # before the parts are removed
         if count := int((np.isnan(found.logit) & squares & ~found.damaged).sum()):
             raise UserError(found.error or f"{path}: {count:,} logits are not finite numbers; try `precision` 32-true.")
-    logit, far = (np.where(squares, values, np.float32(np.nan)) for values in (found.logit, found.distance))
+    logit, far = (np.where(squares, values, np.float32(np.nan)) for values in (found.logit, found.ood_distance))
     found = Logits(logit, far, found.damaged & squares)
     _report_damage(path, grid, found.damaged, squares)
     if is_rank_zero():
-        write_logits(file, found.logit, key, distance=found.distance, damaged=found.damaged)
+        write_logits(file, found.logit, key, ood_distance=found.ood_distance, damaged=found.damaged)
         for part in file.parent.glob(f"{file.stem}_*.npz"):
             part.unlink()
     return found

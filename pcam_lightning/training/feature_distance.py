@@ -28,7 +28,7 @@ from pcam_lightning.utils.system import quiet_lightning, supported_precision
 FILE = "training_features.safetensors"  # in a run's folder
 _RECORD = "pcam_lightning.feature_distance"  # of the file's metadata
 _MOST = 4000  # patches of each part, drawn at random
-_LIKE = 0.99  # share of the validation patches that are not unlike the training patches
+_QUANTILE = 0.99  # share of the validation patches that are in distribution
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FeatureDistance:
     Attributes:
         mean: of the training patches' features, float32 (F,).
         whiten: what brings their covariance to the identity, float32 (F, F).
-        threshold: distance above which a patch is unlike them: 99 % of the validation patches are below it.
+        threshold: distance above which a patch is out of distribution: 99 % of the validation patches are below it.
         step: of training, of the network's checkpoint.
         pixels: fingerprint of the labeled patches of the network's run, which it was measured on; None of a network
             that records none.
@@ -111,7 +111,7 @@ def measure_feature_distance(loaded: LoadedRun, data: PCamDataModule) -> Feature
     found, count = torch.cat(collector.found), len(parts[0])
     train, val = found[:count], found[count:]
     distance = FeatureDistance(*_fit(train), 0.0, loaded.step, pixels)
-    threshold = float(np.quantile(distance(val).numpy(), _LIKE))
+    threshold = float(np.quantile(distance(val).numpy(), _QUANTILE))
     return replace(distance, threshold=threshold)
 
 
@@ -189,7 +189,7 @@ class _Collector(_Features):
 
 
 class AddDistance(_Features):
-    """Adds `distance`, float32 (B,), to what a step of predict yields.
+    """Adds `ood_distance`, float32 (B,), to what a step of predict yields.
 
     Args:
         distance: from the training patches.
@@ -201,4 +201,4 @@ class AddDistance(_Features):
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *batch: Any) -> None:
         """Add the distances of a batch."""
-        outputs["distance"] = self.distance(self.take(len(outputs["row"])))
+        outputs["ood_distance"] = self.distance(self.take(len(outputs["row"])))

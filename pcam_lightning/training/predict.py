@@ -219,8 +219,9 @@ def predict(
 
     Returns:
         Columns `id`, in the order of the submission, `logit` (float32) and `prob` (float64); with several views or
-        networks `spread`, the sd of their logits; with `abstain` `distance` from the training patches, whether a patch
-        is `unlike` them, and `decision`: normal, tumor or abstain. Empty in all processes but the first.
+        networks `sd_views`, the sd of their logits; with `abstain` `ood_distance` from the training patches, `ood`,
+        whether a patch is out of distribution, and `decision`: normal, tumor or abstain. Empty in all processes but
+        the first.
 
     Raises:
         UserError: a checkpoint or the data cannot be used, or there is no temperature, or are no thresholds.
@@ -251,7 +252,7 @@ def predict(
 
 
 class _Abstention:
-    """Decides patches of a session's run by its thresholds, and tells which are unlike the training patches."""
+    """Decides patches by the thresholds of a session's run, and marks out-of-distribution patches."""
 
     def __init__(self, session: _Session) -> None:
         self.thresholds = read_thresholds(session.loaded.run, session.made_by)
@@ -260,13 +261,13 @@ class _Abstention:
             session.trainer.callbacks.append(AddDistance(self.distance))  # type: ignore[attr-defined]
 
     def apply(self, predictions: pd.DataFrame, logit: "pd.Series[float]") -> pd.DataFrame:
-        """Add `decision` and, where distances are known, `unlike`; logits are those that no temperature has changed."""
+        """Add `decision` and, where distances are known, `ood`; logits are those that no temperature has changed."""
         decision = decide(logit.loc[predictions["id"]].to_numpy(), self.thresholds)
         rank_zero_info(f"abstains on {(decision == ABSTAINS).mean():.1%} of {len(predictions):,} patches.")
         if self.distance is not None:
-            unlike = predictions["distance"] > self.distance.threshold
-            rank_zero_info(f"{unlike.mean():.1%} of them are unlike the training patches.")
-            predictions = predictions.assign(unlike=unlike)
+            ood = predictions["ood_distance"] > self.distance.threshold
+            rank_zero_info(f"{ood.mean():.1%} of them are out of distribution.")
+            predictions = predictions.assign(ood=ood)
         return predictions.assign(decision=[DECISIONS[one] for one in decision.tolist()])
 
 

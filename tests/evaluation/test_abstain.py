@@ -21,5 +21,5 @@ def test_no_patch_is_decided_by_thresholds_that_it_has_a_part_in() -> None:
 
 
 def test_less_spread_and_less_distance_are_more_certain() -> None:
-    rows = pd.DataFrame({"logit": [3.0, -1.0], "spread": [0.1, 0.5], "distance": [1.0, 2.0]})
+    rows = pd.DataFrame({"logit": [3.0, -1.0], "sd_views": [0.1, 0.5], "ood_distance": [1.0, 2.0]})
     assert all(first > second for first, second in confidences(rows).values())

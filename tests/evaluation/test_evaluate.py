@@ -329,7 +329,7 @@ def test_patches_between_two_thresholds_are_called_neither(tmp_path: Path, capsy
 def test_decisions_of_a_file_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = _predictions(tmp_path / "mine.csv")
     rows["decision"] = np.where(rows["logit"] > 1, "tumor", np.where(rows["logit"] < -1, "normal", "abstain"))
-    rows["spread"] = np.random.default_rng(0).random(800)
+    rows["sd_views"] = np.random.default_rng(0).random(800)
     rows.to_csv(tmp_path / "mine.csv", index=False)
     assert main(["evaluate", str(tmp_path / "mine.csv"), FEW]) == 0
     report = json.loads((tmp_path / "mine_report.json").read_text())
@@ -369,22 +369,24 @@ def test_a_runs_thresholds_decide_its_predictions(
     assert pd.read_csv(run_copy / "submission.csv").columns.tolist() == ["id", "label"]
     assert main([*predict, "--abstain", "--model.tta=d4"]) == 2
     assert "its thresholds are of tta none, and this is tta d4" in capsys.readouterr().err
-    assert (rows["distance"] >= 0).all()
+    assert (rows["ood_distance"] >= 0).all()
     features = FeatureDistance.read(run_copy / "training_features.safetensors")
-    assert rows["unlike"].tolist() == (rows["distance"] > features.threshold).tolist()
+    assert rows["ood"].tolist() == (rows["ood_distance"] > features.threshold).tolist()
     (run_copy / "training_features.safetensors").write_bytes(b"no")
     assert main([*predict, "--abstain"]) == 2
     assert "training_features.safetensors: missing or damaged; evaluate with --abstain 0.05" in capsys.readouterr().err
     assert main(["evaluate", str(run_copy), FEW, "--abstain", "0.2"]) == 0  # measures them again
     assert main([*predict, "--abstain"]) == 0
     assert main([*predict, "--model.tta=d4", "--output=d4"]) == 0
-    assert (pd.read_csv("d4/predictions.csv")["spread"] > 0).any()
+    assert (pd.read_csv("d4/predictions.csv")["sd_views"] > 0).any()
     report = json.loads((run_copy / "report.json").read_text())  # as of patches that trained the network
     (run_copy / "report.json").write_text(json.dumps({**report, "thresholds": None}))
     assert main([*predict, "--abstain"]) == 2
 
 
-@pytest.mark.parametrize(("name", "value"), [("distance", ""), ("spread", "inf"), ("unlike", ""), ("distance", "far")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("ood_distance", ""), ("sd_views", "inf"), ("ood", ""), ("ood_distance", "far")]
+)
 def test_columns_of_another_kind_are_not_used(
     name: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,7 +120,7 @@ def test_a_patch_with_unlike_features_has_a_warning(folder: Path) -> None:
         assert "not compared" not in send(port, "GET", "/").body.decode()
         warning = send(port, "POST", "/predict", encode(noise)).json["warning"]
     found = re.fullmatch(
-        r"Its texture and color are unlike those of the training patches: distance (\S+), and (\S+) for 99 % of "
+        r"Its texture and color are out of distribution: the distance from the training patches is (\S+), and at most (\S+) for 99 % of "
         r"patches held out\.",
         warning,
     )

@@ -62,16 +62,16 @@ def test_the_files_agree_with_each_other(slide: Path, result: predict.SlideResul
     folder, heat_map = result.folder, result.heat_map
     assert {path.name for path in folder.iterdir()} == FILES
     patches = pd.read_csv(folder / "patches.csv")
-    assert list(patches) == ["minx", "miny", "width", "height", "prob_tumor", "distance", "unlike"]
+    assert list(patches) == ["minx", "miny", "width", "height", "prob_tumor", "ood_distance", "ood"]
     assert len(patches) == 25
-    assert heat_map.distance is not None
-    assert patches["distance"].to_numpy() == pytest.approx(heat_map.distance[_tissue()])
-    assert patches["unlike"].tolist() == (patches["distance"] > heat_map.most).astype(int).tolist()
+    assert heat_map.ood_distance is not None
+    assert patches["ood_distance"].to_numpy() == pytest.approx(heat_map.ood_distance[_tissue()])
+    assert patches["ood"].tolist() == (patches["ood_distance"] > heat_map.most).astype(int).tolist()
     assert patches.iloc[0][["minx", "miny", "width", "height"]].tolist() == [2 * 128, 128, 384, 384]
     assert patches["prob_tumor"].to_numpy() == pytest.approx(heat_map.prob[_tissue()])
     summary = json.loads((folder / "slide.json").read_text())
     assert summary == result.summary
-    assert summary["unlike_mm2"] == pytest.approx(patches["unlike"].sum() * heat_map.grid.square_mm2)
+    assert summary["ood_mm2"] == pytest.approx(patches["ood"].sum() * heat_map.grid.square_mm2)
     assert summary["tissue_mm2"] == pytest.approx(25 * (32 * 0.972e-3) ** 2, rel=1e-3)
     assert summary["network"]["ckpt_path"] == "pcam-small"
     assert "threshold chosen on patches" in summary["caution"]
@@ -288,9 +288,9 @@ def test_an_interrupted_slide_is_resumed(
     again = predict_slide(slide, "pcam-small", folder, **CPU)
     assert 0 < sum(counts) < 25
     assert again.heat_map.logit == pytest.approx(result.heat_map.logit, abs=1e-4, nan_ok=True)
-    assert again.heat_map.distance == pytest.approx(result.heat_map.distance, abs=1e-4, nan_ok=True)
-    assert again.heat_map.distance is not None
-    assert not np.isnan(again.heat_map.distance[_tissue()]).any()
+    assert again.heat_map.ood_distance == pytest.approx(result.heat_map.ood_distance, abs=1e-4, nan_ok=True)
+    assert again.heat_map.ood_distance is not None
+    assert not np.isnan(again.heat_map.ood_distance[_tissue()]).any()
     assert {path.name for path in folder.iterdir()} == FILES
 
 
@@ -305,7 +305,7 @@ def test_a_map_without_distances_is_read_and_completed(
     known = read_logits(folder / "logits.npz", str(old["key"]), old["logit"].shape)
     assert np.array_equal(known.logit, old["logit"], equal_nan=True)
     again = predict_slide(slide, "pcam-small", folder, **CPU)
-    assert again.heat_map.distance == pytest.approx(result.heat_map.distance, abs=1e-4, nan_ok=True)
+    assert again.heat_map.ood_distance == pytest.approx(result.heat_map.ood_distance, abs=1e-4, nan_ok=True)
 
 
 def test_worker_processes_read_the_same(slide: Path, result: predict.SlideResult, tmp_path: Path) -> None:
@@ -423,10 +423,10 @@ def test_what_a_result_depends_on_is_predicted_anew(
         monkeypatch.setattr(network, "find_feature_distance", lambda _, changed=changed: changed)
         before = second
         second = predict_slide(path, "pcam-small", folder, **options)
-        assert second.heat_map.distance is not None
+        assert second.heat_map.ood_distance is not None
         assert before.summary["key"] != second.summary["key"]
-    assert second.heat_map.unlike is not None
-    assert second.heat_map.unlike.sum() == second.summary["squares"]
+    assert second.heat_map.ood is not None
+    assert second.heat_map.ood.sum() == second.summary["squares"]
     used = supported_precision("cpu", "16-mixed")
     third = predict_slide(path, "pcam-small", folder, **options | {"precision": "16-mixed"})
     assert third.summary["options"]["precision"] == used != "16-mixed"

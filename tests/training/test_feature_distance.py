@@ -1,4 +1,4 @@
-"""Patches that are unlike the training patches are marked by their features."""
+"""Out-of-distribution patches are marked by their features."""
 
 import shutil
 from dataclasses import replace
@@ -90,16 +90,16 @@ def test_noise_is_unlike_tissue(run_copy: Path, drawn: Path, tmp_path: Path) -> 
     assert main([*predict, "--data.root", str(folder)]) == 0
     rows = pd.read_csv(run_copy / "predictions.csv")
     noise = rows["id"].str.startswith("noise")
-    assert rows["unlike"][noise].all()
-    assert rows["unlike"][~noise].mean() < 0.5
-    assert rows["distance"][noise].min() > rows["distance"][~noise].median()
+    assert rows["ood"][noise].all()
+    assert rows["ood"][~noise].mean() < 0.5
+    assert rows["ood_distance"][noise].min() > rows["ood_distance"][~noise].median()
     labels = tmp_path / "labels.csv"
     pd.DataFrame({"id": rows["id"], "label": np.arange(len(rows)) % 2}).to_csv(labels, index=False)
     assert (
         main(["evaluate", str(run_copy / "predictions.csv"), "--labels", str(labels), "--bootstrap_samples=100"]) == 0
     )
     page = (run_copy / "predictions_report.html").read_text()
-    assert f"{int(rows['unlike'].sum())} patches" in page
+    assert f"{int(rows['ood'].sum())} patches" in page
     assert "nearness to training patches" in page
 
 

@@ -1,6 +1,6 @@
-"""Which patches are marked as unlike the training patches by the features of a network's early stages?
+"""Which patches are marked as out of distribution by the features of a network's early stages?
 
-    python benchmarks/unlike.py DIR [--ckpt_path pcam] [--patches 500]
+    python benchmarks/ood.py DIR [--ckpt_path pcam] [--patches 500]
 
 DIR is in Kaggle's layout; its test/ part is of other slides than train/, and its labels are not read. Draws so many of
 its patches, changes them in several ways, and prints what share of each kind lies farther from the training patches
@@ -69,7 +69,7 @@ KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def main() -> None:
-    """Change patches, and print which are unlike."""
+    """Change patches, and print the share that is out of distribution."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--ckpt_path", default="pcam")
@@ -85,7 +85,8 @@ def main() -> None:
     network = load_pretrained(args.ckpt_path)
     statistics = StageStatistics(network.net, network.hparams["backbone"])
     print(
-        f"{args.ckpt_path}, {len(images)} patches of each kind, {measure.machine()}\n\n| patches | unlike |\n|---|---:|"
+        f"{args.ckpt_path}, {len(images)} patches of each kind, {measure.machine()}\n\n"
+        "| patches | out of distribution |\n|---|---:|"
     )
     for name, change in KINDS.items():
         changed = torch.from_numpy(np.stack([change(np.array(one)) for one in images]))
