@@ -113,15 +113,15 @@ def test_twenty_at_once(port: int) -> None:
         assert list(pool.map(upload, contents)) == expected
 
 
-def test_a_patch_with_unlike_features_has_a_warning(folder: Path) -> None:
+def test_a_patch_out_of_distribution_has_a_warning(folder: Path) -> None:
     distance = FeatureDistance.read(folder / "training_features.safetensors")
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     with running(folder) as port:
         assert "not compared" not in send(port, "GET", "/").body.decode()
         warning = send(port, "POST", "/predict", encode(noise)).json["warning"]
     found = re.fullmatch(
-        r"Its texture and color are out of distribution: the distance from the training patches is (\S+), and at most (\S+) for 99 % of "
-        r"patches held out\.",
+        r"Its texture and color are out of distribution: the distance from the training patches is (\S+), and at most "
+        r"(\S+) for 99 % of held-out patches\.",
         warning,
     )
     assert found, warning

@@ -39,7 +39,7 @@ def write(folder: Path, slide: Path, most: float | None = None) -> tuple[HeatMap
     if most is not None:
         distance = logit.copy()
         distance[~np.isnan(logit)] = np.arange(25) + 0.5
-        heat_map = replace(heat_map, distance=distance, most=most)
+        heat_map = replace(heat_map, ood_distance=distance, most=most)
     lesions = heat_map.lesions(0.5)
     page.write_page(folder, reader, heat_map, lesions, SUMMARY)
     return heat_map, lesions
