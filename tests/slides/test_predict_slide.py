@@ -23,7 +23,7 @@ from pcam_lightning.slides.heat_map_folder import HeatMapFolder
 from pcam_lightning.slides.heatmaps import heatmap, list_slides
 from pcam_lightning.slides.patch_grid import PatchGrid
 from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.slides.predictor import read_logits, write_logits
+from pcam_lightning.slides.predictor import write_logits
 from pcam_lightning.slides.reader import SlideReader
 from pcam_lightning.training.feature_distance import find_feature_distance
 from pcam_lightning.training.loaded_run import LoadedRun, load_pretrained
@@ -292,20 +292,6 @@ def test_an_interrupted_slide_is_resumed(
     assert again.heat_map.ood_distance is not None
     assert not np.isnan(again.heat_map.ood_distance[_tissue()]).any()
     assert {path.name for path in folder.iterdir()} == FILES
-
-
-def test_a_map_without_distances_is_read_and_completed(
-    slide: Path, result: predict.SlideResult, tmp_path: Path
-) -> None:
-    folder = tmp_path / "map"
-    shutil.copytree(result.folder, folder)
-    with np.load(folder / "logits.npz") as arrays:
-        old = {name: arrays[name] for name in arrays if name != "distance"}
-    np.savez_compressed(folder / "logits.npz", **old)  # as an earlier version wrote it
-    known = read_logits(folder / "logits.npz", str(old["key"]), old["logit"].shape)
-    assert np.array_equal(known.logit, old["logit"], equal_nan=True)
-    again = predict_slide(slide, "pcam-small", folder, **CPU)
-    assert again.heat_map.ood_distance == pytest.approx(result.heat_map.ood_distance, abs=1e-4, nan_ok=True)
 
 
 def test_worker_processes_read_the_same(slide: Path, result: predict.SlideResult, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """probe: a logistic regression on frozen features, kept as a run that every other command takes."""
 
-import json
 import re
 from pathlib import Path
 
@@ -196,14 +195,6 @@ def test_a_full_disk_costs_the_cache_alone(
     message = capsys.readouterr().err
     assert "cannot be written (3000000 requested and 511968 written), so that features are not kept" in message
     assert not list(Path("cache").rglob("*features*"))
-
-
-def test_the_report_of_a_probe_lists_probes_alone(run_copy: Path, drawn: Path) -> None:
-    for seed in (1, 2):
-        assert _probe(drawn, f"--data.split_seed={seed}") == 0
-    assert main(["evaluate", str(RUN)]) == 0
-    found = json.loads((RUN / "report.json").read_text())["splits"]
-    assert [row["run"] for row in found] == ["base/probe_0", "base/probe_1"]
 
 
 def test_weights_of_patches_are_factors_of_the_fit() -> None:
