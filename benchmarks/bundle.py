@@ -107,7 +107,11 @@ def main() -> None:
             "trainer": {"precision": "16-mixed"},
         },
         "data": {"root": "data"},
-        "split": {"val": int(data.val_mask.sum()), "sha256": split_digest(data.table, data.val_mask)},
+        "split": {
+            "val": int(data.val_mask.sum()),
+            "sha256": split_digest(data.table, data.val_mask),
+            "kind": data.split_kind,
+        },
     }
     # Hashes of JPEG copies find nobody's patches, and would be a sixth of pcam-small.
     checkpoint["trained"] = TrainingPatches(known=False, origins=(ORIGIN,)).record()

@@ -5,6 +5,7 @@ from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -16,7 +17,6 @@ from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.checkpoint import read_checkpoint, run_config
 from pcam_lightning.training.lightning_internals import RunParser
 from pcam_lightning.training.options import Config, add_run_arguments, check_seed
-from pcam_lightning.training.upgrade import read_config
 from pcam_lightning.transforms.augment import augmentation_options
 from pcam_lightning.utils.errors import UserError
 from pcam_lightning.utils.run_dir import Run, newest_run, run_to_resume
@@ -145,7 +145,7 @@ class PCamCLI(LightningCLI):
         self.resumed = run
         read_checkpoint(run.last)
         args = [*args, f"--ckpt_path={run.last}"]
-        return self._parse_with(read_config(run.config), args, configs, run.config)
+        return self._parse_with(yaml.safe_load(run.config.read_text(encoding="utf-8")), args, configs, run.config)
 
     def _parse_with(self, config: dict[str, Any], args: list[str], position: int, origin: Path) -> list[str]:
         if self._augmentations != augmentation_options():  # the checkpoint's run has imported another one

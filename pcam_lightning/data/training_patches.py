@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 
 from pcam_lightning.utils.errors import rank_zero_info, rank_zero_warn
-from pcam_lightning.utils.run_dir import run_of
 
 _HEX = 16  # digits of a SHA-1 that are compared: 64 bits, of a million patches no two alike by chance
 
@@ -40,28 +39,11 @@ class TrainingPatches:
         return cls(np.unique(_hash_ids(table["id"])), np.unique(_shorten(table["pixel_sha1"])))
 
     @classmethod
-    def of_checkpoint(cls, path: Path, checkpoint: Any) -> "TrainingPatches":
-        """Return those that a checkpoint records, or, of version 0.1.0, the split beside it, by id alone.
-
-        Args:
-            path: of the checkpoint.
-            checkpoint: what the file holds; weights from elsewhere tell nothing.
-        """
-        if not isinstance(checkpoint, dict) or "pcam" not in checkpoint:
+    def of_checkpoint(cls, checkpoint: Any) -> "TrainingPatches":
+        """Return those that a checkpoint records; weights from elsewhere record none, and they are not known."""
+        if not isinstance(checkpoint, dict) or "trained" not in checkpoint:
             return cls(known=False)
-        if checkpoint.get("trained") is not None:
-            return cls.of_record(checkpoint["trained"])
-        split = run_of(path).split
-        if not split.is_file():
-            return cls(known=False)
-        rows = pd.read_csv(split, dtype=str, keep_default_na=False)
-        return cls(np.unique(_hash_ids(rows.loc[rows["split"] == "train", "id"])))
-
-    @classmethod
-    def of_record(cls, record: dict[str, Any] | None) -> "TrainingPatches":
-        """Return those that `record` returned; None, of a checkpoint of version 0.1.0, tells nothing."""
-        if record is None:
-            return cls(known=False)
+        record = checkpoint["trained"]
         ids, pixels = (record[name].cpu().numpy() for name in ("ids", "pixels"))
         return cls(ids, pixels, bool(record["known"]), tuple(record.get("origins", ())))
 

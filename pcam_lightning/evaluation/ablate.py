@@ -28,7 +28,6 @@ from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder
 from pcam_lightning.training.fit import fit
 from pcam_lightning.training.nan_guard import LossDiverged
 from pcam_lightning.training.options import Config
-from pcam_lightning.training.upgrade import read_config
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.run_dir import Run
@@ -225,7 +224,7 @@ def _fit(config: Config, row: str, seed: int, run: Run) -> dict[str, Any]:
 
 
 def _is_finished(run: Run) -> bool:
-    trainer = read_config(run.config)["trainer"]
+    trainer = yaml.safe_load(run.config.read_text(encoding="utf-8"))["trainer"]
     return is_finished(read_checkpoint(run.last), trainer["max_epochs"], trainer["max_steps"])
 
 

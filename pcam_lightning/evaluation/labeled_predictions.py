@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from pcam_lightning.data.datamodule import READ_OPTIONS, PCamDataModule
 from pcam_lightning.data.slide_map import UNKNOWN_SLIDE, read_slides
@@ -15,7 +16,6 @@ from pcam_lightning.training.checkpoint import read_checkpoint
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.predict import validate
 from pcam_lightning.training.predictions import read_predictions_csv
-from pcam_lightning.training.upgrade import read_config
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.run_dir import BundledRun, Run, run_at
 
@@ -58,7 +58,7 @@ def read_labeled_predictions(
     """
     run = run_at(target)
     if (target / "oof.csv").is_file():
-        options = read_config(Run(target).config)["data"]
+        options = yaml.safe_load(Run(target).config.read_text(encoding="utf-8"))["data"]
         data = _data(options, root, Run(target / "fold_0").split) if pictures else None
         rows = read_predictions_csv(target / "oof.csv", labels)
         overlap = _count_overlap(target, rows, data)
@@ -104,7 +104,7 @@ def _validate_run(run: Run, labels: Path | None, root: Path | None) -> LabeledPr
         scores.checkpoint["pcam"]["config"]["data"],
         checkpoint == run.best,
         scores.overlap,
-        caution=TrainingPatches.of_checkpoint(checkpoint, scores.checkpoint).caution,
+        caution=TrainingPatches.of_checkpoint(scores.checkpoint).caution,
     )
 
 
@@ -117,7 +117,7 @@ def _count_overlap(crossval: Path, rows: pd.DataFrame, data: PCamDataModule | No
         path = Run(crossval / f"fold_{fold}").last
         if not path.is_file():
             return None
-        trained = TrainingPatches.of_checkpoint(path, read_checkpoint(path))
+        trained = TrainingPatches.of_checkpoint(read_checkpoint(path))
         if not trained.known or not of_fold["id"].isin(table.index).all():
             return None
         overlap += trained.count(table.loc[of_fold["id"]])
@@ -127,7 +127,7 @@ def _count_overlap(crossval: Path, rows: pd.DataFrame, data: PCamDataModule | No
 def _caution(crossval: Path) -> str:
     """Return the caution of the weights that all folds started from."""
     path = Run(crossval / "fold_0").last
-    return TrainingPatches.of_checkpoint(path, read_checkpoint(path)).caution if path.is_file() else ""
+    return TrainingPatches.of_checkpoint(read_checkpoint(path)).caution if path.is_file() else ""
 
 
 def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataModule | None:

@@ -9,7 +9,6 @@ import yaml
 
 from pcam_lightning.data.datamodule import SPLIT_OPTIONS
 from pcam_lightning.data.sources import source_of
-from pcam_lightning.training.upgrade import read_config
 
 # Options of the trainer that a network depends on.
 _TRAINING = (
@@ -74,7 +73,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _options(folder: Path) -> dict[str, Any]:
     """Return the options of a run, or of a cross-validation's first fold."""
     folder = folder / "fold_0" if (folder / "crossval.json").is_file() else folder
-    options: dict[str, Any] = read_config(folder / "config.yaml")
+    options: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     return options
 
 

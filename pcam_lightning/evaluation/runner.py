@@ -17,7 +17,6 @@ from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.options import Config
 from pcam_lightning.training.resume import data_record
 from pcam_lightning.training.trainer import build_trainer
-from pcam_lightning.training.upgrade import upgrade_config
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.run_dir import create_numbered_folder, numbered_folders
@@ -90,7 +89,6 @@ def claim_folder(runs: Path, kind: str, identity: dict[str, Any], result: str, s
     for folder in numbered_folders(runs, kind):
         try:
             recorded = read_record(folder, kind)["of"]
-            recorded["config"] = upgrade_config(recorded["config"])
             same = json.dumps(recorded) == json.dumps(identity)  # 1 and 1.0 are one batch and all of them
         except (OSError, ValueError, KeyError, TypeError):
             rank_zero_warn(f"{folder}: no {kind}.json to resume from; left alone.")

@@ -106,7 +106,7 @@ def _describe(source: Source) -> dict[str, Any]:
     network, checkpoint = source.network, source.checkpoint
     record = checkpoint["pcam"]
     data, preprocess = record["config"]["data"], network.preprocess
-    trained = TrainingPatches.of_checkpoint(source.path, checkpoint)
+    trained = TrainingPatches.of_checkpoint(checkpoint)
     side = f"the center {preprocess.crop} x {preprocess.crop} pixels"
     side += f", scaled to {preprocess.side} x {preprocess.side}" if preprocess.side != preprocess.crop else ""
     return {
@@ -141,7 +141,7 @@ def _own_card(source: Source) -> str | None:
 
 def _start(source: Source) -> str:
     """Return which weights training started from, and their license."""
-    weights = str(source.checkpoint.get("init_weights", "none"))
+    weights = str(source.checkpoint["init_weights"])
     if weights == "none":
         return "random weights"
     backbone = str(source.network.hparams["backbone"])
@@ -161,12 +161,9 @@ def _threshold(prob: float, temperature: float) -> float:
 
 def _split(record: dict[str, Any]) -> str:
     """Return how the validation part was chosen."""
-    data, kind = record["config"]["data"], record["split"].get("kind")
-    if not kind:  # of version 0.2.0 and before
-        kind = f"as in {Path(data['split_file']).name}" if data.get("split_file") else "patches at random"
-        kind = "by slide, held out whole" if data.get("slides") and not data.get("split_file") else kind
+    data, kind = record["config"]["data"], str(record["split"]["kind"])
     if data.get("split_file"):
-        return str(kind)
+        return kind
     seed = f"seed {data.get('split_seed', 'not recorded')}"
     return f"{kind}, fold {data['fold'] + 1} of {data['folds']}, {seed}" if data.get("folds") else f"{kind}, {seed}"
 

@@ -62,7 +62,7 @@ def _report_overlap(folder: Path, table: pd.DataFrame) -> None:
     trained = TrainingPatches()
     for file in sorted(folder.glob("pcam_lightning*.safetensors")):
         try:
-            trained |= TrainingPatches.of_checkpoint(file, safe_load(file))
+            trained |= TrainingPatches.of_checkpoint(safe_load(file))
         except ValueError as error:
             rank_zero_warn(
                 f"{file}: cannot be read ({error}), so that patches which trained the network are not found."

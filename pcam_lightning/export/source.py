@@ -126,7 +126,7 @@ def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> P
     origin = f"{len(table):,} {'validation ' if known else ''}patches of {folder.name}"
     origin += ", sampled at random" if sample else ""
     for number, other in enumerate(sources, start=1):
-        trained = TrainingPatches.of_checkpoint(other.path, other.checkpoint)
+        trained = TrainingPatches.of_checkpoint(other.checkpoint)
         network = f"network {number}" if len(sources) > 1 else "the network"
         if overlap := trained.report(table, other.name):
             origin += f"; {overlap:,} of them trained {network}, so that AUROC is optimistic"

@@ -132,7 +132,7 @@ class PCamClassifier(PatchNetwork):
         self.init_weights = self.weights
         if self.weights not in ("imagenet", "none"):
             path = bundled_file(self.weights) or Path(self.weights).expanduser()
-            self.trained = TrainingPatches.of_checkpoint(path, safe_load(path))
+            self.trained = TrainingPatches.of_checkpoint(safe_load(path))
         self._load_pretrained_weights = False
 
     @property
@@ -303,14 +303,14 @@ class PCamClassifier(PatchNetwork):
         Raises:
             UserError: the names or shapes are not this network's.
         """
-        self.init_weights = checkpoint.get("init_weights", "none")
+        self.init_weights = checkpoint["init_weights"]
         for state in checkpoint.get("optimizer_states", []) if self._is_attached else []:
             for group in state["param_groups"]:
                 if group.get("fused") is not None:  # as ours have it
                     group["fused"] = self._fuses()
         self._load_pretrained_weights = False
-        self.trained = TrainingPatches.of_record(checkpoint.get("trained"))
-        self.positive_fraction = checkpoint.get("positive_fraction")  # None of version 0.2.0 and before
+        self.trained = TrainingPatches.of_checkpoint(checkpoint)
+        self.positive_fraction = checkpoint["positive_fraction"]
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
         if (
             self._is_attached

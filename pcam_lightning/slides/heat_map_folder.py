@@ -23,7 +23,7 @@ class HeatMapFolder:
     Attributes:
         folder: where they are.
         slide: its file.
-        content: of the slide, as `content_sha256` identifies it; None where an earlier version did not write it.
+        content: of the slide, as `content_sha256` identifies it.
         score: of the slide.
         heat_map: the logits, corrected as its options say.
         network: what slide.json says of it.
@@ -35,7 +35,7 @@ class HeatMapFolder:
 
     folder: Path
     slide: Path
-    content: str | None
+    content: str
     score: float
     heat_map: HeatMap
     network: dict[str, Any]
@@ -61,12 +61,12 @@ class HeatMapFolder:
             correction = {name: float(summary["correction"][name]) for name in ("scale", "shift")}
             score, network = float(summary["score"]), dict(summary["network"])
             left, top = map(int, summary["geojson_origin"])
+            content, ood = str(summary["content_sha256"]), summary["ood_fraction"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: damaged ({error}); remove it and run heatmap again.") from None
         if np.isnan(logit).all():
             raise UserError(f"{folder / 'logits.npz'}: not of {file}; remove both and run heatmap again.")
         heat_map = HeatMap(grid, logit, correction["scale"], correction["shift"])
-        content, ood = summary.get("content_sha256"), summary.get("ood_fraction")
         slide, origin = Path(summary["slide"]), (left, top)
         return cls(folder, slide, content, score, heat_map, network, options, detections, origin, ood)
 

@@ -164,9 +164,8 @@ def read_logits(path: Path, key: str, shape: tuple[int, ...]) -> Logits:
             with np.load(part) as arrays:
                 if str(arrays["key"]) == key and arrays["logit"].shape == shape:
                     logit = np.where(np.isnan(found.logit), arrays["logit"], found.logit)
-                    known = arrays.get("distance", nothing)  # which an older version did not write
-                    distance = np.where(np.isnan(found.distance), known, found.distance)
-                    damaged = (found.damaged | arrays.get("damaged", False)) & np.isnan(logit)
+                    distance = np.where(np.isnan(found.distance), arrays["distance"], found.distance)
+                    damaged = (found.damaged | arrays["damaged"]) & np.isnan(logit)
                     found = Logits(logit, distance, damaged, found.error or str(arrays["error"]))
         except (OSError, EOFError, ValueError, KeyError, BadZipFile):  # none there, damaged, or of another version
             continue

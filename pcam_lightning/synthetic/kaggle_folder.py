@@ -19,7 +19,7 @@ from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.parallel import process_map
 
 WORTH_A_PROCESS = 100  # patches; fewer are drawn sooner than a worker process starts
-MARKS = "SYNTHETIC.txt", "DRAWN.txt"  # the second is of version 0.1.0
+MARK = "SYNTHETIC.txt"
 
 
 def _slides(count: int, seed: int, slide_effect: float) -> dict[tuple[str, int], list[Slide]]:
@@ -76,7 +76,7 @@ def _write_tables(folder: Path, table: pd.DataFrame) -> None:
         files["sample_submission.csv"] = of_test[["id", "label"]].assign(label=0)
     for file, part in files.items():
         atomic_write(folder / file, part.to_csv(index=False, lineterminator="\n"))
-    atomic_write(folder / MARKS[0], "Tissue, slides and labels were drawn by pcam_lightning: none is real.\n")
+    atomic_write(folder / MARK, "Tissue, slides and labels were drawn by pcam_lightning: none is real.\n")
 
 
 def synthesize(
@@ -125,9 +125,7 @@ def synthesize(
         with atomic_folder(dest.expanduser().resolve()) as folder:
             if layout == "wilds" and not whole:
                 draw_hospitals(folder, train + test, seed)
-                atomic_write(
-                    folder / MARKS[0], "Tissue, slides and labels were drawn by pcam_lightning: none is real.\n"
-                )
+                atomic_write(folder / MARK, "Tissue, slides and labels were drawn by pcam_lightning: none is real.\n")
             elif whole:
                 _draw_whole_slides(folder, dest, slides, partial(_draw_whole_slide, seed, slide_effect, side_mm))
             else:
@@ -193,4 +191,4 @@ def _draw_whole_slides(folder: Path, dest: Path, count: int, draw: Callable[[int
             rows.append((name, int(metastases.any())))
     table = pd.DataFrame(rows, columns=["slide", "label"])
     atomic_write(folder / "reference.csv", table.to_csv(index=False, lineterminator="\n"))
-    atomic_write(folder / MARKS[0], "Slides and annotations were drawn by pcam_lightning: none is real.\n")
+    atomic_write(folder / MARK, "Slides and annotations were drawn by pcam_lightning: none is real.\n")

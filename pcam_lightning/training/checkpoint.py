@@ -11,7 +11,6 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from pcam_lightning import __version__
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.lightning_internals import LAUNCHER_CHECKPOINT
-from pcam_lightning.training.upgrade import upgrade_checkpoint
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.bundled import BUNDLED, bundled_file
 from pcam_lightning.utils.errors import UserError, rank_zero_info
@@ -19,7 +18,7 @@ from pcam_lightning.utils.extensions import import_modules
 from pcam_lightning.utils.run_dir import Run
 from pcam_lightning.utils.safe_load import safe_load
 
-FORMAT = 2  # of what a checkpoint records of its run; a higher one is refused, a lower one upgraded
+FORMAT = 3  # of what a checkpoint records of its run; another one is refused
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -70,21 +69,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     record = checkpoint.get("pcam") if isinstance(checkpoint, dict) else None
     if not (isinstance(record, dict) and {"config", "data", "split"} <= set(record) and "state_dict" in checkpoint):
         raise UserError(f"{path}: not a checkpoint of this project; weights from elsewhere go to fit `model.weights`.")
-    if record.get("format", 1) > FORMAT:
+    if (found := record.get("format")) != FORMAT:
         raise UserError(
-            f"{path}: made by pcam_lightning {record.get('version')}, which is newer than this one, {__version__}; "
-            "install that version to read it."
+            f"{path}: written by pcam_lightning {record.get('version')} in format {found}, and this version, "
+            f"{__version__}, reads format {FORMAT}; install the version that wrote it."
         )
-    try:
-        upgrade_checkpoint(checkpoint)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged, or of another version of this project ({error}).") from None
+    if not isinstance(record["config"], dict):
+        raise UserError(f"{path}: damaged (its record of the run has no options).")
     modules = record["config"].get("import", [])
     if isinstance(modules, list) and (new := [str(name) for name in modules if name not in sys.modules]):
         rank_zero_info(f"{path}: its run imported {', '.join(new)}, which is imported now.")
     import_modules(modules)
-    upgraded: dict[str, Any] = checkpoint
-    return upgraded
+    read: dict[str, Any] = checkpoint
+    return read
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:

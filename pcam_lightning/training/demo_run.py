@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from pcam_lightning import __version__
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.pretrained import WeightsUnavailable
-from pcam_lightning.synthetic.kaggle_folder import MARKS, synthesize
+from pcam_lightning.synthetic.kaggle_folder import MARK, synthesize
 from pcam_lightning.utils.atomic_io import cache_folder
 from pcam_lightning.utils.errors import rank_zero_info, rank_zero_warn
 
@@ -30,7 +30,7 @@ def is_demo_folder(root: Path | str) -> bool:
 def is_synthetic(root: Path | str) -> bool:
     """Return whether a data folder holds synthetic tissue: the demo run's, or what `synthesize` drew."""
     folder = Path(root).parent if Path(root).is_file() else Path(root)
-    return is_demo_folder(root) or any((folder / mark).is_file() for mark in MARKS)
+    return is_demo_folder(root) or (folder / MARK).is_file()
 
 
 def use_demo_data(data: Namespace, name: str, *, trains: bool) -> None:

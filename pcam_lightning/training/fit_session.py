@@ -121,7 +121,7 @@ class FitSession:
         path = Path(self.ckpt_path or self.options.model.weights).expanduser()
         before = self.model.trained
         if self.checkpoint is not None:
-            before = TrainingPatches.of_checkpoint(path, self.checkpoint)
+            before = TrainingPatches.of_checkpoint(self.checkpoint)
         held_out = data.table[data.val_mask]
         if before.caution:
             rank_zero_warn(f"val/auroc may be optimistic: the weights of {path} were {before.caution}.")

@@ -125,7 +125,7 @@ class MetricsCSV(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the rows; a new run that starts from another run's checkpoint has none."""
         if self.resuming:
-            self.rows, self.logged = state_dict["rows"], state_dict.get("logged", [])
+            self.rows, self.logged = state_dict["rows"], state_dict["logged"]
 
 
 def _identity(logger: Logger) -> str:

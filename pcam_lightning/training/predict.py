@@ -89,7 +89,7 @@ class _Session:
 
     def report_overlap(self, table: pd.DataFrame) -> None:
         """Count the patches of a part, with columns `id` and `pixel_sha1`, that trained one of the networks."""
-        trained = TrainingPatches.of_checkpoint(self.path, self.checkpoint)
+        trained = TrainingPatches.of_checkpoint(self.checkpoint)
         for other in self.model.ensemble:
             trained |= other.trained
         self.overlap = trained.report(table, self.path)

@@ -74,7 +74,7 @@ def check_checkpoint(path: Path, checkpoint: dict[str, Any], model: Mapping[str,
         )
     recorded = checkpoint["hyper_parameters"]
     for name in _OPTIMIZER:
-        if name in recorded and recorded[name] != model[name]:
+        if recorded[name] != model[name]:
             raise UserError(
                 f"`model.{name}` {model[name]}: a resumed optimizer keeps its options; use `model.{name}` "
                 f"{recorded[name]}, {_NEW_RUN}."
@@ -92,13 +92,8 @@ def check_steps(path: Path, checkpoint: dict[str, Any], steps: int) -> None:
     Raises:
         UserError: the checkpoint's run had another number.
     """
-    done = checkpoint["global_step"]
-    if not done:
-        return
-    recorded = checkpoint["pcam"].get("steps_per_epoch")
-    if recorded is None and done % epochs_done(checkpoint) == 0:  # of version 0.1.0
-        recorded = done // epochs_done(checkpoint)
-    if recorded not in (None, steps):
+    recorded = checkpoint["pcam"]["steps_per_epoch"]
+    if checkpoint["global_step"] and recorded != steps:
         raise UserError(
             f"{path}: its run had {recorded} steps per epoch and this one would have {steps}, so that the schedule "
             "of the learning rate would not fit. Use its data, `data.batch_size`, `trainer.devices`, "
@@ -138,9 +133,7 @@ def check_data(run: Run, recorded: dict[str, Any], data: PCamDataModule) -> None
         UserError: they differ.
     """
     before, now = recorded["data"], data_record(data)
-    # Earlier versions recorded fewer of them.
-    compared = ("pixels", "labels", "extra_labels")
-    changed = {name for name in compared if before.get(name, now.get(name)) != now.get(name)}
+    changed = {name for name in ("pixels", "labels", "extra_labels") if before.get(name) != now.get(name)}
     moved = before["root"] != now["root"]
     if split_digest(data.table, data.val_mask) != recorded["split"]["sha256"] or (moved and "pixels" in changed):
         raise UserError(

@@ -10,7 +10,9 @@ from safetensors import safe_open
 
 from pcam_lightning.utils.atomic_io import atomic_write
 
-_KEYS = ("pcam", "hyper_parameters", "init_weights", "epoch", "global_step", "pytorch-lightning_version")
+_KEYS = (
+    "pcam", "hyper_parameters", "init_weights", "positive_fraction", "epoch", "global_step", "pytorch-lightning_version"
+)  # fmt: skip
 _RECORD = "pcam_lightning.checkpoint"  # of the metadata
 _TRAINED = "trained."  # before the names of the tensors of the patches that trained the network
 _FLOAT32 = ".running_var"  # variances that half precision may take for 0 or infinity
@@ -31,8 +33,8 @@ def write_weights(path: Path, checkpoint: dict[str, Any], *, half: bool = False)
     trained = checkpoint["trained"]
     tensors |= {_TRAINED + name: trained[name] for name in ("ids", "pixels")}
     tensors = {name: value.contiguous() for name, value in tensors.items()}
-    record = {name: checkpoint[name] for name in _KEYS} | {"positive_fraction": checkpoint.get("positive_fraction")}
-    record |= {"known": bool(trained["known"]), "origins": list(trained.get("origins", ()))}
+    record = {name: checkpoint[name] for name in _KEYS}
+    record |= {"known": bool(trained["known"]), "origins": list(trained["origins"])}
     atomic_write(path, safetensors.torch.save(tensors, {_RECORD: json.dumps(record)}))
 
 

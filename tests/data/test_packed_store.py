@@ -25,6 +25,7 @@ from PIL import Image
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.data import fingerprint
+from pcam_lightning.data import packed_store as store_module
 from pcam_lightning.data.fingerprint import fingerprint_files
 from pcam_lightning.data.image_io import plain_tiff, read_patch
 from pcam_lightning.data.packed_store import FORMAT, open_store
@@ -230,6 +231,19 @@ def test_older_packs_go_after_the_new_one_is_whole(kaggle: MakeFolder, monkeypat
     open_store(read_train(root), open_source(root), "train")
     assert seen[0] == (".tmp", True)  # the new one gets its name while the older one is still there
     assert not first.path.exists()
+
+
+def test_packed_images_of_an_older_format_are_packed_anew(
+    kaggle: MakeFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = kaggle()
+    before = open_store(read_train(root), open_source(root), "train")
+    monkeypatch.setattr(store_module, "FORMAT", FORMAT + 1)
+    capsys.readouterr()
+    after = open_store(read_train(root), open_source(root), "train")
+    assert "what is packed there is of other files, or of another version; packing again" in capsys.readouterr().err
+    assert after.path != before.path
+    assert not before.path.exists()
 
 
 def test_an_older_pack_that_cannot_be_removed_is_no_error(kaggle: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,9 +249,9 @@ def test_what_cannot_be_exported_leaves_nothing(
     monkeypatch.setitem(BACKBONES, "untraceable", Backbone(Untraceable, "fc"))
     paths = {"untraceable": write_checkpoint(tmp_path / "u.ckpt", small, backbone="untraceable")}
     checkpoint = read_checkpoint(small / "checkpoints" / "best.ckpt")
-    for name, message in (("nan", "some of its weights are NaN"), ("newer", "which is newer than this one")):
+    for name, message in (("nan", "some of its weights are NaN"), ("other", "install the version that wrote it")):
         paths[message] = tmp_path / f"{name}.ckpt"
-    torch.save({**checkpoint, "pcam": {**checkpoint["pcam"], "format": 99}}, paths["which is newer than this one"])
+    torch.save({**checkpoint, "pcam": {**checkpoint["pcam"], "format": 99}}, paths["install the version that wrote it"])
     state = {
         name: value * (float("nan") if name.endswith("classifier.weight") else 1)
         for name, value in checkpoint["state_dict"].items()

@@ -350,8 +350,8 @@ CHECKPOINTS = {
     "a tensor": Case(
         _checkpoint(lambda state: torch.zeros(3)), ("predict", *OTHER), r"last.ckpt: not a checkpoint of this project"
     ),
-    "newer": Case(NEWER, ("predict", *OTHER), r"made by pcam_lightning 9.9, which is newer than this one"),
-    "newer to go on with": Case(NEWER, FIT_ON, r"made by pcam_lightning 9.9, which is newer than this one"),
+    "newer": Case(NEWER, ("predict", *OTHER), r"written by pcam_lightning 9.9 in format 99, and this version"),
+    "newer to go on with": Case(NEWER, FIT_ON, r"written by pcam_lightning 9.9 in format 99, and this version"),
     "lacking": Case(LACKING, ("predict", *OTHER), r"does not fit .* 1 names .*, net.conv_stem.weight"),
     "another shape": Case(SHORT, ("predict", *OTHER), r"does not fit .* 1 names .*, net.conv_stem.weight"),
     "another network": Case(RESNET, ("predict", *OTHER), r"does not fit --model.backbone resnet18"),

@@ -53,7 +53,7 @@ def write_heatmap(
     """Write what evaluate_slides reads of a heat map."""
     (folder / name).mkdir(parents=True)
     summary: dict[str, Any] = {"slide": f"slides/{name}.tif", "score": score, "mpp": mpp, "key": "k"}
-    summary["geojson_origin"] = [0, 0]
+    summary |= {"geojson_origin": [0, 0], "content_sha256": "c", "ood_fraction": None}
     summary["correction"] = {"scale": 1.0, "shift": 0.0}
     summary |= {"width": 40_000, "height": 40_000, "options": {"stride": 32}, "network": {"sha256": "n", "tta": "none"}}
     rng = np.random.default_rng(0)

@@ -118,7 +118,7 @@ def test_only_the_training_patches_of_the_run_are_measured(
     assert main([*evaluate, f"--root={moved}"]) == 0
     measured = find_feature_distance(best)
     assert measured is not None
-    replace(measured, pixels=None).write(features_file(best))  # as earlier versions did, on whatever patches
+    replace(measured, pixels=None).write(features_file(best))  # measured on patches that are not known
     assert find_feature_distance(best) is None
     assert "was measured on another checkpoint or on other patches" in capsys.readouterr().err
     assert main(evaluate) == 0
