@@ -36,43 +36,32 @@ def measure_quality(store: PackedStore) -> pd.DataFrame:
     measured = []
     with tqdm(total=len(store.images), desc="looking at patches", unit=" patches", unit_scale=True) as bar:
         for start in range(0, len(store.images), _CHUNK):
-            chunk = torch.from_numpy(store.images[start : start + _CHUNK].copy())
-            measured.append(_measure(chunk))
+            chunk = store.images[start : start + _CHUNK].copy()
+            measured.append(patch_quality(chunk))
             bar.update(len(chunk))
-    columns = dict(zip(("brightness", "spread", "sharpness"), torch.cat(measured).T.numpy(), strict=True))
+    columns = dict(zip(("brightness", "spread", "sharpness"), np.concatenate(measured).T, strict=True))
     return pd.DataFrame({"id": store.ids, "pixel_sha1": store.pixel_sha1, **columns})
 
 
-def _measure(image: torch.Tensor) -> torch.Tensor:
-    """Map patches, uint8 (B, 96, 96, 3), to brightness, spread and sharpness (B, 3)."""
+def patch_quality(pixels: np.ndarray) -> np.ndarray:
+    """Map patches, uint8 (N, 96, 96, 3), to brightness, spread and sharpness, see `measure_quality`, float32 (N, 3)."""
+    image = torch.from_numpy(np.ascontiguousarray(pixels))
     brightness = image.flatten(1).sum(dim=1, dtype=torch.int32) / image[0].numel()
     green = image[..., 1].float()
     edges = -4 * green[:, 1:-1, 1:-1]
     for neighbor in (green[:, :-2, 1:-1], green[:, 2:, 1:-1], green[:, 1:-1, :-2], green[:, 1:-1, 2:]):
         edges += neighbor
     variance = green.var(dim=(1, 2))
-    return torch.stack([brightness, variance.sqrt(), edges.var(dim=(1, 2)) / variance.clamp(min=1e-6)], dim=1)
+    sharpness = edges.var(dim=(1, 2)) / variance.clamp(min=1e-6)
+    measured: np.ndarray = torch.stack([brightness, variance.sqrt(), sharpness], dim=1).numpy()
+    return measured
 
 
 def is_blank(image: np.ndarray) -> np.ndarray:
     """Return which patches, uint8 (N, 96, 96, 3), are black or blank: their slide cannot be recognized."""
-    brightness, spread, _ = _measure(torch.from_numpy(np.ascontiguousarray(image))).unbind(dim=1)
-    mask: np.ndarray = ((brightness < BLACK) | (spread < BLANK)).numpy()
+    brightness, spread, _ = patch_quality(image).T
+    mask: np.ndarray = (brightness < BLACK) | (spread < BLANK)
     return mask
-
-
-def patch_properties(image: np.ndarray) -> pd.DataFrame:
-    """Measure patches, uint8 (N, 96, 96, 3), whose ranges tell patches of another kind from those of training.
-
-    Returns:
-        One row a patch: `brightness`, `spread` and `sharpness`, see `measure_quality`, and `red` and `blue`, the mean
-        of that channel over that of green.
-    """
-    table = pd.DataFrame(
-        _measure(torch.from_numpy(np.ascontiguousarray(image))).numpy(), columns=["brightness", "spread", "sharpness"]
-    )
-    red, green, blue = image.reshape(len(image), -1, 3).mean(axis=1, dtype=np.float64).clip(1).T
-    return table.assign(red=red / green, blue=blue / green).astype(float)
 
 
 def find_flagged(patches: pd.DataFrame) -> pd.DataFrame:

@@ -32,7 +32,6 @@ _FILES = {
     "config.json": "for WSInfer and timm",
     "model.safetensors": "for timm: `timm.create_model('local-dir:.', pretrained=True)`; the network alone",
     "test_vectors.npz": "ten synthetic patches, `image`, and what must come out, `logit` and `prob`",
-    "training_patches.json": "between which values brightness, contrast, sharpness and color of training patches lie",
     "training_features.safetensors": "for `serve`: features of training patches, to tell what is unlike them",
 }
 

@@ -1,13 +1,11 @@
 """export: a trained network as a folder that ONNX Runtime, WSInfer, QuPath, timm and the Hugging Face hub take."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pcam_lightning import __version__
-from pcam_lightning.data.quality import patch_properties
 from pcam_lightning.export.card import write_card
 from pcam_lightning.export.network import ExportNetwork
 from pcam_lightning.export.onnx_file import write_onnx
@@ -33,7 +31,6 @@ from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info,
 from pcam_lightning.utils.weights_file import write_weights
 
 VECTORS = 10  # synthetic patches in test_vectors.npz
-RANGE = (0.1, 99.9)  # percentiles of the properties of training patches
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def export_network(
                 raise UserError(f"{sources[0].path}: some of its logits are NaN or infinite.")
             _write_networks(temporary, sources, temperature, patches.training if int8 else None)
             differences = check_files(temporary, comparison)
-            _write_records(temporary, sources, temperature, patches)
+            _write_records(temporary, sources, temperature)
             write_card(temporary / "README.md", sources, temperature, patches.origin, differences)
     except FileExistsError:
         raise UserError(f"{folder} is there already, and is no empty folder; name another `output`.") from None
@@ -163,11 +160,9 @@ def check_files(folder: Path, comparison: Comparison) -> list[Difference]:
     return differences
 
 
-def _write_records(folder: Path, sources: list[Source], temperature: float, patches: Patches) -> None:
-    """Write what else programs need: test vectors, and what training patches are like."""
+def _write_records(folder: Path, sources: list[Source], temperature: float) -> None:
+    """Write what else programs need: test vectors, and features of training patches."""
     _write_vectors(folder / "test_vectors.npz", checkpoint_logits([one.network for one in sources], temperature))
-    if patches.training is not None:
-        _write_properties(folder / "training_patches.json", patches.training)
     distance = find_feature_distance(sources[0].path) if len(sources) == 1 else None
     if distance is not None:
         distance.write(folder / FEATURES_FILE)
@@ -196,10 +191,3 @@ def _write_vectors(path: Path, logits: Logits) -> None:
     image = draw_patches(VECTORS).image
     logit = logits(image)
     np.savez_compressed(path, image=image, logit=logit, prob=1 / (1 + np.exp(-logit.astype(np.float64))))
-
-
-def _write_properties(path: Path, training: np.ndarray) -> None:
-    """Write between which values the properties of nearly all training patches lie."""
-    table = patch_properties(training)
-    ranges = {name: np.percentile(table[name], RANGE).tolist() for name in table}
-    path.write_text(json.dumps({"patches": len(training), "percentiles": RANGE, "ranges": ranges}, indent=2) + "\n")

@@ -78,7 +78,7 @@ class _Endpoints:
             metadata=self._predictor.metadata,
             examples=len(self._predictor.examples),
             has_heat=self._predictor.has_heat,
-            compares=self._predictor.ranges is not None or self._predictor.distance is not None,
+            compares=self._predictor.distance is not None,
             max_mb=self._max_mb,
         )
 

@@ -12,7 +12,6 @@ from pcam_lightning.evaluation.interpret import cam_layer, center_heat_fraction,
 from pcam_lightning.export.onnx_file import OnnxNetwork
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.stage_statistics import StageStatistics
-from pcam_lightning.serve.training_ranges import TrainingRanges
 from pcam_lightning.serve.upload import check_quality
 from pcam_lightning.training.checkpoint import load_pretrained
 from pcam_lightning.training.feature_distance import FILE as FEATURES_FILE
@@ -27,8 +26,8 @@ class Prediction:
     Attributes:
         prob: probability of tumor in the center 32 x 32 pixels.
         logit: of it.
-        warning: a sentence on how the patch differs from the training patches; None where it does not, or where their
-            properties are not known.
+        warning: a sentence on how far the patch is from the training patches; None where it is not, or where their
+            features are not known.
     """
 
     prob: float
@@ -41,12 +40,10 @@ class PatchPredictor:
 
     Args:
         folder: with model.onnx, and, for Grad-CAM, pcam_lightning.safetensors, or pcam_lightning_1.safetensors and so
-            on of an ensemble; training_patches.json and training_features.safetensors for warnings; and examples in
-            test_vectors.npz.
+            on of an ensemble; training_features.safetensors for warnings; and examples in test_vectors.npz.
 
     Attributes:
         metadata: what model.onnx says of itself, by name.
-        ranges: of training patches; None where they were not recorded.
         distance: from training patches; None where it was not measured.
         examples: drawn patches, uint8 (N, 96, 96, 3).
 
@@ -61,8 +58,6 @@ class PatchPredictor:
         self._network = OnnxNetwork(folder / "model.onnx")
         self.metadata = self._network.metadata
         self._networks = [_with_layer(path) for path in sorted(folder.glob("pcam_lightning*.safetensors"))]
-        path = folder / "training_patches.json"
-        self.ranges = TrainingRanges.read(path) if path.is_file() else None
         path = folder / FEATURES_FILE
         self.distance = FeatureDistance.read(path) if path.is_file() and len(self._networks) == 1 else None
         self.examples = _read_examples(folder / "test_vectors.npz")
@@ -78,12 +73,11 @@ class PatchPredictor:
         Raises:
             PatchRefused: it is black, blank or out of focus.
         """
-        properties = check_quality(image)
+        check_quality(image)
         logit = float(self._network.logits(image[None])[0])
         if not math.isfinite(logit):
             raise ValueError("the logit is NaN or infinite")
-        warnings = [self.ranges.warning(properties) if self.ranges else None, self._unlike(image)]
-        return Prediction(float(expit(logit)), logit, " ".join(filter(None, warnings)) or None)
+        return Prediction(float(expit(logit)), logit, self._unlike(image))
 
     def _unlike(self, image: np.ndarray) -> str | None:
         """Return a sentence where a patch is unlike the training patches by its features."""

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from pcam_lightning.data.image_io import SHAPE
-from pcam_lightning.data.quality import BLACK, BLANK, BLURRED, patch_properties
+from pcam_lightning.data.quality import BLACK, BLANK, BLURRED, patch_quality
 
 FORMATS = ("PNG", "TIFF", "JPEG", "BMP")
 _ACCEPTED = "PNG, TIFF, JPEG and BMP images are accepted"
@@ -73,24 +73,19 @@ def read_patch_bytes(content: bytes) -> np.ndarray:
     return np.frombuffer(pixels, dtype=np.uint8).reshape(SHAPE).copy()  # torch wants it to be writable
 
 
-def check_quality(image: np.ndarray) -> dict[str, float]:
+def check_quality(image: np.ndarray) -> None:
     """Refuse a patch, uint8 (96, 96, 3), without tissue that can be recognized.
-
-    Returns:
-        What `data.quality.patch_properties` measures, by name.
 
     Raises:
         PatchRefused: it is black, blank or out of focus.
     """
-    row = patch_properties(image[None]).iloc[0]
-    properties = {str(name): float(value) for name, value in row.items()}
-    if properties["brightness"] < BLACK:
+    brightness, spread, sharpness = patch_quality(image[None])[0]
+    if brightness < BLACK:
         raise PatchRefused(422, "The patch is black.", image)
-    if properties["spread"] < BLANK:
+    if spread < BLANK:
         raise PatchRefused(422, "The patch is blank: glass without tissue.", image)
-    if properties["sharpness"] < BLURRED:
+    if sharpness < BLURRED:
         raise PatchRefused(422, "The patch is out of focus.", image)
-    return properties
 
 
 def _decode(image: ImageFile.ImageFile) -> bytes:

@@ -69,7 +69,7 @@ def drawn_patches() -> np.ndarray:
 
 
 def test_the_folder_holds_what_each_program_reads(exported: Path, small: Path) -> None:
-    assert {path.name for path in exported.iterdir()} == FILES | {"training_patches.json"}
+    assert {path.name for path in exported.iterdir()} == FILES
     vectors = np.load(exported / "test_vectors.npz")
     image, logit = vectors["image"], vectors["logit"]
     network = load_pretrained(small / "checkpoints" / "best.ckpt")
