@@ -181,8 +181,6 @@ def speed(root: Path, folder: Path, rounds: int = 3) -> None:
         "torch, bfloat16": partial(in_torch, dtype=torch.bfloat16),
         "model.onnx": OnnxNetwork(folder / "model.onnx").logits,
     }
-    if (folder / "model_int8.onnx").is_file():
-        ways["model_int8.onnx"] = OnnxNetwork(folder / "model_int8.onnx").logits
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, logits in ways.items():

@@ -220,16 +220,14 @@ def _export(
     output: Path | None = None,
     tta: Literal["none", "d4"] | None = None,
     calibrate: bool = False,
-    int8: bool = False,
     sample: int = 1000,
     root: Path | None = None,
 ) -> None:
     """Write a trained network as a folder for ONNX Runtime, WSInfer, QuPath, timm and the Hugging Face hub.
 
     Each file is compared with the checkpoint, patch by patch, by the steps of the program that reads it; where a logit
-    differs by more than 0.001, nothing is written. What rounds by design is left out of the folder where it loses more
-    than its own limit: model_int8.onnx 0.002 of AUROC, and model.safetensors, where timm has to scale patches, 0.1 of
-    the logit in the mean.
+    differs by more than 0.001, nothing is written. Where timm has to scale patches, model.safetensors rounds by design,
+    and is left out of the folder where its logits differ by more than 0.1 in the mean.
 
     Args:
         targets: runs, whose best checkpoint counts, checkpoints, or pcam or pcam-small, which come with the package; of
@@ -237,13 +235,12 @@ def _export(
         output: folder to make; by default `export` in the run of a single target.
         tta: none or d4, the mean of eight views; by default what each run had.
         calibrate: divide the last layer by the temperature that evaluate has found.
-        int8: also write a quantized ONNX file.
         sample: validation patches that files are compared on, sampled at random; 0 for all.
         root: data folder, where it has moved since the run.
     """
     from pcam_lightning.export.export import export_network
 
-    result = export_network([*targets], output, tta, calibrate, int8, sample, root)
+    result = export_network([*targets], output, tta, calibrate, sample, root)
     for one in result.differences:
         rank_zero_info(
             f"{one.file}, read as {one.reader} does: logits differ from those of the {one.compared_with} by "

@@ -27,7 +27,6 @@ _LICENSES = {
 }
 _FILES = {
     "model.onnx": "`image`, uint8 (N, 96, 96, 3) -> `prob` and `logit`, float32 (N,); opset 20",
-    "model_int8.onnx": "the same, quantized to 8 bits",
     "torchscript_model.pt": "for WSInfer and QuPath: float (N, 3, 96, 96) in [0, 1] -> logits (N, 2) of normal, tumor",
     "config.json": "for WSInfer and timm",
     "model.safetensors": "for timm: `timm.create_model('local-dir:.', pretrained=True)`; the network alone",

@@ -18,9 +18,8 @@ from pcam_lightning.export.parity import (
     checkpoint_logits,
     weights_names,
 )
-from pcam_lightning.export.quantize import quantize
 from pcam_lightning.export.readers import Logits
-from pcam_lightning.export.source import Patches, Source, draw_patches, exported_checkpoint, find_patches, read_sources
+from pcam_lightning.export.source import Source, draw_patches, exported_checkpoint, find_patches, read_sources
 from pcam_lightning.export.timm_files import find_timm_network, write_config, write_timm_weights
 from pcam_lightning.export.torchscript_file import write_torchscript
 from pcam_lightning.training.checkpoint import load_classifier
@@ -53,16 +52,14 @@ def export_network(
     output: Path | None = None,
     tta: str | None = None,
     calibrate: bool = False,
-    int8: bool = False,
     sample: int = 1000,
     root: Path | None = None,
 ) -> Export:
     """Write a trained network as a folder of files that other programs open.
 
     Each file is compared with the checkpoint, patch by patch, by the steps of the program that reads it; where a logit
-    differs by more than 0.001, nothing is written. What rounds by design is left out of the folder where it loses more
-    than its own limit: model_int8.onnx 0.002 of AUROC, and model.safetensors, where timm has to scale patches, 0.1 of
-    the logit in the mean.
+    differs by more than 0.001, nothing is written. Where timm has to scale patches, model.safetensors rounds by design,
+    and is left out of the folder where its logits differ by more than 0.1 in the mean.
 
     Args:
         targets: runs, whose best checkpoint counts, checkpoints, or pcam or pcam-small, which come with the package; of
@@ -70,7 +67,6 @@ def export_network(
         output: folder to make; by default `export` in the run of a single target.
         tta: none or d4, the mean of eight views; by default what each run had.
         calibrate: divide the last layer by the temperature that evaluate has found.
-        int8: also write a quantized ONNX file.
         sample: validation patches that files are compared on, sampled at random; 0 for all.
         root: data folder, where it has moved since the run.
 
@@ -90,15 +86,13 @@ def export_network(
     temperature = sources[0].temperature() if calibrate else 1.0
     patches = find_patches(sources, root, sample)
     rank_zero_info(f"export: {_names(sources, ' + ')}, compared on {patches.origin}.")
-    if int8:
-        _check_int8(patches)
     networks = [source.network for source in sources]
     try:
         with atomic_folder(folder) as temporary:
             comparison = Comparison(networks, temperature, patches.image, patches.label)
             if not np.isfinite(comparison.logit).all():
                 raise UserError(f"{sources[0].path}: some of its logits are NaN or infinite.")
-            _write_networks(temporary, sources, temperature, patches.training if int8 else None)
+            _write_networks(temporary, sources, temperature)
             differences = check_files(temporary, comparison)
             _write_records(temporary, sources, temperature)
             write_card(temporary / "README.md", sources, temperature, patches.origin, differences)
@@ -109,24 +103,14 @@ def export_network(
     return Export(folder, differences, patches.origin)
 
 
-def _check_int8(patches: Patches) -> None:
-    """Refuse to quantize where that cannot be calibrated or compared."""
-    if patches.training is None:
-        raise UserError("`int8`: is calibrated on training patches, which are not at hand; `root` names the data.")
-    if len(np.unique(patches.label)) < 2:
-        raise UserError("`int8`: the patches to compare on are of one class, of which there is no AUROC.")
-
-
-def _write_networks(folder: Path, sources: list[Source], temperature: float, training: np.ndarray | None) -> None:
-    """Write the files that hold a network; that of 8 bits where there are training patches to calibrate it on."""
+def _write_networks(folder: Path, sources: list[Source], temperature: float) -> None:
+    """Write the files that hold a network."""
     checkpoints = [exported_checkpoint(source, temperature) for source in sources]
     networks = [load_classifier(source.path, one, None) for source, one in zip(sources, checkpoints, strict=True)]
     for name, checkpoint in zip(weights_names(len(sources)), checkpoints, strict=True):
         write_weights(folder / name, checkpoint)
     network = ExportNetwork(networks)
     write_onnx(folder / ONNX, network, _metadata(sources, temperature))
-    if training is not None:
-        quantize(folder, training)
     write_torchscript(folder / TORCHSCRIPT, network)
     found = find_timm_network(networks)
     write_config(folder / "config.json", _names(sources, " + "), networks[0], found)
@@ -149,8 +133,7 @@ def check_files(folder: Path, comparison: Comparison) -> list[Difference]:
     for one in [one for one in differences if not one.is_within]:
         message = (
             f"{one.file}: read as {one.reader} does, its logits differ from those of the {one.compared_with} by up to "
-            f"{one.largest:.2g}, {one.mean:.2g} in the mean, and lose {one.auroc_lost:.4f} of AUROC; the limit is "
-            f"{one.limit.text}"
+            f"{one.largest:.2g}, {one.mean:.2g} in the mean; the limit is {one.limit.text}"
         )
         if one.limit.required:
             raise UserError(f"{message}; nothing is written.")

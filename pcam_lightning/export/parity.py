@@ -14,7 +14,7 @@ from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.patch_network import mean_logit
 from pcam_lightning.transforms.augment import to_float
 
-ONNX, INT8, TORCHSCRIPT, TIMM = "model.onnx", "model_int8.onnx", "torchscript_model.pt", "model.safetensors"
+ONNX, TORCHSCRIPT, TIMM = "model.onnx", "torchscript_model.pt", "model.safetensors"
 _BATCH = 64
 
 
@@ -22,7 +22,7 @@ class Limit(NamedTuple):
     """What the logits of a file must keep.
 
     Attributes:
-        measure: of `Difference`: largest, mean or auroc_lost.
+        measure: of `Difference`: largest or mean.
         value: that it may have at most.
         text: of both.
         required: whether a file that exceeds it is an error; else it is left out of the export.
@@ -36,7 +36,6 @@ class Limit(NamedTuple):
 
 EXACT = Limit("largest", 1e-3, "0.001 for every patch", required=True)
 ROUNDED = Limit("mean", 0.1, "0.1 in the mean")  # of a reader that rounds the pixels that it scales
-QUANTIZED = Limit("auroc_lost", 0.002, "0.002 of AUROC")
 
 
 class Difference(NamedTuple):
@@ -61,11 +60,6 @@ class Difference(NamedTuple):
     largest: float
     auroc: float
     checkpoint_auroc: float
-
-    @property
-    def auroc_lost(self) -> float:
-        """What the file loses of the checkpoint's AUROC."""
-        return self.checkpoint_auroc - self.auroc
 
     @property
     def is_within(self) -> bool:
@@ -103,7 +97,6 @@ class Comparison:
         """Compare all files of a folder that hold a network, each through its reader's own way."""
         rows = [
             (ONNX, "ONNX Runtime", onnx_logits, self.logit, EXACT),
-            (INT8, "ONNX Runtime", onnx_logits, self.logit, QUANTIZED),
             (TORCHSCRIPT, "WSInfer", wsinfer_logits, self.logit, EXACT),
             *(
                 (name, "pcam_lightning", own_logits, logit, EXACT)

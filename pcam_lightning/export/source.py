@@ -79,13 +79,11 @@ class Patches:
         image: uint8, (N, 96, 96, 3).
         label: 0 or 1, (N,).
         origin: where they are from.
-        training: patches that trained the network, uint8 (M, 96, 96, 3); None where they are not at hand.
     """
 
     image: np.ndarray
     label: np.ndarray
     origin: str
-    training: np.ndarray | None = None
 
 
 def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> Patches:
@@ -132,7 +130,7 @@ def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> P
             origin += f"; {overlap:,} of them trained {network}, so that AUROC is optimistic"
         elif trained.caution:
             origin += f"; {network} was {trained.caution}, so that AUROC may be optimistic"
-    return Patches(image, table["label"].to_numpy(), origin, data.sample(2000).numpy() if known else None)
+    return Patches(image, table["label"].to_numpy(), origin)
 
 
 def _cache(options: dict[str, Any], root: Path | None) -> Path | None:

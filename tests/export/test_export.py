@@ -20,12 +20,14 @@ from PIL import Image
 from torch import nn
 
 from pcam_lightning.cli.main import main
+from pcam_lightning.export import parity
 from pcam_lightning.export.export import check_files, export_network
 from pcam_lightning.export.network import ExportNetwork
 from pcam_lightning.export.onnx_file import OnnxNetwork
 from pcam_lightning.export.parity import Comparison
 from pcam_lightning.export.predict import predict_onnx
 from pcam_lightning.export.source import draw_patches
+from pcam_lightning.export.timm_files import find_timm_network, write_config, write_timm_weights
 from pcam_lightning.export.torchscript_file import read_torchscript, write_torchscript
 from pcam_lightning.models.backbones import BACKBONES, Backbone
 from pcam_lightning.models.classifier import PCamClassifier
@@ -199,27 +201,17 @@ def test_predictions_of_the_file_are_those_of_predict(exported: Path, small: Pat
     assert files[0]["label"].to_numpy() == pytest.approx(files[1]["label"].to_numpy(), abs=1e-5)
 
 
-def test_quantized_files_are_compared_too(small: Path, tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path / "a.ckpt", small, backbone="p4m_resnet16")
-    with pytest.raises(UserError, match="`int8`: is calibrated on training patches, which are not at hand"):
-        export_network([path], tmp_path / "export", int8=True, sample=8)
-    assert not (tmp_path / "export").exists()
-    result = export_network([small], tmp_path / "int8", int8=True)
-    files = {path.name for path in result.folder.iterdir()}
-    assert ("model_int8.onnx" in files) == ("model_int8.onnx" in [one.file for one in result.differences])
-    assert "prepared.onnx" not in files
-
-
 def test_what_rounds_by_design_is_left_out_beyond_its_limit(
-    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(exported / "model.onnx", tmp_path / "model_int8.onnx")
-    network = PCamClassifier(NETWORK, "none").eval()  # another one
-    logit = Comparison([network], 1.0, image := draw_patches(16).image, np.arange(16) % 2).logit
-    comparison = Comparison([network], 1.0, image, (logit > np.median(logit)).astype(int))
+    monkeypatch.setattr(parity, "ROUNDED", parity.ROUNDED._replace(value=0.0))
+    network = PCamClassifier(NETWORK, "none", size=64).eval()
+    write_config(tmp_path / "config.json", "", network, find_timm_network([network]))
+    write_timm_weights(tmp_path / "model.safetensors", network)
+    comparison = Comparison([network], 1.0, draw_patches(4).image, np.arange(4) % 2)
     assert check_files(tmp_path, comparison) == []
-    assert not (tmp_path / "model_int8.onnx").exists()
-    assert "the limit is 0.002 of AUROC, so that this file is not written" in capsys.readouterr().err
+    assert not (tmp_path / "model.safetensors").exists()
+    assert "the limit is 0.1 in the mean, so that this file is not written" in capsys.readouterr().err
 
 
 def test_predictions_by_the_file_of_a_bundled_network_carry_its_caution(
