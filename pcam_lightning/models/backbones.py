@@ -201,14 +201,3 @@ def freeze(network: nn.Module, frozen: bool) -> None:
     network.train(not frozen)
     head.requires_grad_(True)
     head.train()
-
-
-def layers(network: nn.Module) -> list[list[nn.Parameter]]:
-    """Return the network's parameters by layer, from the input to the head; those of no layer come first."""
-    parts: list[nn.Module] = []
-    for module in network.children():
-        parts += module.children() if isinstance(module, nn.Sequential | nn.ModuleList) else [module]
-    found = [list(part.parameters()) for part in parts]
-    inside = {parameter for layer in found for parameter in layer}
-    rest = [parameter for parameter in network.parameters() if parameter not in inside]
-    return [layer for layer in (rest, *found) if layer]

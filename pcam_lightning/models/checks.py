@@ -10,7 +10,7 @@ from pcam_lightning.models.optim import OPTIMIZERS, SCHEDULES
 from pcam_lightning.transforms.preprocess import STATISTICS
 from pcam_lightning.utils.errors import UserError, check_number
 
-_NUMBERS = ("lr", "weight_decay", "momentum", "warmup_epochs", "label_smoothing", "layer_decay", "positive_weight")
+_NUMBERS = ("lr", "weight_decay", "momentum", "warmup_epochs", "label_smoothing", "positive_weight")
 _INTEGERS = ("freeze_epochs", "crop", "size", "patience")
 _NAMES: dict[str, Collection[str]] = {
     "normalize": ("none", *STATISTICS, "own"),
@@ -34,11 +34,9 @@ def check_options(options: Mapping[str, Any]) -> None:
         check_number(f"model.{name}", options[name])
     for name in _INTEGERS:
         check_number(f"model.{name}", options[name], whole=True)
-    smoothing, decay, crop, size = (options[name] for name in ("label_smoothing", "layer_decay", "crop", "size"))
+    smoothing, crop, size = (options[name] for name in ("label_smoothing", "crop", "size"))
     if not 0 <= smoothing < 1:
         raise UserError(f"`model.label_smoothing` {smoothing}: should be at least 0 and less than 1.")
-    if not 0 < decay <= 1:
-        raise UserError(f"`model.layer_decay` {decay}: should be more than 0 and at most 1.")
     if not 32 <= crop <= 96 or crop % 2:
         raise UserError(f"`model.crop` {crop}: should be even, from 32, the square that labels are about, to 96.")
     if size is not None and not 32 <= size <= 512:

@@ -57,12 +57,10 @@ class PCamClassifier(PatchNetwork):
             they are too. Skipped where the network starts from random weights.
         optimizer: adamw or sgd.
         lr: learning rate at its highest.
-        layer_decay: factor of the rate from each layer to the one before it, in (0, 1]; the head has `lr`.
         weight_decay: as the optimizer defines it.
         momentum: of sgd.
-        schedule: cosine, from the highest rate to zero, step by step; one_cycle, which rises from a twenty-fifth of it
-            over the first three tenths of the run; or plateau, which takes a tenth of it where val/auroc no longer
-            rises.
+        schedule: cosine, from the highest rate to zero, step by step; or plateau, which takes a tenth of it where
+            val/auroc no longer rises.
         warmup_epochs: of cosine: epochs in which the rate rises from zero first.
         patience: of plateau: validations without a higher val/auroc that the rate outlasts.
         loss: bce, the binary cross-entropy; or focal (Lin et al. 2017), in which patches that are classified well
@@ -88,7 +86,6 @@ class PCamClassifier(PatchNetwork):
         freeze_epochs: int = 1,
         optimizer: str = "adamw",
         lr: float = 1e-3,
-        layer_decay: float = 1.0,
         weight_decay: float = 0.01,
         momentum: float = 0.9,
         schedule: str = "cosine",

@@ -9,8 +9,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from pcam_lightning.models.backbones import layers
-
 Options = Mapping[str, Any]  # of PCamClassifier
 
 
@@ -52,27 +50,16 @@ class StepSchedule(LambdaLR):
             group["lr"] = base * factor(self.last_epoch)
 
 
-def _half_cosine(share: float) -> float:
-    """Fall from 1 to 0 along half a cosine."""
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
-
-
-def _fall(step: int, steps: int, warmup: int) -> float:
-    return _half_cosine((step - warmup) / max(1, steps - warmup))
-
-
 def _cosine(optimizer: Optimizer, options: Options, steps: int, steps_per_epoch: int) -> LRScheduler:
     warmup = round(steps_per_epoch * float(options["warmup_epochs"]))
-    return StepSchedule(
-        optimizer, lambda step: _fall(step, steps, warmup) if step >= warmup else (step + 1) / (warmup + 1)
-    )
 
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        share = (step - warmup) / max(1, steps - warmup)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
 
-def _one_cycle(optimizer: Optimizer, options: Options, steps: int, steps_per_epoch: int) -> LRScheduler:
-    rise = round(0.3 * steps)
-    return StepSchedule(
-        optimizer, lambda step: _fall(step, steps, rise) if step >= rise else 1 - 0.96 * _half_cosine(step / rise)
-    )
+    return StepSchedule(optimizer, factor)
 
 
 def _plateau(optimizer: Optimizer, options: Options, steps: int, steps_per_epoch: int) -> LRScheduler:
@@ -82,7 +69,6 @@ def _plateau(optimizer: Optimizer, options: Options, steps: int, steps_per_epoch
 # By the name that `model.schedule` takes.
 SCHEDULES: dict[str, Schedule] = {
     "cosine": Schedule(_cosine, warms_up=True),
-    "one_cycle": Schedule(_one_cycle),
     "plateau": Schedule(_plateau, by_score=True),
 }
 
@@ -92,15 +78,11 @@ def build_optimizer(net: nn.Module, options: Options, *, fused: bool) -> Optimiz
 
     Args:
         net: from `build_backbone`.
-        options: `optimizer`, `lr`, `layer_decay`, `weight_decay` and `momentum`, as PCamClassifier explains them.
+        options: `optimizer`, `lr`, `weight_decay` and `momentum`, as PCamClassifier explains them.
         fused: run one kernel for all parameters.
     """
     options = {**options, "lr": float(options["lr"]), "weight_decay": float(options["weight_decay"])}
-    groups: Any = net.parameters()
-    if options["layer_decay"] < 1:
-        deep = enumerate(reversed(layers(net)))
-        groups = [{"params": layer, "lr": options["lr"] * options["layer_decay"] ** depth} for depth, layer in deep]
-    return OPTIMIZERS[options["optimizer"]](groups, options, fused=fused)
+    return OPTIMIZERS[options["optimizer"]](net.parameters(), options, fused=fused)
 
 
 def build_schedule(optimizer: Optimizer, options: Options, steps: int, steps_per_epoch: int) -> LRScheduler:

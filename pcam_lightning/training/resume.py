@@ -19,7 +19,7 @@ from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_war
 from pcam_lightning.utils.run_dir import Run, shown
 
 # Options of the network that a resumed optimizer and its schedule go by.
-_OPTIMIZER = ("optimizer", "lr", "layer_decay", "weight_decay", "momentum", "schedule", "warmup_epochs", "patience")
+_OPTIMIZER = ("optimizer", "lr", "weight_decay", "momentum", "schedule", "warmup_epochs", "patience")
 # Options of the trainer that scores depend on, and that no line of output would show.
 _TRAINER = ("accumulate_grad_batches", "limit_train_batches", "limit_val_batches")
 # Those that may change within a run: the change is reported and recorded.

@@ -8,8 +8,15 @@ from typing import Any
 
 import torch
 
-from pcam_lightning.transforms.augmentations import AUGMENTATIONS, Affine, CutMix, MixUp, RandomErasing
-from pcam_lightning.transforms.color_augmentations import Blur, ColorJitter, Noise, StainJitter
+from pcam_lightning.transforms.augmentations import (
+    AUGMENTATIONS,
+    ColorJitter,
+    CutMix,
+    FlipAndTurn,
+    MixUp,
+    RandomErasing,
+    StainJitter,
+)
 from pcam_lightning.transforms.step import Patches, Step
 from pcam_lightning.utils.errors import UserError, check_number
 
@@ -17,13 +24,11 @@ from pcam_lightning.utils.errors import UserError, check_number
 @dataclass
 class Augmentation(
     MixUp,
-    Noise,
-    Blur,
     ColorJitter,
     StainJitter,
     CutMix,
     RandomErasing,
-    Affine,
+    FlipAndTurn,
 ):
     """What happens to training patches, each with a draw of its own; without options they are flipped."""
 
@@ -95,8 +100,8 @@ def augment(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Augment a training batch.
 
-    All draws are made from torch's default generators; all but the noise on the CPU, the same on every device. Autocast
-    should be off: in half precision an eighth of the gray levels is left, and pixels come from a neighbor's place.
+    All draws are made on the CPU from torch's default generator, the same on every device. Autocast should be off: in
+    half precision an eighth of the gray levels is left, and pixels come from a neighbor's place.
 
     Args:
         image: uint8, (B, 96, 96, 3).

@@ -1,8 +1,7 @@
 """Augmentations of a whole batch on its device, a draw per patch; each is one class.
 
-To add one, write it here or, where it changes colors, into `color_augmentations`, put it into `AUGMENTATIONS` at the
-place where it is applied, and add it to the bases of `Augmentation`. All draws come from one generator, so that the
-order is part of what a seed means.
+To add one, write it here, put it into `AUGMENTATIONS` at the place where it is applied, and add it to the bases of
+`Augmentation`. All draws come from one generator, so that the order is part of what a seed means.
 """
 
 import math
@@ -12,16 +11,14 @@ from typing import ClassVar
 
 import torch
 
-from pcam_lightning.transforms.color_augmentations import Blur, ColorJitter, Noise, StainJitter
+from pcam_lightning.transforms.color import draw_colors, draw_stains, jitter_colors, jitter_stains
 from pcam_lightning.transforms.geometry import (
     apply_symmetries,
     draw_flips_and_turns,
-    draw_moves,
     draw_rectangles,
     draw_symmetries,
     draw_windows,
     flip_and_turn,
-    move,
 )
 from pcam_lightning.transforms.step import Patches, Step, neighbors
 from pcam_lightning.utils.errors import UserError
@@ -94,32 +91,24 @@ class CutMix(Step):
 
 
 @dataclass
-class Affine(D4):
-    """Flips, rotation, shift and zoom, in one interpolation.
+class FlipAndTurn(D4):
+    """Flips and rotation.
 
     Args:
         degrees: patches are flipped, and rotated by an angle drawn from [-degrees, degrees]; corners are black.
-        shift: they are moved by up to so many pixels along each axis; borders are reflected, corners too, and pixels
-            interpolated.
-        zoom: and magnified by a factor from [1 / (1 + zoom), 1 + zoom].
     """
 
     degrees: float = 0.0
-    shift: float = 0.0
-    zoom: float = 0.0
 
-    highest: ClassVar[Mapping[str, float]] = {"degrees": math.inf, "shift": 32, "zoom": 1}
+    highest: ClassVar[Mapping[str, float]] = {"degrees": math.inf}
     stage: ClassVar[str] = "float"
 
     def apply(self, patches: Patches) -> Patches:
         """Move the pixels of each patch; flips alone are always drawn, unless `d4` has made them."""
-        image, count = patches.image, len(patches.image)
-        if self.shift or self.zoom:
-            flips = draw_flips_and_turns(count, self.degrees) * (not self.d4)
-            image = move(image, flips, *draw_moves(count, self.shift, self.zoom))
-        elif not self.d4:
-            image = flip_and_turn(image, draw_flips_and_turns(count, self.degrees))
-        return patches._replace(image=image)
+        if self.d4:
+            return patches
+        draws = draw_flips_and_turns(len(patches.image), self.degrees)
+        return patches._replace(image=flip_and_turn(patches.image, draws))
 
     def check(self) -> None:
         """Check that there is no rotation beside the symmetries."""
@@ -127,6 +116,54 @@ class Affine(D4):
             raise UserError(
                 f"`model.augment.d4` {self.d4}: goes with `model.augment.degrees` 0, symmetries instead of angles."
             )
+
+
+@dataclass
+class StainJitter(Step):
+    """Stain jitter in HED color space (Tellez et al. 2018).
+
+    Args:
+        stain: hematoxylin, eosin and DAB each get a factor from [1 - stain, 1 + stain], and a shift of optical density
+            from [-stain, stain].
+    """
+
+    stain: float = 0.0
+
+    highest: ClassVar[Mapping[str, float]] = {"stain": 1}
+
+    def apply(self, patches: Patches) -> Patches:
+        """Change how much of each stain the patches took up."""
+        if not self.stain:
+            return patches
+        image = patches.image.contiguous()
+        return patches._replace(image=jitter_stains(image, *draw_stains(len(image), self.stain)))
+
+
+@dataclass
+class ColorJitter(Step):
+    """Brightness, contrast, saturation and hue.
+
+    Args:
+        brightness: factor from [1 - brightness, 1 + brightness].
+        contrast: the same, of the distance to the patch's mean gray.
+        saturation: the same, of the distance to the pixel's gray.
+        hue: colors are turned by up to so many whole turns about the gray axis, at most 0.5.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+    highest: ClassVar[Mapping[str, float]] = {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5}
+
+    def apply(self, patches: Patches) -> Patches:
+        """Change the colors of each patch."""
+        options = self.brightness, self.contrast, self.saturation, self.hue
+        if not any(options):
+            return patches
+        image = patches.image.contiguous()
+        return patches._replace(image=jitter_colors(image, draw_colors(len(image), *options)))
 
 
 @dataclass
@@ -160,10 +197,8 @@ AUGMENTATIONS: list[type[Step]] = [
     D4,
     RandomErasing,
     CutMix,
-    Affine,
+    FlipAndTurn,
     StainJitter,
     ColorJitter,
-    Blur,
-    Noise,
     MixUp,
 ]

@@ -1,4 +1,4 @@
-"""Color operations on whole batches: stain jitter, color jitter, blur."""
+"""Color operations on whole batches: stain jitter and color jitter."""
 
 import math
 
@@ -94,17 +94,3 @@ def jitter_colors(image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     mean = image.mean(dim=(2, 3)) @ gray  # (B,)
     offset = (1 - contrast[:, 0]) * brightness[:, 0] * mean[:, None]
     return map_pixels(image, matrix, offset.expand(-1, 3))
-
-
-def blurred(image: torch.Tensor) -> torch.Tensor:
-    """Blur patches by the binomial filter 1 4 6 4 1 along both axes, a Gaussian of sd 1 pixel; borders are repeated.
-
-    Args:
-        image: float, (B, 3, H, W).
-    """
-    for _ in range(2):
-        padded = functional.pad(image, (1, 1, 0, 0), mode="replicate")
-        image = (padded[..., :-2] + padded[..., 2:]).add_(image, alpha=2).div_(4)
-        padded = functional.pad(image, (0, 0, 1, 1), mode="replicate")
-        image = (padded[..., :-2, :] + padded[..., 2:, :]).add_(image, alpha=2).div_(4)
-    return image

@@ -1,4 +1,4 @@
-"""Geometric operations on whole batches: symmetries, rotation, affine maps, and masks around the center."""
+"""Geometric operations on whole batches: symmetries, rotation, and masks around the center."""
 
 from collections.abc import Iterator
 
@@ -66,34 +66,10 @@ def flip_and_turn(image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     Returns:
         float, (B, 3, H, W), channels_last.
     """
-    return _warp(image, functional.pad(_turns(draws), (0, 1)), mode="nearest", padding_mode="zeros")
-
-
-def draw_moves(count: int, shift: float, zoom: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw a shift in [-shift, shift] along each axis, and a magnification in [1 / (1 + zoom), 1 + zoom].
-
-    Returns:
-        float32: shifts in pixels, (B, 2), to the right and down, and magnifications, (B,).
-    """
-    uniform = 2 * torch.rand(count, 3) - 1
-    return shift * uniform[:, :2], (1 + zoom) ** uniform[:, 2]
-
-
-def move(image: torch.Tensor, draws: torch.Tensor, shift: torch.Tensor, magnify: torch.Tensor) -> torch.Tensor:
-    """Flip, rotate, magnify about the center, then shift each patch; bilinear, with borders reflected.
-
-    Args:
-        image: float, (B, 3, H, W) with H = W.
-        draws: (B, 3), see `draw_flips_and_turns`.
-        shift: (B, 2), in pixels, to the right and down.
-        magnify: (B,).
-
-    Returns:
-        float, (B, 3, H, W), channels_last.
-    """
-    turns = _turns(draws) / magnify[:, None, None]
-    back = turns @ (-2 * shift / image.shape[-1])[:, :, None]  # the square reaches from -1 to 1
-    return _warp(image, torch.cat([turns, back], dim=2), mode="bilinear", padding_mode="reflection")
+    theta = functional.pad(_turns(draws), (0, 1)).to(image.device, non_blocking=True)
+    grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
+    turned = functional.grid_sample(image, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return turned.contiguous(memory_format=torch.channels_last)
 
 
 def _turns(draws: torch.Tensor) -> torch.Tensor:
@@ -109,12 +85,6 @@ def _turns(draws: torch.Tensor) -> torch.Tensor:
         ],
         dim=1,
     )
-
-
-def _warp(image: torch.Tensor, theta: torch.Tensor, mode: str, padding_mode: str) -> torch.Tensor:
-    grid = functional.affine_grid(theta.to(image.device, non_blocking=True), list(image.shape), align_corners=False)
-    warped = functional.grid_sample(image, grid, mode=mode, padding_mode=padding_mode, align_corners=False)
-    return warped.contiguous(memory_format=torch.channels_last)
 
 
 def draw_rectangles(count: int, share: float) -> torch.Tensor:

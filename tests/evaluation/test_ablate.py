@@ -61,7 +61,7 @@ def test_a_table_of_paired_differences_and_resuming(
     # One more seed goes on with the same folder, and so do one more row and another row of the same name.
     assert main(_args(drawn, "--seeds=3")) == 0
     assert "3 seeds" in capsys.readouterr().err
-    edited = {"No rotation": {"model": {"augment": {"degrees": 0, "noise": 0.1}}}, "more": {"model": {"lr": 0.01}}}
+    edited = {"No rotation": {"model": {"augment": {"degrees": 0, "stain": 0.1}}}, "more": {"model": {"lr": 0.01}}}
     Path("rows.yaml").write_text(yaml.safe_dump(edited, sort_keys=False))
     assert main(_args(drawn, "--seeds=1")) == 0
     message = capsys.readouterr().err

@@ -18,7 +18,7 @@ from conftest import NETWORK
 from torch import nn
 from torchvision import models
 
-from pcam_lightning.models.backbones import BACKBONES, build_backbone, freeze, layers
+from pcam_lightning.models.backbones import BACKBONES, build_backbone, freeze
 from pcam_lightning.models.batchnorm import fold_batchnorm
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.heads import head_of
@@ -57,19 +57,6 @@ def test_one_logit_in_float32_and_a_body_that_freezes_without_the_head(name: str
     freeze(network, False)
     assert all(value.requires_grad for value in network.parameters())
     assert all(module.training for module in network.modules())
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_layers_are_all_parameters_once_with_the_head_last(name: str) -> None:
-    network = build_backbone(name)
-    found = [parameter for layer in layers(network) for parameter in layer]
-    assert len(found) == len(set(found)) == len(list(network.parameters()))
-    head = set(network.get_submodule(head_of(network)).parameters())
-    assert head <= set(layers(network)[-1])
-    assert len(layers(network)) > 6
-    first = dict(network.named_parameters())
-    place = next(key for key in first if first[key].dim() == 4)
-    assert any(first[place] is parameter for layer in layers(network)[:2] for parameter in layer)
 
 
 def test_imagenet_from_the_cache_folder(

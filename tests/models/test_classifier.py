@@ -144,10 +144,8 @@ def test_label_smoothing_counts_in_training_alone() -> None:
         ("lr", -1.0),
         ("lr", float("nan")),
         ("weight_decay", float("inf")),
-        ("layer_decay", 0.0),
         ("crop", 31),
         ("size", 1000),
-        ("layer_decay", 1.5),
     ],
 )
 def test_numbers_out_of_range(option: str, value: float) -> None:
@@ -171,8 +169,8 @@ class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 EVERYTHING = {
-    "d4": True, "shift": 3, "zoom": 0.1, "stain": 0.1, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1,
-    "hue": 0.02, "blur": 0.3, "noise": 0.01, "random_erasing": 0.3, "cutmix": 0.3, "mixup": 0.2,
+    "d4": True, "stain": 0.1, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.02,
+    "random_erasing": 0.3, "cutmix": 0.3, "mixup": 0.2,
 }  # fmt: skip
 
 
@@ -231,30 +229,6 @@ def test_gradients_are_clipped_in_any_precision(precision: str, drawn: Path) -> 
     # One step of SGD at a rate of 1 is the gradient.
     assert torch.nn.utils.get_total_norm(steps).item() == pytest.approx(0.01, rel=0.01)
     assert trainer.optimizers[0].param_groups[0]["fused"] == (precision == "32-true")
-
-
-def test_one_cycle_rises_over_three_tenths_and_falls() -> None:
-    rates = _rates(20, schedule="one_cycle")
-    assert rates[0] == pytest.approx(0.1 / 25)
-    assert max(rates) == rates[6] == pytest.approx(0.1)
-    assert rates[6:] == sorted(rates[6:], reverse=True)
-    assert rates[-1] < 0.002
-    with pytest.raises(UserError, match=r"`model.schedule` one_cycle: goes with `model.warmup_epochs` 0"):
-        PCamClassifier(schedule="one_cycle", warmup_epochs=1)
-
-
-def test_layers_nearer_to_the_pixels_learn_more_slowly(drawn: Path) -> None:
-    model = PCamClassifier(weights="none", lr=0.1, layer_decay=0.5)
-    trainer = _trainer(max_epochs=1)
-    trainer.fit(model, datamodule=PCamDataModule(drawn, batch_size=48))
-    groups = trainer.optimizers[0].param_groups
-    rates = {parameter: group["initial_lr"] for group in groups for parameter in group["params"]}
-    assert len(rates) == len(list(model.parameters()))
-    named = dict(model.net.named_parameters())
-    assert rates[named["fc.weight"]] == pytest.approx(0.1)
-    assert rates[named["layer4.1.conv1.weight"]] == pytest.approx(0.05)
-    assert rates[named["layer4.0.conv1.weight"]] == pytest.approx(0.025)
-    assert rates[named["conv1.weight"]] == min(rates.values())
 
 
 def _batch(data: PCamDataModule) -> torch.Tensor:
@@ -387,7 +361,7 @@ def test_pixels_are_augmented_in_float32_whatever_the_precision(drawn: Path) -> 
     seen = []
     for precision in ("32-true", "bf16-mixed"):
         L.seed_everything(0)
-        model = PCamClassifier(weights="none", augment=Augmentation(degrees=90.0, shift=4.0, stain=0.1))
+        model = PCamClassifier(weights="none", augment=Augmentation(degrees=90.0, stain=0.1))
         model.net.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[0].clone()))
         trainer = _trainer(precision=precision, limit_train_batches=1, limit_val_batches=0)
         trainer.fit(model, datamodule=PCamDataModule(drawn, batch_size=8))

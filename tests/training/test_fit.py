@@ -403,7 +403,7 @@ def test_each_network_trains_saves_and_predicts(name: str, drawn: Path, capsys: 
     assert len(pd.read_csv(checkpoint.parents[1] / "submission.csv")) == 40
 
 
-@pytest.mark.parametrize("option", ["lr=0.5", "layer_decay=0.9", "optimizer=sgd"])
+@pytest.mark.parametrize("option", ["lr=0.5", "weight_decay=0.5", "optimizer=sgd"])
 @pytest.mark.parametrize("checkpoint", ["last", "older.ckpt"])
 def test_optimizer_state_is_restored(
     option: str, checkpoint: str, run_copy: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
