@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pcam_lightning.transforms.augment import Augmentation
     from pcam_lightning.utils.errors import UserError
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 __all__ = [
     "Augmentation",
     "BestAndLastCheckpoint",

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -134,7 +135,12 @@ def test_a_checkpoint_is_read_once_and_the_folder_of_a_run_is_its_best(
     run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, plain = [], torch.load
-    monkeypatch.setattr(torch, "load", lambda path, **how: (read.append(path), plain(path, **how))[1])
+
+    def load(path: Path, **how: Any) -> Any:
+        read.append(path)
+        return plain(path, **how)
+
+    monkeypatch.setattr(torch, "load", load)
     assert main(["predict", "--ckpt_path", str(run_copy), CPU]) == 0
     assert len(read) == 1
     first = (run_copy / "submission.csv").read_bytes()
