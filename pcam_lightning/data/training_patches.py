@@ -1,6 +1,6 @@
 """Which patches trained a network's weights, and how many of the evaluated patches are among them."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class TrainingPatches:
 
     @classmethod
     def of_checkpoint(cls, path: Path, checkpoint: Any) -> "TrainingPatches":
-        """Return those that a checkpoint records, or, of version 0.1.0, the split beside it, by ids that are a SHA-1.
+        """Return those that a checkpoint records, or, of version 0.1.0, the split beside it, by id alone.
 
         Args:
             path: of the checkpoint.
@@ -58,9 +58,7 @@ class TrainingPatches:
         if not split.is_file():
             return cls(known=False)
         rows = pd.read_csv(split, dtype=str, keep_default_na=False)
-        ids = rows.loc[rows["split"] == "train", "id"]
-        named = ids[looks_like_sha1(ids)]
-        return replace(cls.of(pd.DataFrame({"id": named, "pixel_sha1": named})), known=len(named) == len(ids))
+        return cls(np.unique(_hash_ids(rows.loc[rows["split"] == "train", "id"])))
 
     @classmethod
     def of_record(cls, record: dict[str, Any] | None) -> "TrainingPatches":

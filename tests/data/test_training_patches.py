@@ -45,19 +45,6 @@ def test_a_file_name_says_nothing_of_the_pixels() -> None:
     assert trained.count(_table(["000", "001"], ["3" * 40, "4" * 40])) == 0
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_checkpoint_without_a_record_has_its_split(known: bool, tmp_path: Path) -> None:
-    """As of version 0.1.0: ids that are the SHA-1 of the pixels tell which patches trained it, and no others."""
-    names = ["a" * 40, "b" * 40] if known else ["000", "001"]
-    pd.DataFrame({"id": [*names, "c" * 40], "split": ["train", "train", "val"]}).to_csv(
-        tmp_path / "split.csv", index=False
-    )
-    trained = TrainingPatches.of_checkpoint(tmp_path / "best.ckpt", {"pcam": {}})
-    assert trained.known == known
-    assert trained.count(_table([*names, "c" * 40], ["3" * 40, "4" * 40, "5" * 40])) == (2 if known else 0)
-    assert trained.count(_table(["renamed"], ["b" * 40])) == known
-
-
 def test_another_folder_with_the_same_file_names(
     kaggle: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
