@@ -749,6 +749,20 @@ MUTATIONS = [
         "pass  #",
         ("data/test_training_patches.py::test_weights_of_a_run_with_another_split",),
     ),
+    Mutation(
+        "a leak that may be does not hide a certain one",
+        "evaluation/labeled_predictions.py",
+        "found = [_find_split_leakage(predictions)]",
+        "found = [] if predictions.trained.caution else [_find_split_leakage(predictions)]",
+        ("evaluation/test_evaluate.py::test_a_certain_leak_comes_before_one_that_may_be",),
+    ),
+    Mutation(
+        "the cautions of all folds count",
+        "evaluation/labeled_predictions.py",
+        "        trained |= own\n",
+        "        trained = own\n",
+        ("evaluation/test_crossval.py::test_the_cautions_of_all_folds_are_given",),
+    ),
     # resuming, features and BatchNorm
     Mutation(
         "a class's threshold counts the patch to come",

@@ -1,7 +1,9 @@
 """Commands whose options are the arguments of a function."""
 
 import shlex
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,7 +83,8 @@ def _evaluate(
         predicts = ["predict", "--ckpt_path", str(checkpoint), *(f"--data.root={one}" for one in moved)]
         next_steps["shows where in its top errors the network finds tumor"] = f"{PROG} {shlex.join(explain)}"
         next_steps["writes a submission for test/"] = f"{PROG} {shlex.join(predicts)}"
-    result = evaluate(target, labels, slides, root, bootstrap_samples, seed, abstain, next_steps=next_steps)
+    with redirect_stdout(sys.stderr):  # where progress bars go too
+        result = evaluate(target, labels, slides, root, bootstrap_samples, seed, abstain, next_steps=next_steps)
     report = result.report
     value = report["auroc"]
     bounds = "no interval" if value["low"] is None else f"95 % {value['low']:.4f} to {value['high']:.4f}"
@@ -120,7 +123,8 @@ def _compare(
     """
     from pcam_lightning.evaluation.compare import compare
 
-    found = compare(first, second, slides, bootstrap_samples, seed)
+    with redirect_stdout(sys.stderr):
+        found = compare(first, second, slides, bootstrap_samples, seed)
     if json:
         print_json(found)
 

@@ -175,15 +175,13 @@ class SlideLeakage(NamedTuple):
 
 
 def find_slide_leakage(table: pd.DataFrame, mask: np.ndarray, *, by_file: bool) -> SlideLeakage:
-    """Find out whether slides are on both sides; where one side is empty, there is nothing to find.
+    """Find out whether slides are on both sides.
 
     Args:
         table: one row a patch, where slides are known with `slide`.
         mask: True for validation, shape (N,).
         by_file: the split was read from a file, which may have kept whole slides together.
     """
-    if mask.all() or not mask.any():
-        return SlideLeakage()
     if "slide" not in table:
         if any(
             level in table and not table[level][mask].isin(table[level][~mask]).any() for level in ("center", "patient")

@@ -164,8 +164,20 @@ def _find_split_leakage(predictions: LabeledPredictions) -> SlideLeakage:
     rows, data, split, trained = predictions.rows, predictions.data, predictions.split, predictions.trained
     if split is None:
         return SlideLeakage()
+    if "fold" in rows and any(
+        level in rows and not (rows.groupby(level)["fold"].transform("nunique") > 1).any()
+        for level in ("center", "patient")
+    ):
+        return SlideLeakage()
     if "fold" in rows:
-        return _find_fold_leakage(rows)
+        if "slide" not in rows:  # those that were known went into the file
+            return SlideLeakage("patches of one slide are in several folds")
+        several = int((rows.groupby("slide")["fold"].transform("nunique") > 1).sum())
+        if several:
+            return SlideLeakage(f"{several:,} of {len(rows):,} patches are of slides that are in several folds")
+        unknown = int((rows["slide"] == UNKNOWN_SLIDE).sum())
+        message = f"{unknown:,} patches are of unknown slides, which may be in several folds"
+        return SlideLeakage(message, certain=False) if unknown else SlideLeakage()
     assert data is not None
     if (trained.known or trained.origins) and not trained.count(data.table[~data.val_mask]):
         return SlideLeakage()  # of another folder than the run's
@@ -173,23 +185,6 @@ def _find_split_leakage(predictions: LabeledPredictions) -> SlideLeakage:
     if predictions.slides is not None:
         table = table.assign(slide=table["id"].map(predictions.slides))
     return find_slide_leakage(table, data.val_mask, by_file=split.get("split_file") is not None)
-
-
-def _find_fold_leakage(rows: pd.DataFrame) -> SlideLeakage:
-    """Find out whether slides are in several folds."""
-    if any(
-        level in rows and not (rows.groupby(level)["fold"].transform("nunique") > 1).any()
-        for level in ("center", "patient")
-    ):
-        return SlideLeakage()
-    if "slide" not in rows:  # those that were known went into the file
-        return SlideLeakage("patches of one slide are in several folds")
-    several = int((rows.groupby("slide")["fold"].transform("nunique") > 1).sum())
-    if several:
-        return SlideLeakage(f"{several:,} of {len(rows):,} patches are of slides that are in several folds")
-    unknown = int((rows["slide"] == UNKNOWN_SLIDE).sum())
-    message = f"{unknown:,} patches are of unknown slides, which may be in several folds"
-    return SlideLeakage(message, certain=False) if unknown else SlideLeakage()
 
 
 def clusters(rows: pd.DataFrame) -> tuple[np.ndarray, str]:

@@ -140,7 +140,7 @@ class FitSession:
         parts = f", {source_of(data.root, data.columns).own_split}" if official else ""
         rank_zero_info(f"data: {data.root}: {sides[0]} to train on, {sides[1]} to validate{parts}.")
         leakage = find_slide_leakage(data.table, data.val_mask, by_file=split_file is not None)
-        if self.demo or not leakage.message:
+        if not data.val_mask.any() or self.demo or not leakage.message:
             return
         found = find_slides(data.root)
         if split_file is not None and leakage.certain:
