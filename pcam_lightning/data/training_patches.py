@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pcam_lightning.data.csv_tables import read_csv
 from pcam_lightning.utils.errors import rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.run_dir import run_of
 
@@ -54,7 +55,7 @@ class TrainingPatches:
         split = run_of(path).split
         if not split.is_file():
             return cls(known=False)
-        rows = pd.read_csv(split, dtype=str, keep_default_na=False)
+        rows = read_csv(split, ("id", "split"), keep_suffix=True)
         return cls(np.unique(_hash_ids(rows.loc[rows["split"] == "train", "id"])))
 
     @classmethod

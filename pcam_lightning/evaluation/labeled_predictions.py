@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 
 from pcam_lightning.data.datamodule import READ_OPTIONS, PCamDataModule
+from pcam_lightning.data.pcam_h5 import PCamH5
 from pcam_lightning.data.slide_map import UNKNOWN_SLIDE, read_slides
+from pcam_lightning.data.sources import layout_of
 from pcam_lightning.data.splits import SlideLeakage, find_slide_leakage
 from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.data.training_patches import TrainingPatches
@@ -88,7 +90,11 @@ def _validate_run(run: Run, labels: Path | None, root: Path | None) -> LabeledPr
     checkpoint = run.checkpoint
     if not checkpoint.is_file():
         raise UserError(f"{run.folder}: neither a run nor a finished cross-validation: no checkpoints/, no oof.csv.")
-    moved = {} if root is None else {"data": {"root": str(root)}}
+    moved: dict[str, Any] = {} if root is None else {"data": {"root": str(root)}}
+    if root is not None and isinstance(run, BundledRun) and layout_of(root) is PCamH5:
+        moved["data"]["val_fraction"] = (
+            0.5  # any share: PCam's valid part, since slides of the other trained the network
+        )
     try:
         scores = validate(checkpoint, Config.of_checkpoint(read_checkpoint(checkpoint), **moved))
     except UserError as error:

@@ -267,7 +267,7 @@ def _check_ensemble(path: Path, others: list[Path], *, calibrate: bool, abstain:
         raise UserError("`calibrate`: a temperature is of one run, and `ensemble` makes it several.")
     if others and abstain:
         raise UserError("`abstain`: thresholds are of one run, and `ensemble` makes it several.")
-    paths = [one.resolve() for one in (path, *others)]
+    paths = [os.path.realpath(one) for one in (path, *others)]
     if twice := next((one for one in paths if paths.count(one) > 1), None):
         raise UserError(f"`ensemble`: {twice} is there twice.")
 
