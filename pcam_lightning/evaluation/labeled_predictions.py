@@ -90,15 +90,14 @@ def _validate_run(run: Run, labels: Path | None, root: Path | None) -> LabeledPr
     checkpoint = run.checkpoint
     if not checkpoint.is_file():
         raise UserError(f"{run.folder}: neither a run nor a finished cross-validation: no checkpoints/, no oof.csv.")
-    moved: dict[str, Any] = {} if root is None else {"data": {"root": str(root)}}
-    if root is not None and isinstance(run, BundledRun) and layout_of(root) is PCamH5:
-        moved["data"]["val_fraction"] = (
-            0.5  # any share: PCam's valid part, since slides of the other trained the network
-        )
+    read = read_checkpoint(checkpoint)
+    recorded = Path(read["pcam"]["config"]["data"]["root"])
+    moved: dict[str, Any] = {} if root is None else {"root": str(root)}
+    if isinstance(run, BundledRun) and layout_of(root or recorded) is PCamH5:
+        moved["val_fraction"] = 0.5  # any share keeps PCam's own parts; slides of its train part trained the network
     try:
-        scores = validate(checkpoint, Config.of_checkpoint(read_checkpoint(checkpoint), **moved))
+        scores = validate(checkpoint, Config.of_checkpoint(read, data=moved))
     except UserError as error:
-        recorded = Path(read_checkpoint(checkpoint)["pcam"]["config"]["data"]["root"])
         if root is None and not recorded.exists():
             raise UserError(f"{error} (`root` names a folder that has moved.)") from error
         raise

@@ -141,7 +141,7 @@ def read_mpp_table(path: Path) -> dict[str, float]:
         UserError: it cannot be read, or a value is no scale.
     """
     try:
-        table = read_text(Path(path).expanduser(), "It should have the columns slide,mpp.")
+        table = read_text(Path(path).expanduser(), "It is no CSV with the columns slide,mpp.")
         names, values = table["slide"].str.strip(), pd.to_numeric(table["mpp"])
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: no CSV with the columns slide,mpp ({error}).") from None

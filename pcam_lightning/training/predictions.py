@@ -84,7 +84,7 @@ def read_predictions_csv(file: Path, labels: Path | None = None) -> pd.DataFrame
     """
     if not file.is_file():
         raise UserError(f"{file}: no such run, cross-validation or CSV of predictions.")
-    rows = read_text(file, "It should have the columns id,label,logit.").reset_index(drop=True)
+    rows = read_text(file, "It is not a CSV of predictions, which has id,label,logit.").reset_index(drop=True)
     if "id" not in rows or not {"logit", "label"} & set(rows):
         raise UserError(
             f"{file}: has the columns {','.join(map(str, rows))}; id,logit or a submission's id,label are due."
