@@ -116,7 +116,7 @@ def test_ids_are_the_text_that_they_are_and_a_comma_at_the_end_of_each_row_is_no
 
 def test_errors_quote_no_more_of_a_file_than_a_line_holds(tmp_path: Path) -> None:
     path = tmp_path / "any.csv"
-    path.write_text(",".join(f"column{number}" for number in range(50_000)) + "\n1\n")
+    path.write_text(",".join(f"column{number}" for number in range(5_000)) + "\n1\n")
     with pytest.raises(UserError, match="no column id nor label") as error:
         read_labels(path)
     assert len(str(error.value)) < 500
