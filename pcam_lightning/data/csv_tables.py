@@ -14,10 +14,46 @@ _SUFFIX = re.compile(r"\.(tiff?|png)$", re.IGNORECASE)
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 
 
+def read_text(path: Path, hint: str = "", rows: int | None = None) -> pd.DataFrame:
+    """Read a CSV whose cells stay the text that they are: an id may be NA or 007.
+
+    Blank lines are dropped, cells that are missing are empty, and a comma at the end of each row is no cell. The index
+    is the line number in the file, as an editor shows it.
+
+    Args:
+        path: the file.
+        hint: what it should look like, for the message.
+        rows: how many to read at most; 0 reads the names of the columns.
+
+    Raises:
+        UserError: it cannot be read, or a row has more cells than the first line.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # more cells in a row than in the header
+            # Of objects alone pandas knows which cells are empty, and takes a comma at the end of each row for nothing.
+            frame = pd.read_csv(
+                path,
+                dtype=object,
+                keep_default_na=False,
+                skip_blank_lines=False,
+                encoding="utf-8-sig",
+                index_col=False,
+                nrows=rows,
+            )
+    except pd.errors.ParserWarning:
+        raise UserError(f"{path}: not a CSV file: a row has more columns than its first line.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a CSV file ({str(error).strip()}).{hint and ' '}{hint}") from None
+    frame = frame.fillna("")
+    frame.index += 2
+    return frame.loc[(frame != "").any(axis=1)]
+
+
 def read_csv(
     path: Path, columns: tuple[str, ...], hint: str = HOW_TO_GET, *, keep_suffix: bool = False
 ) -> pd.DataFrame:
-    """Read a CSV as text, blank lines dropped; the index is the line number in the file, as an editor shows it.
+    """Read columns of a CSV of ids as text, see `read_text`.
 
     An id is a file's name without suffix; one with a suffix loses it, unless it is to be kept.
 
@@ -32,26 +68,14 @@ def read_csv(
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; {hint}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # more columns in a row than in the header
-            frame = pd.read_csv(
-                path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig", index_col=False
-            )
-    except pd.errors.ParserWarning:
-        raise UserError(f"{path}: not a CSV file: a row has more columns than its first line.") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
-        raise UserError(
-            f"{path}: not a CSV file ({error}). It should start with the line {','.join(columns)}."
-        ) from None
+    frame = read_text(path, f"It should start with the line {','.join(columns)}.")
     if missing := [name for name in columns if name not in frame.columns]:
         header = shorten(",".join(map(str, frame.columns)))
         raise UserError(
             f"{path}: no column {' nor '.join(missing)}; its first line is {header!r}, and should have "
             f"{','.join(columns)}."
         )
-    frame = pd.DataFrame({name: frame[name].fillna("").str.strip() for name in columns})
-    frame.index += 2
+    frame = pd.DataFrame({name: frame[name].str.strip() for name in columns})
     frame = frame.loc[(frame != "").any(axis=1)]
     if frame.empty:
         raise UserError(f"{path}: no rows below the header; no patches at all.")

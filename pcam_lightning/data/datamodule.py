@@ -45,8 +45,8 @@ class PCamDataModule(L.LightningDataModule):
             folders; of Camelyon17-WILDS; with PCam's .h5 files; or a CSV of patches. By default `data`; where that does
             not exist, `fit` is a demo run on synthetic tissue.
         batch_size: patches a batch, on each device.
-        val_fraction: share of each class held out for validation; 0 trains on everything, 1 leaves nothing to train
-            on. Data that come with a validation part keep that one, unless it is 0.
+        val_fraction: share of each class held out for validation; 0 trains on everything, 1 validates on everything.
+            Data that come with a validation part keep that one, unless it is 0 or 1.
         split_seed: seed of the split.
         slides: CSV with id,wsi: whole slides are held out, so that val/auroc is of slides never seen in training.
         unknown_slides: what to do with patches that the slides file does not name: stop, or take them for one slide.
@@ -188,7 +188,7 @@ class PCamDataModule(L.LightningDataModule):
 
     def _setup_extra(self, root: Path) -> None:
         part = self.labeled_part("extra_train")
-        if root.resolve() == self.root.resolve():
+        if os.path.realpath(root) == os.path.realpath(self.root):
             raise UserError(f"`data.extra_train` {root}: is `data.root` itself; leave it out.")
         self._extra = open_extra(root, part, self.cache_dir, self.verify, self.columns)
         table, store = self._extra

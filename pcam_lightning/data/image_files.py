@@ -10,10 +10,15 @@ import pandas as pd
 from pcam_lightning.data.chunks import CHUNK, FileChunk
 from pcam_lightning.data.csv_tables import HOW_TO_GET
 from pcam_lightning.data.resize import Resize
-from pcam_lightning.utils.errors import UserError
+from pcam_lightning.utils.errors import UserError, rank_zero_warn
 
 SUFFIXES = (".tif", ".tiff", ".png")  # the earlier one wins where an id has several
 JPEGS = (".jpg", ".jpeg")  # read with `data.resize` alone
+PART_NAMES = {  # in lower case, of folders and of a column split
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 class ImageFolder:
@@ -55,6 +60,16 @@ def list_folder(root: Path, folder: str) -> list[str]:
         return []
 
 
+def subfolders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted, hidden ones left out; none where it is missing."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
+    except OSError:
+        return []
+    return sorted(name for name in names if name[0] != "." and os.path.isdir(folder / name))
+
+
 def find_images(root: Path, part: str, *, unique: bool = True, jpeg: bool = False) -> dict[str, str]:
     """Map id to path below `root` for all images below `root/part`; folders are listed, no file is opened.
 
@@ -65,35 +80,66 @@ def find_images(root: Path, part: str, *, unique: bool = True, jpeg: bool = Fals
         jpeg: whether JPEG files count.
 
     Raises:
-        UserError: there is no such folder, no image in it, or two files have one id.
+        UserError: there is no such folder, no image in it, a symbolic link that loops, or two files have one id.
     """
     if not (root / part).is_dir():
         raise UserError(f"{root / part}: no such folder; {HOW_TO_GET}.")
     found: dict[str, str] = {}
     suffixes = (*SUFFIXES, *JPEGS) if jpeg else SUFFIXES
     jpegs = 0
-    numbered_folders = ["" if part == "." else part + "/"]  # below root, each with a slash at its end
-    while numbered_folders:
-        folder = numbered_folders.pop()
-        for entry in os.scandir(root / folder):
-            if entry.name.startswith("."):  # what macOS leaves beside files, and our own cache folder
-                continue
-            stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() in suffixes:
-                path = folder + entry.name
-                stem = stem if unique else folder + stem
-                other = found.setdefault(stem, path)
-                if other != path:
-                    found[stem] = _preferred(root, other, path)
-            elif entry.is_dir():
-                numbered_folders.append(folder + entry.name + "/")
-            else:
-                jpegs += suffix.lower() in JPEGS
+    above = frozenset(map(str, Path(os.path.realpath(root / part)).parents))
+    for path in _walk(root, "" if part == "." else part + "/", suffixes, above):
+        stem, suffix = os.path.splitext(path)
+        if suffix.lower() not in suffixes:
+            jpegs += suffix.lower() in JPEGS
+            continue
+        stem = stem.rpartition("/")[2] if unique else stem
+        other = found.setdefault(stem, path)
+        if other != path:
+            found[stem] = _preferred(root, other, path)
+    reads = "`data.resize` crop or scale reads JPEG"
     if not found:
         hint = HOW_TO_GET if part in ("train", "test", ".") else "it needs some"
-        hint = f"{jpegs:,} .jpg: `data.resize` crop or scale reads JPEG" if jpegs else hint
+        hint = f"{jpegs:,} .jpg: {reads}" if jpegs else hint
         raise UserError(f"{root / part}: no .tif or .png file in it or below; {hint}.")
+    if jpegs:
+        rank_zero_warn(f"{root / part}: {jpegs:,} .jpg files in it are not used; {reads}.")
     return found
+
+
+def _walk(root: Path, folder: str, suffixes: tuple[str, ...], above: frozenset[str]) -> Iterator[str]:
+    """Yield the path below `root` of each file of a folder and of those below it, hidden ones left out.
+
+    Args:
+        root: the data folder.
+        folder: below root, with a slash at its end; empty for root itself.
+        suffixes: of files that are no folders, which saves looking.
+        above: where the folders above it really are.
+
+    Raises:
+        UserError: a symbolic link leads to itself or to a folder above it.
+    """
+    real = os.path.realpath(root / folder)
+    if real in above:
+        raise UserError(f"{root / folder}: a symbolic link to a folder in which it lies; remove it.")
+    folders = []
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):  # what macOS leaves beside files, and our own cache folder
+                continue
+            if entry.name.lower().endswith(suffixes):
+                yield folder + entry.name
+                continue
+            try:
+                is_folder = entry.is_dir()
+            except OSError as error:
+                raise UserError(f"{root / folder / entry.name}: {error.strerror}; remove it.") from None
+            if is_folder:
+                folders.append(folder + entry.name + "/")
+            else:
+                yield folder + entry.name
+    for one in folders:
+        yield from _walk(root, one, suffixes, above | {real})
 
 
 def _preferred(root: Path, first: str, second: str) -> str:

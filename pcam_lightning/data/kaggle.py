@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pcam_lightning.data.csv_tables import check_none_missing, read_csv, read_labels, without_suffix
+from pcam_lightning.data.csv_tables import check_none_missing, read_csv, read_labels, read_text, without_suffix
 from pcam_lightning.data.image_files import ImageFolder
 from pcam_lightning.data.slide_map import UNKNOWN_SLIDE, find_slides, read_slides
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn, shorten
@@ -52,7 +52,7 @@ class KaggleFolder(ImageFolder):
         csv, folder = self.root / "train_labels.csv", self.root / "train"
         files = self.find_images("train")
         table = _join_files(read_labels(csv), files, csv, folder)
-        if unused := [name for name in pd.read_csv(csv, nrows=0, encoding="utf-8-sig") if name not in ("id", "label")]:
+        if unused := [name for name in read_text(csv, rows=0) if name not in ("id", "label")]:
             rank_zero_info(
                 f"{csv}: not used: {shorten(', '.join(map(str, unused)))}. A CSV of patches, as `data.root`, may name "
                 "slide, patient, center, split and sample_weight."

@@ -214,6 +214,13 @@ def choose_split(
     nothing = np.zeros(len(table), dtype=bool)
     if options.file is not None:
         split = Split(read_split(options.file, table), nothing, f"as in {options.file.name}")
+    elif options.val_fraction == 1 and options.folds is None and options.holdout is None:
+        split = Split(~nothing, nothing, "all patches validate")
+        if own_split:
+            rank_zero_info(
+                f"All {len(table):,} patches validate (`data.val_fraction` 1); the split of the data ({own_split}) is "
+                "not used."
+            )
     elif own_split and options.folds is None and options.holdout is None:
         split = Split(table["val"].to_numpy() if options.val_fraction else nothing, nothing, own_split)
         for side, name in ((split.val_mask, "validation"), (~split.val_mask, "training")):
@@ -263,7 +270,7 @@ def _draw_split(
     group, blank = table["pixel_sha1"].to_numpy(), np.zeros(len(table), dtype=bool)
     if level is not None:
         names = table[level].fillna(UNKNOWN_SLIDE).astype(str).to_numpy()
-        if len(set(names)) == 1 and (options.val_fraction or options.folds):
+        if len(set(names)) == 1 and (0 < options.val_fraction < 1 or options.folds):
             option = f"`data.holdout` {level}" if options.holdout else "`data.slides`"
             raise UserError(f"{option}: all patches are of {level} {names[0]}; none would be left to train on.")
         # Bare glass has copies in many slides, which are not alike for that: they would become one group.

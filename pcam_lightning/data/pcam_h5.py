@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from pcam_lightning.data.chunks import CHUNK, BadFiles
+from pcam_lightning.data.csv_tables import read_text
 from pcam_lightning.data.h5_files import HOW_TO_GET, PREFIX, find_h5, open_array, open_images, read_images
 from pcam_lightning.data.image_io import BYTES
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
@@ -190,10 +191,7 @@ def _read_meta(root: Path, part: str) -> pd.DataFrame:
     meta = meta_of(root, part)
     if not meta.is_file():
         raise UserError(f"{meta}: no such file, and it names the slides; {HOW_TO_GET}.")
-    try:
-        frame = pd.read_csv(meta, dtype=str, keep_default_na=False)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError):
-        frame = pd.DataFrame()
+    frame = read_text(meta, f"{HOW_TO_GET}.")
     if "wsi" not in frame:
         raise UserError(f"{meta}: not a CSV file with a column wsi; {HOW_TO_GET}.")
-    return frame
+    return frame.reset_index(drop=True)

@@ -12,7 +12,7 @@ import pandas as pd
 from pcam_lightning.data.chunks import Chunk
 from pcam_lightning.data.class_folders import ClassFolders, class_folders
 from pcam_lightning.data.csv_tables import HOW_TO_GET
-from pcam_lightning.data.image_files import JPEGS, SUFFIXES, ImageFolder
+from pcam_lightning.data.image_files import JPEGS, SUFFIXES, ImageFolder, subfolders
 from pcam_lightning.data.kaggle import KaggleFolder
 from pcam_lightning.data.patch_folder import PatchFolder
 from pcam_lightning.data.pcam_h5 import PCamH5
@@ -146,7 +146,7 @@ def _open_layout(root: Path, *needed: str) -> PatchSource:
         return layout(root)
     if needed == ("train",) and not marks:
         _check_labels(root)
-    names = _folders(root)
+    names = subfolders(root)
     for part in needed:
         if part not in names and (like := next(filter(re.compile(_PART.format(part)).fullmatch, names), None)):
             raise UserError(f"{root}: has a folder {like}/ and none called {part}/; rename it to {part}/.")
@@ -238,14 +238,9 @@ def _find_inner(root: Path) -> Path | None:
     part = re.compile(_PART.format("(train|test)"))
     folders = [(root, 0)]  # and their levels; grows while it is read, level by level
     for folder, level in folders:
-        names = _folders(folder)
+        names = subfolders(folder)
         if folder != root and (layout_of(folder) is not PatchFolder or any(map(part.fullmatch, names))):
             return folder
         if level < _DEPTH and len(folders) < _MOST_FOLDERS:
             folders += [(folder / name, level + 1) for name in names]
     return None
-
-
-def _folders(root: Path) -> list[str]:
-    with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from pcam_lightning.data.csv_tables import read_text
 from pcam_lightning.data.slide_map import UNKNOWN_SLIDE
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_warn, shorten
@@ -230,7 +231,7 @@ def read_split(path: Path, table: pd.DataFrame) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{path}: no such file. `data.split_file` takes the split.csv of an older run.")
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        frame = read_text(path, "It is not a split.csv, which has the columns id,split.")
         part = frame.set_index("id")["split"]
         if part.index.has_duplicates:
             raise ValueError(f"id {part.index[part.index.duplicated()][0]} stands twice")

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pcam_lightning.data.image_files import ImageFolder, list_folder
+from pcam_lightning.data.csv_tables import read_text
+from pcam_lightning.data.image_files import PART_NAMES, ImageFolder, list_folder
 from pcam_lightning.utils.errors import UserError, rank_zero_info, shorten
 
 # Names that a column may have, the first that is there counts.
@@ -23,11 +24,6 @@ _NAMES = {
 }
 LEVELS = ("center", "patient", "slide")  # from the highest to the lowest
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "normal": 0, "tumor": 1, "tumour": 1, "negative": 0, "positive": 1}
-_PARTS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 
 
 class TableFile(ImageFolder):
@@ -154,10 +150,7 @@ def _columns(path: Path, given: Mapping[str, str]) -> dict[str, str]:
     """
     if unknown := next((what for what in given if what not in _NAMES), None):
         raise UserError(f"`data.columns` {unknown}: should be one of {', '.join(_NAMES)}.")
-    try:
-        header = [str(name) for name in pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a CSV file ({error}).") from None
+    header = [str(name) for name in read_text(path, rows=0)]
     if twice := next((name for name in given.values() if list(given.values()).count(name) > 1), None):
         raise UserError(f"`data.columns`: gives column {twice} for two things; copy it under another name.")
     if missing := next((name for name in given.values() if name not in header), None):
@@ -198,16 +191,12 @@ def _read(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
         UserError: it is malformed; the message names the row.
     """
     columns = _columns(path, names)
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a CSV file ({error}).") from None
+    frame = read_text(path)
     others = [column for column in frame if column not in {*columns, *columns.values()}]
     table: pd.DataFrame = pd.concat(
         [frame[list(columns.values())].set_axis(list(columns), axis="columns"), frame[others]], axis=1
     )
     table = table.apply(lambda one: one.str.strip())
-    table.index += 2
     if table.empty:
         raise UserError(f"{path}: no rows below the header; no patches at all.")
     table["path"] = table["path"].str.replace("\\", "/").str.removeprefix(f"{path.absolute().parent.as_posix()}/")
@@ -219,7 +208,7 @@ def _read(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
         _refuse(path, table["label"], label.isna(), "should be 0 for normal or 1 for tumor")
         table["label"] = label.astype("int8")
     if "split" in table:
-        part = table["split"].str.lower().map(_PARTS)
+        part = table["split"].str.lower().map(PART_NAMES)
         _refuse(path, table["split"], part.isna(), "should be train, val or test")
         table["split"] = part
     if "sample_weight" in table:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pcam_lightning.data.csv_tables import read_text
 from pcam_lightning.data.image_files import ImageFolder, list_folder
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 
@@ -73,10 +74,7 @@ class Wilds(ImageFolder):
             UserError: it is malformed; the message names the row.
         """
         path = self.root / "metadata.csv"
-        try:
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a CSV file ({error}).") from None
+        frame = read_text(path)
         if missing := [name for name in _COLUMNS if name not in frame]:
             raise UserError(f"{path}: no column {' nor '.join(missing)}, which that of Camelyon17-WILDS has.")
         if frame.empty:
@@ -87,14 +85,14 @@ class Wilds(ImageFolder):
         ):  # fmt: skip
             wrong = np.flatnonzero(~frame[name].str.fullmatch(allowed))
             if len(wrong):
-                raise UserError(f"{path}, row {wrong[0] + 2}: {name} {frame[name].iloc[wrong[0]]!r} is not valid.")
+                raise UserError(
+                    f"{path}, row {frame.index[wrong[0]]}: {name} {frame[name].iloc[wrong[0]]!r} is not valid."
+                )
         patient = frame["patient"].str.zfill(3)
         folder = "patient_" + patient + "_node_" + frame["node"]
         patch_id = folder + "_x_" + frame["x_coord"] + "_y_" + frame["y_coord"]
         if patch_id.duplicated().any():
-            raise UserError(
-                f"{path}, row {int(np.flatnonzero(patch_id.duplicated())[0]) + 2}: a patch that is listed twice."
-            )
+            raise UserError(f"{path}, row {frame.index[patch_id.duplicated()][0]}: a patch that is listed twice.")
         center = frame["center"].astype(int)
         part = np.where(frame["split"].astype(int) == _HELD_OUT, "id_val", "train")
         part = np.select([center == _VAL_CENTER, center == _TEST_CENTER], ["val", "test"], part)

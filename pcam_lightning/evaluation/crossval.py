@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from pcam_lightning.data.csv_tables import read_text
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.sources import parts
 from pcam_lightning.evaluation.runner import (
@@ -158,9 +159,7 @@ def _summarize(folder: Path, record: dict[str, Any], ids: set[str], folds: int, 
         f"val/auroc {message}: mean {record['mean']:.4f}, sd {record['sd']:.4f}; pooled {record['oof/auroc']:.4f}."
     )
     if has_test:
-        each = [pd.read_csv(_predictions(folder, fold), dtype={"id": str}) for fold in range(folds)]
-        logit = pd.concat([one.set_index("id")["logit"] for one in each], axis=1).mean(axis=1, skipna=False)
-        logit = logit.loc[each[0]["id"]]
-        prob = expit(logit.to_numpy(dtype=np.float64))
-        mean = pd.DataFrame({"id": each[0]["id"], "logit": logit.to_numpy(), "prob": prob})
+        each = [read_text(_predictions(folder, fold)).set_index("id")["logit"] for fold in range(folds)]
+        logit = pd.concat(each, axis=1).astype(float).mean(axis=1, skipna=False).loc[each[0].index]
+        mean = pd.DataFrame({"id": logit.index, "logit": logit.to_numpy(), "prob": expit(logit.to_numpy())})
         write_submission(folder / "submission.csv", mean, overwrite=True)

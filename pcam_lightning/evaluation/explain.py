@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pcam_lightning.data.csv_tables import read_csv
 from pcam_lightning.data.packed_store import PackedStore
 from pcam_lightning.evaluation.interpret import cam_layer, center_heat_fraction, center_heat_labels, grad_cam
 from pcam_lightning.evaluation.labeled_predictions import open_target, read_labeled_predictions
@@ -80,7 +81,7 @@ def _check_ids(wanted: list[str], split: Path) -> None:
     """
     if not split.is_file():
         return
-    part = pd.read_csv(split, dtype=str).set_index("id")["split"]
+    part = read_csv(split, ("id", "split"), keep_suffix=True).set_index("id")["split"]
     if unknown := sorted(set(wanted) - set(part.index[part == "val"])):
         raise UserError(f"`ids`: {unknown[0]}: not in the validation part; {split} lists it.")
 

@@ -8,7 +8,9 @@ import pandas as pd
 import yaml
 
 from pcam_lightning.data.datamodule import READ_OPTIONS, PCamDataModule
+from pcam_lightning.data.pcam_h5 import PCamH5
 from pcam_lightning.data.slide_map import UNKNOWN_SLIDE, read_slides
+from pcam_lightning.data.sources import layout_of
 from pcam_lightning.data.splits import SlideLeakage, find_slide_leakage
 from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.data.training_patches import TrainingPatches
@@ -97,11 +99,14 @@ def open_target(target: LoadedRun | Path) -> LoadedRun | Path:
 
 def _validate_run(loaded: LoadedRun, labels: Path | None, root: Path | None) -> LabeledPredictions:
     """Validate a run's best checkpoint again."""
-    moved = {} if root is None else {"data": {"root": str(root)}}
+    recorded = Path(loaded.config["data"]["root"])
+    moved: dict[str, Any] = {} if root is None else {"root": str(root)}
+    if loaded.bundled and layout_of(root or recorded) is PCamH5:
+        moved["val_fraction"] = 0.5  # any share keeps PCam's own parts; slides of its train part trained the network
     try:
-        scores = validate(loaded, Config.of_run(loaded, **moved))
+        scores = validate(loaded, Config.of_run(loaded, data=moved))
     except UserError as error:
-        if root is None and not Path(loaded.config["data"]["root"]).exists():
+        if root is None and not recorded.exists():
             raise UserError(f"{error} (`root` names a folder that has moved.)") from error
         raise
     return LabeledPredictions(

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
+from pcam_lightning.data.csv_tables import read_text
 from pcam_lightning.data.tiff_pages import TiffPage
 from pcam_lightning.utils.errors import UserError, rank_zero_warn
 
@@ -140,13 +141,13 @@ def read_mpp_table(path: Path) -> dict[str, float]:
         UserError: it cannot be read, or a value is no scale.
     """
     try:
-        table = pd.read_csv(Path(path).expanduser(), dtype={"slide": str})
+        table = read_text(Path(path).expanduser(), "It is no CSV with the columns slide,mpp.")
         names, values = table["slide"].str.strip(), pd.to_numeric(table["mpp"])
-    except (OSError, ValueError, KeyError, AttributeError, pd.errors.ParserError) as error:
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path}: no CSV with the columns slide,mpp ({error}).") from None
     found: dict[str, float] = {}
-    for row, (name, value) in enumerate(zip(names, values, strict=True), start=2):
-        if pd.isna(name) or not LOWEST_MPP <= value <= HIGHEST_MPP:
+    for row, name, value in zip(table.index, names, values, strict=True):
+        if not name or not LOWEST_MPP <= value <= HIGHEST_MPP:
             raise UserError(f"{path}, row {row}: mpp {value:g} should be from {LOWEST_MPP:g} to {HIGHEST_MPP:g}.")
         if found.setdefault(name, float(value)) != value:
             raise UserError(f"{path}, row {row}: {name} has another mpp in an earlier row.")

@@ -1,6 +1,7 @@
 """A folder of drawn lymph-node tissue, in Kaggle's layout or as whole slides: for those without data, and for tests."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,7 @@ def synthesize(
     if not 0.5 <= side_mm <= 4:
         raise UserError(f"side_mm {side_mm} is out of range. Give a number from 0.5 to 4.")
     try:
-        with atomic_folder(dest.expanduser().resolve()) as folder:
+        with atomic_folder(Path(os.path.realpath(dest.expanduser()))) as folder:
             if layout == "wilds" and not whole:
                 draw_hospitals(folder, train + test, seed)
                 atomic_write(folder / MARK, "Tissue, slides and labels were drawn by pcam_lightning: none is real.\n")

@@ -91,7 +91,8 @@ def measure_feature_distance(loaded: LoadedRun, data: PCamDataModule) -> Feature
         data: set up for `validate`, with a validation part.
 
     Raises:
-        UserError: the data are not those of the network's run, or it has no stages that can be looked at.
+        UserError: the data are not those of the network's run, it has no stages that can be looked at, or the training
+            patches are all the same.
     """
     record = loaded.checkpoint["pcam"]
     pixels = record["data"].get("pixels")
@@ -110,7 +111,13 @@ def measure_feature_distance(loaded: LoadedRun, data: PCamDataModule) -> Feature
         trainer.predict(model, dataloaders=data.labeled_dataloader(rows), return_predictions=False)
     found, count = torch.cat(collector.found), len(parts[0])
     train, val = found[:count], found[count:]
-    distance = FeatureDistance(*_fit(train), 0.0, loaded.step, pixels)
+    try:
+        distance = FeatureDistance(*_fit(train), 0.0, loaded.step, pixels)
+    except np.linalg.LinAlgError:
+        raise UserError(
+            f"{data.root}: its {count:,} training patches that were measured are copies of one or two; a distance from "
+            "them needs patches that differ."
+        ) from None
     threshold = float(np.quantile(distance(val).numpy(), _QUANTILE))
     return replace(distance, threshold=threshold)
 
@@ -146,11 +153,18 @@ def _draw(mask: np.ndarray) -> np.ndarray:
 
 
 def _fit(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and whitening of features (N, F); the covariance is shrunk, as few patches need it."""
+    """Return mean and whitening of features (N, F); the covariance is shrunk, as few patches need it.
+
+    Raises:
+        np.linalg.LinAlgError: all are copies of one patch, or halves of two.
+    """
     values = features.numpy().astype(np.float64)
     mean, scale = values.mean(axis=0), values.std(axis=0) + 1e-6
     covariance = LedoitWolf(assume_centered=True).fit((values - mean) / scale).covariance_
-    whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T / scale[:, None]
+    lower = np.linalg.cholesky(covariance)
+    if lower.diagonal().min() < 1e-6:  # singular, but for rounding
+        raise np.linalg.LinAlgError
+    whiten = np.linalg.inv(lower).T / scale[:, None]
     return torch.from_numpy(mean).float(), torch.from_numpy(whiten).float()
 
 

@@ -231,7 +231,7 @@ def predict(
         raise UserError(f"`{name}`: needs the {what} of one run, and `ensemble` names several.")
     loaded = LoadedRun.open(ckpt_path)
     others = [LoadedRun.open(one) for one in ensemble]
-    paths = [one.path.resolve() for one in (loaded, *others)]
+    paths = [os.path.realpath(one.path) for one in (loaded, *others)]  # a link may loop
     if twice := next((one for one in paths if paths.count(one) > 1), None):
         raise UserError(f"`ensemble`: {twice} is there twice.")
     session = _Session(loaded, config or Config.of_run(loaded))

@@ -11,7 +11,7 @@ import torch
 from scipy.special import expit
 from scipy.special import logit as to_logit
 
-from pcam_lightning.data.csv_tables import read_labels, without_suffix
+from pcam_lightning.data.csv_tables import read_labels, read_text, without_suffix
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.utils.atomic_io import atomic_write
@@ -84,12 +84,7 @@ def read_predictions_csv(file: Path, labels: Path | None = None) -> pd.DataFrame
     """
     if not file.is_file():
         raise UserError(f"{file}: no such run, cross-validation or CSV of predictions.")
-    try:
-        rows = pd.read_csv(
-            file, dtype={"id": str, **dict.fromkeys(LEVELS, str)}, keep_default_na=False, na_values={"logit": [""]}
-        )
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{file}: not a CSV of predictions ({error}).") from None
+    rows = read_text(file, "It is not a CSV of predictions, which has id,label,logit.").reset_index(drop=True)
     if "id" not in rows or not {"logit", "label"} & set(rows):
         raise UserError(
             f"{file}: has the columns {','.join(map(str, rows))}; id,logit or a submission's id,label are due."
@@ -112,6 +107,7 @@ def read_predictions_csv(file: Path, labels: Path | None = None) -> pd.DataFrame
         rows["label"] = found
     if "label" not in rows:
         raise UserError(f"{file}: {_NO_LABELS}")
+    rows["label"] = pd.to_numeric(rows["label"], errors="coerce")
     rows["logit"] = pd.to_numeric(rows["logit"], errors="coerce").astype(np.float64)
     if not np.isfinite(rows["logit"]).all() or not rows["label"].isin([0, 1]).all():
         raise UserError(f"{file}: a logit that is not a finite number, or a label that is neither 0 nor 1.")

@@ -26,6 +26,5 @@ def bundled_file(name: str | os.PathLike[str]) -> Path | None:
                 f"folder; rename it, or give its whole path, {path.absolute()}."
             )
         return WEIGHTS / f"{path}.safetensors"
-    return next(
-        (file for one in BUNDLED if (file := WEIGHTS / f"{one}.safetensors") == path.expanduser().resolve()), None
-    )
+    real = Path(os.path.realpath(path.expanduser()))  # which takes a symbolic link to itself too
+    return next((file for one in BUNDLED if (file := WEIGHTS / f"{one}.safetensors") == real), None)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,9 +18,11 @@ from torchmetrics import MetricCollection
 from pcam_lightning import PCamDataModule
 from pcam_lightning.cli.main import main
 from pcam_lightning.data.class_folders import ClassFolders
+from pcam_lightning.data.h5_files import PREFIX
 from pcam_lightning.data.sources import layout_of, open_source
 from pcam_lightning.data.splits import find_slide_leakage
 from pcam_lightning.data.wilds import Wilds
+from pcam_lightning.evaluation.labeled_predictions import read_labeled_predictions
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.synthetic.kaggle_folder import synthesize
 from pcam_lightning.training.options import Config
@@ -58,7 +61,7 @@ def test_labels_are_the_names_of_folders(names: tuple[str, str], tmp_path: Path)
     assert data.test_table["id"].tolist() == sorted(data.test_table["id"])
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val", "VALIDATION"])
 def test_a_folder_of_validation_patches_is_the_split(val: str, tmp_path: Path) -> None:
     root = class_folders(tmp_path / "data", ("0", "1"), "train", val)
     data = PCamDataModule(root)
@@ -68,6 +71,48 @@ def test_a_folder_of_validation_patches_is_the_split(val: str, tmp_path: Path) -
     data = PCamDataModule(root, folds=5)
     data.setup("fit")
     assert int(data.val_mask.sum()) == 8
+
+
+def test_parts_and_classes_count_in_any_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = class_folders(tmp_path / "data", ("NORMAL", "Tumor"), "Training", "Valid", "TEST", "Eval")
+    data = PCamDataModule(root)
+    data.setup("fit")
+    assert set(data.table["path"].str.split("/").str[0]) == {"Training", "Valid"}
+    assert set(data.table["path"][data.val_mask].str.split("/").str[0]) == {"Valid"}
+    assert "data: not used: Eval/; parts are called train, val and test" in capsys.readouterr().err
+    data.setup("test")
+    assert data.test_table["id"].tolist()[:2] == ["NORMAL_00", "NORMAL_01"]
+    assert len(data.test_table) == 20
+    write_patch(root / "test" / "0" / "00.png", 1)
+    with pytest.raises(UserError, match=r"data: has TEST/ and test/; keep the one that is its test part"):
+        PCamDataModule(root).setup("predict")
+
+
+def test_images_beside_class_folders_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = class_folders(tmp_path / "data", ("0", "1"), "train", "val")
+    write_patch(root / "test" / "1" / "a.png", 900)
+    for number in range(5):
+        for part in ("train", "val", "test"):
+            write_patch(root / part / f"{number}.png", 1000 + number)
+    data = PCamDataModule(root)
+    data.setup("fit")
+    told = capsys.readouterr().err
+    assert len(data.table) == 40
+    for part in ("train", "val"):
+        assert f"{part}: 5 images beside its class folders have no label and are not used, 0.png first" in told
+    data.setup("predict")
+    assert data.test_table["id"].tolist() == ["0", "1", "1_a", "2", "3", "4"]
+    assert "test: 5 images beside its class folders are predicted too; they have no label" in capsys.readouterr().err
+    data.setup("test")
+    assert data.test_table["id"].tolist() == ["1_a"]
+    assert "test: 5 images beside its class folders have no label and are not used" in capsys.readouterr().err
+
+
+def test_jpegs_beside_other_images_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = class_folders(tmp_path / "data")
+    (root / "train/1/03.png").rename(root / "train/1/03.jpg")
+    PCamDataModule(root).setup("fit")
+    assert "train/1: 1 .jpg files in it are not used; `data.resize` crop or scale" in capsys.readouterr().err
 
 
 def test_an_id_is_a_path(tmp_path: Path) -> None:
@@ -211,7 +256,23 @@ def write_text_class(root: Path) -> None:
     (root / "train/1/notes.txt").touch()
 
 
+def link(path: str, target: str) -> Callable[[Path], None]:
+    def apply(root: Path) -> None:
+        (root / path).symlink_to(target)
+
+    return apply
+
+
 BROKEN_CLASSES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a link to a folder above": (link("train/1/up", ".."), r"train/1/up: a symbolic link to a folder in which it lies"),
+    "a link to its own folder": (link("train/1/here", "."), r"train/1/here: a symbolic link to a folder in which it"),
+    "a link to itself": (link("train/1/loop", "loop"), r"train/1/loop: Too many levels of symbolic links; remove it"),
+    "an image that is a link to itself": (link("train/1/x.png", "x.png"), r"train/1/x.png: cannot be read \(Too many"),
+    "a class that is a link to itself": (
+        lambda root: (shutil.rmtree(root / "train/1"), (root / "train/1").symlink_to("1")),
+        "train: has a folder 0/ and none for the other class",
+    ),
+    "val with images alone": (lambda root: write_patch(root / "Val/a.png", 1), r"data/Val: no class folders in it"),
     "a third class": (write("train/2/a.png", b""), r"train/2: not a class folder"),
     "one class without images": (empty("train/1"), "no .tif or .png"),
     "val without a class": (write("val/other/a.png", b""), r"val/other: not a class folder"),
@@ -219,6 +280,10 @@ BROKEN_CLASSES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a damaged patch": (write("train/1/03.png", b"no image"), "1 of 20 image files cannot be used"),
     "an empty file": (write("train/1/03.png", b""), "1 of 20 image files cannot be used"),
     "two files of one name": (write("train/1/03.PNG", b""), "have the same id"),
+    "two training parts": (
+        lambda root: class_folders(root, ("0", "1"), "Training"),
+        r"data: has Training/ and train/; keep the one that is its train part",
+    ),
     "two validation parts": (
         lambda root: class_folders(root, ("0", "1"), "val", "valid"),
         r"data: has val/ and valid/; keep the one",
@@ -483,6 +548,17 @@ def test_weights_of_a_csv_are_factors_of_the_training_loss(
     assert loss[3.0] == pytest.approx(3 * loss[1.0])
 
 
+def test_cells_stay_the_text_that_they_are(tmp_path: Path) -> None:
+    names = ["NA", "null", "007", "1e5", *(f"p{index}" for index in range(16))]
+    file = table(tmp_path / "data", id=names, slide=[["nan", "None", "01"][index % 3] for index in range(20)])
+    header, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([header, *(f"{row}," for row in rows)]))  # a comma at the end of each row
+    data = PCamDataModule(file)
+    data.setup("fit")
+    assert set(data.table["id"]) == set(names)
+    assert set(data.table["slide"]) == {"nan", "None", "01"}
+
+
 def text_cell(column: str, row: int, value: str) -> Callable[[Path], None]:
     def change(frame: pd.DataFrame) -> pd.DataFrame:
         frame.loc[row, column] = value
@@ -532,6 +608,14 @@ BROKEN_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
         "split 'later' should be train, val or test",
     ),
     "one class": (edit("patches.csv", lambda f: f.assign(label="1")), "every training label is 1"),
+    "a cell more than columns": (
+        lambda root: (root / "patches.csv").write_text("path,label\na.png,0,1\n"),
+        r"patches.csv: not a CSV file: a row has more columns than its first line",
+    ),
+    "a comma at the end of some rows": (
+        lambda root: (root / "patches.csv").write_text("path,label\na.png,0\nb.png,1,\n"),
+        r"patches.csv: not a CSV file \(.*Expected 2 fields in line 3, saw 3",
+    ),
     "a header alone": (edit("patches.csv", lambda f: f.iloc[:0]), "no rows below the header"),
     "no CSV": (write("patches.csv", b"\x89PNG\r\n\x1a\n\x00\xff"), "not a CSV file"),
     "an empty file": (write("patches.csv", b""), "not a CSV file"),
@@ -547,6 +631,54 @@ def test_what_is_broken_in_a_csv_is_named(name: str, tmp_path: Path) -> None:
     apply(file.parent)
     with pytest.raises(UserError, match=message):
         PCamDataModule(file, slides="slides.csv" if name == "a slides file" else None).setup("fit")
+
+
+def _kaggle(root: Path) -> Path:
+    synthesize(root, train=20, test=4, slides=4)
+    return root
+
+
+def _pcam(root: Path) -> Path:
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for part in ("train", "valid"):
+        with h5py.File(root / f"{PREFIX}{part}_x.h5", "w") as x, h5py.File(root / f"{PREFIX}{part}_y.h5", "w") as y:
+            x["x"] = rng.integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
+            y["y"] = (np.arange(8) % 2).reshape(8, 1, 1, 1).astype(np.uint8)
+    return root
+
+
+LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "kaggle": (_kaggle, ""),
+    "pcam": (_pcam, "PCam's own parts"),
+    "wilds": (wilds, "WILDS's split: center 1 validates"),
+    "classes": (lambda root: class_folders(root, ("0", "1"), "train", "val"), "the patches in val/"),
+    "table": (
+        lambda root: table(root, split=["train", "train", "val", "val"] * 5, label=["0", "1"] * 10),
+        "the column split",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_all_patches_validate_where_the_fraction_is_1(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, own_split = LAYOUTS[layout]
+    data = PCamDataModule(root := write(tmp_path / "data"), val_fraction=1)
+    data.setup("validate")
+    assert data.val_mask.all()
+    told = f"All {len(data.table)} patches validate (`data.val_fraction` 1); the split of the data ({own_split})"
+    assert (told in capsys.readouterr().err) == bool(own_split)
+    scored = read_labeled_predictions(Path("pcam-small"), root=root).rows["id"]
+    kept = data.table["id"].str.startswith("valid") if layout == "pcam" else slice(None)  # the rest trained it
+    assert sorted(scored) == sorted(data.table["id"][kept])
+
+
+def test_one_slide_alone_is_validated_on(tmp_path: Path) -> None:
+    data = PCamDataModule(table(tmp_path / "data", slide=["a"] * 20), holdout="slide", val_fraction=1)
+    data.setup("validate")
+    assert data.val_mask.all()
 
 
 @pytest.mark.parametrize("layout", ["classes", "table", "wilds"])

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from pcam_lightning.cli.main import main
 from pcam_lightning.data.csv_tables import read_labels
 from pcam_lightning.data.h5_files import PREFIX
 from pcam_lightning.data.image_io import read_patch
+from pcam_lightning.data.slide_map import read_slides
 from pcam_lightning.data.sources import parts, read_test, read_train
 from pcam_lightning.data.splits import read_split
+from pcam_lightning.slides.scale import read_mpp_table
+from pcam_lightning.training.predictions import read_predictions_csv
 from pcam_lightning.utils.errors import UserError
 
 
@@ -80,9 +84,39 @@ def test_the_training_part_is_known_as_the_current_folder(kaggle: MakeFolder, mo
         read_test(Path())
 
 
+READERS: dict[str, tuple[str, list[str], Callable[[Path], object], object]] = {
+    "labels": ("id,label", ["NA,0", "007,1"], lambda path: list(read_labels(path)["id"]), ["NA", "007"]),
+    "slides": ("id,wsi", ["NA,null", "007,nan"], lambda path: dict(read_slides(path)), {"NA": "null", "007": "nan"}),
+    "split": (
+        "id,split", ["NA,val", "007,train"], lambda path: list(read_split(path, _rows("NA", "007"))), [True, False]
+    ),
+    "predictions": (
+        "id,label,logit,slide",
+        ["NA,0,1.5,null", "007,1,2,01"],
+        lambda path: read_predictions_csv(path)[["id", "slide"]].to_numpy().tolist(),
+        [["NA", "null"], ["007", "01"]],
+    ),
+    "scales": ("slide,mpp", ["NA,0.5", "007,0.25"], read_mpp_table, {"NA": 0.5, "007": 0.25}),
+}  # fmt: skip
+
+
+def _rows(*ids: str) -> pd.DataFrame:
+    return pd.DataFrame({"id": ids, "label": 0, "pixel_sha1": ids})
+
+
+@pytest.mark.parametrize("end", ["", ","])
+@pytest.mark.parametrize("name", READERS)
+def test_ids_are_the_text_that_they_are_and_a_comma_at_the_end_of_each_row_is_no_cell(
+    name: str, end: str, tmp_path: Path
+) -> None:
+    header, rows, read, expected = READERS[name]
+    (tmp_path / "any.csv").write_text("\n".join([header, *(row + end for row in rows)]))
+    assert read(tmp_path / "any.csv") == expected
+
+
 def test_errors_quote_no_more_of_a_file_than_a_line_holds(tmp_path: Path) -> None:
     path = tmp_path / "any.csv"
-    path.write_text(",".join(f"column{number}" for number in range(50_000)) + "\n1\n")
+    path.write_text(",".join(f"column{number}" for number in range(5_000)) + "\n1\n")
     with pytest.raises(UserError, match="no column id nor label") as error:
         read_labels(path)
     assert len(str(error.value)) < 500

@@ -193,6 +193,23 @@ def test_another_test_part_is_predicted_again(
     assert (FOLDER / "submission.csv").read_bytes() == before
 
 
+def test_ids_stay_the_text_that_they_are(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(undisturbed.parents[2], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    data = Path(yaml.safe_load((FOLDER / "config.yaml").read_text())["data"]["root"])
+    before = (FOLDER / "submission.csv").read_text()
+    first, second = (line.split(",")[0] for line in before.splitlines()[1:3])
+    for fold in (0, 1):
+        file = FOLDER / f"predictions_{fold}.csv"
+        content = file.read_text().replace(first, "NA").replace(second, "0123456789")
+        file.unlink()  # a link of the fold's own
+        file.write_text(content)
+    for name in ("oof.csv", "submission.csv"):
+        (FOLDER / name).unlink()
+    assert main(_args(data)) == 0
+    assert (FOLDER / "submission.csv").read_text() == before.replace(first, "NA").replace(second, "0123456789")
+
+
 def test_what_is_wrong_leaves_no_folder(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*_args(drawn), "--model.weights=nowhere.pt"]) == 2
     assert "error: --model.weights nowhere.pt: no such file" in capsys.readouterr().err

@@ -227,6 +227,26 @@ FOLDERS = {
         r"train: no .tif or .png file in it or below; 1 .jpg: --data.resize crop or scale reads JPEG",
     ),
     "two files of one id": Case(_two_files_of_one_id, FIT, r"train000.tif and .*train000.tif have the same id; remove"),
+    "a link to a folder above": Case(
+        lambda place: (place / "kaggle/train/up").symlink_to(".."),
+        FIT,
+        r"kaggle/train/up: a symbolic link to a folder in which it lies",
+    ),
+    "a link to itself": Case(
+        lambda place: (place / "kaggle/test/loop").symlink_to("loop"),
+        PREDICT,
+        r"kaggle/test/loop: Too many levels of symbolic links; remove it",
+    ),
+    "a checkpoint that is a link to itself": Case(
+        lambda place: (place / "loop").symlink_to("loop"),
+        ("predict", "--ckpt_path", "loop"),
+        r"loop: no such checkpoint",
+    ),
+    "extra patches in a link to itself": Case(
+        lambda place: (place / "loop").symlink_to("loop"),
+        (*FIT, "--data.extra_train", "loop"),
+        r"--data.extra_train .*loop: no such folder or CSV",
+    ),
     "no test": Case(_remove("kaggle/test"), PREDICT, r"kaggle/test: no such folder"),
     "cache in a file": Case(_write("file", ""), (*FIT, "--data.cache_dir", "file"), r"file/kaggle-\w+ cannot be writt"),
     "answers": Case(None, ("test", *PREDICT[1:]), r"answers.csv: no such file. Scoring"),

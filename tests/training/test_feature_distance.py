@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import CONFIGS, FAST, MakeFolder
 from PIL import Image
 from scipy.spatial.distance import mahalanobis
 
@@ -125,6 +126,27 @@ def test_only_the_training_patches_of_the_run_are_measured(
     again = find_feature_distance(LoadedRun.open(best))
     assert again is not None
     assert again.threshold == pytest.approx(measured.threshold)
+
+
+def test_training_patches_that_are_all_the_same_have_no_distance(
+    kaggle: MakeFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = kaggle(train=20, test=1)
+    for number in range(4, 20):  # a patch of each class on either side of the split
+        shutil.copy(root / f"train/train{number % 4:03d}.tif", root / f"train/train{number:03d}.tif")
+    args = ["fit", "-c", str(CONFIGS / "base.yaml"), f"--data.root={root}", "--data.val_fraction=0.5", *FAST]
+    assert main([*args, "--trainer.max_epochs=1"]) == 0
+    run = "lightning_logs/base/version_0"
+    assert main(["evaluate", run, "--bootstrap_samples=100", "--abstain=0.2"]) == 0
+    told = capsys.readouterr().err
+    assert f"will not be marked: {root}: its 10 training patches that were measured are copies of one or two" in told
+    for count in (1, 2, 3):
+        features = torch.randn(count, 40, generator=torch.Generator().manual_seed(0)).repeat(12, 1)
+        if count < 3:
+            with pytest.raises(np.linalg.LinAlgError):
+                _fit(features)
+        else:
+            assert FeatureDistance(*_fit(features), 1.0, 0)(features).isfinite().all()
 
 
 def _validation_quantile(distance: FeatureDistance, best: Path, root: Path) -> float:
