@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pcam_lightning.data.image_files import ImageFolder
+from pcam_lightning.data.image_files import ImageFolder, is_hidden
 from pcam_lightning.utils.errors import UserError
 
 _CLASSES = {
@@ -72,8 +72,8 @@ class ClassFolders(ImageFolder):
     def _read(self, part: str) -> pd.DataFrame:
         """Return path and label of the images of a part."""
         classes = class_folders(self.root / part)
-        others = sorted(path.name for path in (self.root / part).iterdir() if path.is_dir() and path.name[:1] != ".")
-        if unknown := [name for name in others if name not in classes]:
+        others = sorted(path.name for path in (self.root / part).iterdir() if path.is_dir())
+        if unknown := [name for name in others if name not in classes and not is_hidden(name)]:
             raise UserError(
                 f"{self.root / part / unknown[0]}: not a class folder; these are named 0 or normal, and 1 or tumor."
             )

@@ -46,6 +46,11 @@ class ImageFolder:
         yield [FileChunk(os.fspath(self.root), paths[start : start + CHUNK], self.resize) for start in starts]
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is none of the user's: what macOS leaves beside files, or our own cache."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def list_folder(root: Path, folder: str) -> list[str]:
     """Return the paths below `root` of what lies in a folder; none where it is missing."""
     try:
@@ -76,7 +81,7 @@ def find_images(root: Path, part: str, *, unique: bool = True, jpeg: bool = Fals
     while numbered_folders:
         folder = numbered_folders.pop()
         for entry in os.scandir(root / folder):
-            if entry.name.startswith("."):  # what macOS leaves beside files, and our own cache folder
+            if is_hidden(entry.name):
                 continue
             stem, suffix = os.path.splitext(entry.name)
             if suffix.lower() in suffixes:
