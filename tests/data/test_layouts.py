@@ -17,8 +17,8 @@ from torchmetrics import MetricCollection
 from pcam_lightning import PCamDataModule
 from pcam_lightning.cli.main import main
 from pcam_lightning.data.class_folders import ClassFolders
+from pcam_lightning.data.leakage import find_slide_leakage
 from pcam_lightning.data.sources import layout_of, open_source
-from pcam_lightning.data.splits import find_slide_leakage
 from pcam_lightning.data.wilds import Wilds
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.synthetic.kaggle_folder import synthesize
@@ -601,7 +601,7 @@ def test_leakage_is_told_by_what_is_known(tmp_path: Path) -> None:
     data = PCamDataModule(class_folders(tmp_path / "classes", ("0", "1"), "train", "val"))
     data.setup("fit")
     leakage = find_slide_leakage(data.table, data.val_mask, by_file=False)
-    assert leakage == ("patches of one slide may be on both sides", False)
+    assert leakage[:2] == ("patches of one slide may be on both sides", False)
     file = table(tmp_path / "data")
     frame = pd.read_csv(file)
     frame.drop(columns="slide").to_csv(file, index=False)
