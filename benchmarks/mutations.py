@@ -119,10 +119,10 @@ MUTATIONS = [
         ("data/test_splits.py::test_a_split_of_both_classes_is_found_wherever_there_is_one",),
     ),
     Mutation(
-        "parts that are due a class take from those that keep both",
+        "parts that are due a class come first",
         "data/splits.py",
-        "least or np.minimum(dealt[part[index]], 1)",
-        "np.minimum(dealt[part[index]], 1)",
+        "for least in (1, 0)",
+        "for least in (0,)",
         ("data/test_splits.py::test_splits_of_earlier_versions_are_the_same",),
     ),
     Mutation(
