@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pcam_lightning.data.image_files import JPEGS, PART_NAMES, SUFFIXES, ImageFolder, list_folder, subfolders
+from pcam_lightning.data.image_files import JPEGS, PART_NAMES, SUFFIXES, ImageFolder, is_hidden, list_folder, subfolders
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn, shorten
 
 _CLASSES = {
@@ -115,7 +115,7 @@ class ClassFolders(ImageFolder):
         return sorted(
             path
             for path in list_folder(self.root, folder)
-            if path.lower().endswith((*SUFFIXES, *JPEGS)) and not path.startswith(f"{folder}/.")
+            if path.lower().endswith((*SUFFIXES, *JPEGS)) and not is_hidden(Path(path).name)
         )
 
 

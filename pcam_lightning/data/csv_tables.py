@@ -10,7 +10,7 @@ import pandas as pd
 from pcam_lightning.utils.errors import UserError, shorten
 
 HOW_TO_GET = "download and unzip Kaggle's histopathologic-cancer-detection, or name its folder with `data.root`"
-_SUFFIX = re.compile(r"\.(tiff?|png)$", re.IGNORECASE)
+_SUFFIX = re.compile(r"\.(tiff?|png|jpe?g)$", re.IGNORECASE)
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 
 

@@ -58,7 +58,8 @@ class PCamDataModule(L.LightningDataModule):
         split_file: split.csv of an older run, used instead of a new split; `slides` then only names the slide of each
             patch.
         extra_train: another data folder, such as mine-negatives writes, whose labeled patches are added to the training
-            part. Those that validate, by pixels or, where both folders name the slides, by slide, are left out.
+            part. Those that validate, by pixels or, where both folders name them, by slide, patient, center or
+            `holdout`, are left out.
         cache_dir: folder for the packed images, 27.6 kB a patch; by default .pcam_cache in the data folder.
         columns: of a CSV of patches: what its columns path, label, id, slide, patient, center, split and sample_weight
             (a factor of the training loss) are called, where that is none of the usual names, such as
@@ -190,7 +191,7 @@ class PCamDataModule(L.LightningDataModule):
         part = self.labeled_part("extra_train")
         if os.path.realpath(root) == os.path.realpath(self.root):
             raise UserError(f"`data.extra_train` {root}: is `data.root` itself; leave it out.")
-        self._extra = open_extra(root, part, self.cache_dir, self.verify, self.columns)
+        self._extra = open_extra(root, part, self.cache_dir, self.verify, self.columns, self.holdout)
         table, store = self._extra
         labels = table["label"].to_numpy(dtype=np.float32)
         weights = table["sample_weight"].to_numpy() if "sample_weight" in table else None

@@ -51,6 +51,11 @@ class ImageFolder:
         yield [FileChunk(os.fspath(self.root), paths[start : start + CHUNK], self.resize) for start in starts]
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is none of the user's: what macOS leaves beside files, or our own cache."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def list_folder(root: Path, folder: str) -> list[str]:
     """Return the paths below `root` of what lies in a folder; none where it is missing."""
     try:
@@ -67,7 +72,7 @@ def subfolders(folder: Path) -> list[str]:
             names = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
     except OSError:
         return []
-    return sorted(name for name in names if name[0] != "." and os.path.isdir(folder / name))
+    return sorted(name for name in names if not is_hidden(name) and os.path.isdir(folder / name))
 
 
 def find_images(root: Path, part: str, *, unique: bool = True, jpeg: bool = False) -> dict[str, str]:
@@ -125,7 +130,7 @@ def _walk(root: Path, folder: str, suffixes: tuple[str, ...], above: frozenset[s
     folders = []
     with os.scandir(root / folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):  # what macOS leaves beside files, and our own cache folder
+            if is_hidden(entry.name):
                 continue
             if entry.name.lower().endswith(suffixes):
                 yield folder + entry.name

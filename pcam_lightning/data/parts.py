@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pcam_lightning.data.batches import JoinedPatches, Patches
+from pcam_lightning.data.leakage import keep_apart, known_groups, unnamed_groups
 from pcam_lightning.data.packed_store import PackedStore, open_store
 from pcam_lightning.data.quality import is_blank
 from pcam_lightning.data.slide_map import UNKNOWN_SLIDE
@@ -69,7 +70,12 @@ def _one_group(table: pd.DataFrame, names: np.ndarray, level: str, fold: int) ->
 
 
 def open_extra(
-    root: Path, part: LabeledPart, cache_dir: Path | None, verify: bool, columns: Mapping[str, str] | None
+    root: Path,
+    part: LabeledPart,
+    cache_dir: Path | None,
+    verify: bool,
+    columns: Mapping[str, str] | None,
+    holdout: str | None,
 ) -> ExtraPart:
     """Open another data folder whose labeled patches train too; report how many.
 
@@ -79,6 +85,7 @@ def open_extra(
         cache_dir: see `open_store`, as `verify`.
         verify: whether all pixels are hashed.
         columns: of a CSV of patches, see `open_source`.
+        holdout: column whose groups were held out whole.
 
     Raises:
         UserError: see `sources` and `packed_store`; or none of the patches can train.
@@ -89,57 +96,19 @@ def open_extra(
     table = source.read_train()
     store = open_store(table, source, "train", cache_dir, verify)
     table["pixel_sha1"] = store.pixel_sha1[store.rows(table["id"])]
-    apart = keep_apart(table, part.table, part.val_mask)
+    apart = keep_apart(table, part.table, part.val_mask, holdout)
     kept = table[apart].reset_index(drop=True)
     if not len(kept):
         raise UserError(f"`data.extra_train` {root}: all of its {len(table):,} patches, or their groups, validate.")
     left_out = "" if apart.all() else f"; {int((~apart).sum()):,} left out, since they or their groups validate"
     rank_zero_info(f"extra training data: {root}: {describe(kept, np.ones(len(kept), dtype=bool))}{left_out}.")
-    if unknown := [one for one in LEVELS if one not in kept and held_out_groups(part.table, part.val_mask, one)]:
+    level, unnamed = unnamed_groups(kept, part.table, part.val_mask, holdout)
+    if unnamed:
         rank_zero_warn(
-            f"val/auroc may be optimistic: {root} does not name the {unknown[-1]} of its patches, which may be "
-            "one that validates."
+            f"val/auroc may be optimistic: {root} does not name the {level} of {unnamed:,} of its {len(kept):,} "
+            "patches, which may be one that validates."
         )
     return ExtraPart(kept, store)
-
-
-def keep_apart(extra: pd.DataFrame, table: pd.DataFrame, val_mask: np.ndarray) -> np.ndarray:
-    """Mark the extra training patches that have no copy in the validation part, and are of no group of it.
-
-    Slides, patients and centers that are on both sides of the split already do not count. `tumor_001`, the name of a
-    file, and `camelyon16_train_tumor_001`, as PCam calls it, are the same slide: one name may be the end of the other.
-
-    Args:
-        extra: one row a patch, with `pixel_sha1` and, where known, those of `LEVELS`.
-        table: the same of the labeled part.
-        val_mask: which rows of the table validate, shape (M,).
-
-    Returns:
-        Mask over the rows of `extra`, shape (N,).
-    """
-    apart = ~extra["pixel_sha1"].isin(set(table.loc[val_mask, "pixel_sha1"])).to_numpy()
-    for level in LEVELS:
-        if level not in extra:
-            continue
-        held_out = held_out_groups(table, val_mask, level)
-        if level == "slide":
-            ends = {end for slide in held_out for end in _ends(slide)}
-            held_out = {slide for slide in extra[level].dropna().unique() if slide in ends or held_out & _ends(slide)}
-        apart &= ~extra[level].isin(held_out).to_numpy()
-    return apart
-
-
-def held_out_groups(table: pd.DataFrame, val_mask: np.ndarray, level: str) -> set[str]:
-    """Return the groups of a level all of whose patches validate; none where the level is not known."""
-    if level not in table:
-        return set()
-    return set(table.loc[val_mask, level].dropna()) - set(table.loc[~val_mask, level])
-
-
-def _ends(name: str) -> set[str]:
-    """Return a name, and what is left of it without its first words."""
-    words = name.split("_")
-    return {"_".join(words[first:]) for first in range(len(words))}
 
 
 class SplitOptions(NamedTuple):
@@ -263,26 +232,14 @@ def _draw_split(
     Raises:
         UserError: a class has no patch on one of the two sides, or there is no such column.
     """
-    if level is not None and (level not in table or level in NO_GROUPS):
-        known = ", ".join(str(name) for name in table if name not in NO_GROUPS) or "none"
-        hint = f" In a CSV of patches `data.columns.{level}` names its column." if level in LEVELS else ""
-        raise UserError(f"`data.holdout` {level}: no such groups; those that are known are {known}.{hint}")
     group, blank = table["pixel_sha1"].to_numpy(), np.zeros(len(table), dtype=bool)
     if level is not None:
-        names = table[level].fillna(UNKNOWN_SLIDE).astype(str).to_numpy()
-        if len(set(names)) == 1 and (0 < options.val_fraction < 1 or options.folds):
-            option = f"`data.holdout` {level}" if options.holdout else "`data.slides`"
-            raise UserError(f"{option}: all patches are of {level} {names[0]}; none would be left to train on.")
+        names = _group_names(table, level, options)
         # Bare glass has copies in many slides, which are not alike for that: they would become one group.
         blank = in_several_groups(names, group)
         if blank.any():
             blank[blank] = is_blank(store.images[rows[blank]])
         group = join_groups(names, np.where(blank, table["id"], group))
-        if options.folds is not None and options.folds > len(set(names)):
-            raise UserError(
-                f"`data.folds` {options.folds}: there are {len(set(names))} groups of {level} to train and validate "
-                "on; with as many folds each is one, and there can be no more."
-            )
         if options.folds == len(set(names)):
             return _one_group(table, names, level, options.fold)
     mask = validation_mask(table, group, options.val_fraction, options.seed, options.folds, options.fold)
@@ -294,3 +251,32 @@ def _draw_split(
             f"{int(blank.sum()):,} blank patches have exact copies in several slides; none of them validates."
         )
     return mask, blank
+
+
+def _group_names(table: pd.DataFrame, level: str, options: SplitOptions) -> np.ndarray:
+    """Return the name of each patch's group, (N,); those that are not known are one more group.
+
+    Raises:
+        UserError: there is no such column, or there are too few groups in it.
+    """
+    if level not in table or level in NO_GROUPS:
+        columns = ", ".join(str(name) for name in table if name not in NO_GROUPS) or "none"
+        hint = f" In a CSV of patches `data.columns.{level}` names its column." if level in LEVELS else ""
+        raise UserError(f"`data.holdout` {level}: no such groups; those that are known are {columns}.{hint}")
+    known = known_groups(table, level)
+    if (unknown := int(known.isna().sum())) and level != "slide":  # those are counted where the map is read
+        rank_zero_warn(
+            f"{unknown:,} of {len(table):,} patches have no {level}; they are split as one group, {UNKNOWN_SLIDE}, "
+            "though they may be of any."
+        )
+    names: np.ndarray = known.fillna(UNKNOWN_SLIDE).astype(str).to_numpy()
+    count = len(set(names))
+    if count == 1 and (0 < options.val_fraction < 1 or options.folds):
+        option = f"`data.holdout` {level}" if options.holdout else "`data.slides`"
+        raise UserError(f"{option}: all patches are of {level} {names[0]}; none would be left to train on.")
+    if options.folds is not None and options.folds > count:
+        raise UserError(
+            f"`data.folds` {options.folds}: there are {count} groups of {level} to train and validate on; with as many "
+            "folds each is one, and there can be no more."
+        )
+    return names

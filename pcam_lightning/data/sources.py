@@ -12,7 +12,7 @@ import pandas as pd
 from pcam_lightning.data.chunks import Chunk
 from pcam_lightning.data.class_folders import ClassFolders, class_folders
 from pcam_lightning.data.csv_tables import HOW_TO_GET
-from pcam_lightning.data.image_files import JPEGS, SUFFIXES, ImageFolder, subfolders
+from pcam_lightning.data.image_files import JPEGS, SUFFIXES, ImageFolder, is_hidden, subfolders
 from pcam_lightning.data.kaggle import KaggleFolder
 from pcam_lightning.data.patch_folder import PatchFolder
 from pcam_lightning.data.pcam_h5 import PCamH5
@@ -193,8 +193,10 @@ def _check_unlabeled(root: Path, part: Path) -> None:
     Raises:
         UserError: they do; the message says where, and how labels are given.
     """
-    for number, (folder, _, names) in enumerate(os.walk(part)):
-        if folder != str(part) and any(name.lower().endswith((*SUFFIXES, *JPEGS)) for name in names):
+    for number, (folder, folders, names) in enumerate(os.walk(part)):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        images = [name for name in names if name.lower().endswith((*SUFFIXES, *JPEGS)) and not is_hidden(name)]
+        if images and folder != str(part):
             raise UserError(
                 f"{root}: has images in {Path(folder).relative_to(root)}/ and no labels. Class folders are called "
                 "train/0 and train/1, or train/normal and train/tumor; for any other layout write a CSV with columns "

@@ -2,7 +2,6 @@
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,6 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from pcam_lightning.data.csv_tables import read_text
-from pcam_lightning.data.slide_map import UNKNOWN_SLIDE
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_warn, shorten
 
@@ -20,9 +18,9 @@ def split_groups(table: pd.DataFrame, group: np.ndarray, shares: list[float], se
 
     Groups are taken from large to small, in a random order among those of about one size, each to the part where the
     counts of both classes fit best afterwards (least sum of squares over their targets). Single patches come last and
-    fill up what is left: where all are single, the shares are exact but for whole patches. A part that is due a class
-    and got none of it then gets the group that fits best, where another part can spare one. The draw depends on ids,
-    labels and groups alone, not on the order of the rows.
+    fill up what is left: where all are single, the shares are exact but for whole patches. A part that got none of a
+    class then gets the group that fits best from another part: where all parts can have both classes, all do. The draw
+    depends on ids, labels and groups alone, not on the order of the rows.
 
     Args:
         table: one row a patch, with columns `id` and `label`.
@@ -63,24 +61,27 @@ def split_groups(table: pd.DataFrame, group: np.ndarray, shares: list[float], se
 
 
 def _give_both_classes(part: np.ndarray, counts: np.ndarray, target: np.ndarray) -> None:
-    """Move a group into each part that is due a class and has none of it, where another part can spare one; in place.
+    """Move a group into each part that lacks a class, from a part that keeps all that it has; in place.
 
-    Of a few large groups the deal alone may leave such a part though it need not.
+    Parts that are due a class come first, and take from parts that keep both classes: splits of existing runs depend on
+    this. In the second pass all parts count. It leaves none without a class, unless one has to be: where there are
+    as many groups with a class as parts and one part has none, another has two, of which it can spare one.
     """
     dealt = np.zeros_like(target)
     np.add.at(dealt, part, counts)
-    for lacking, label_value in np.argwhere(target >= 1):
+    passes = [(least, *each) for least in (1, 0) for each in np.argwhere(target >= least)]
+    for least, lacking, label_value in passes:
         if dealt[lacking, label_value]:
             continue
-        movable = [
-            index for index in np.flatnonzero(counts[:, label_value]) if (dealt[part[index]] - counts[index] >= 1).all()
-        ]
-        choices = []
-        for index in movable:
-            moved = dealt.copy()
-            moved[part[index]] -= counts[index]
-            moved[lacking] += counts[index]
-            choices.append(moved)
+        movable, choices = [], []
+        for index in np.flatnonzero(counts[:, label_value]):
+            left = dealt[part[index]] - counts[index]
+            if (left >= (least or np.minimum(dealt[part[index]], 1))).all():
+                moved = dealt.copy()
+                moved[part[index]] = left
+                moved[lacking] += counts[index]
+                movable.append(index)
+                choices.append(moved)
         if movable:
             best = int(np.argmin([((moved - target) ** 2 / np.maximum(target, 1)).sum() for moved in choices]))
             part[movable[best]], dealt = lacking, choices[best]
@@ -140,15 +141,15 @@ def validation_mask(
         return np.full(len(table), bool(val_fraction))
     shares = [val_fraction, 1 - val_fraction] if folds is None else [1 / folds] * folds
     part = split_groups(table, group, shares, seed)
-    option, remedy = f"`data.val_fraction` {val_fraction}", "another share"
+    option, remedy = f"`data.val_fraction` {val_fraction}", ""
     if folds is not None:
-        option, remedy = f"`data.folds` {folds}", "fewer folds"
+        option, remedy = f"`data.folds` {folds}", ", or fewer folds"
     for number in range(len(shares)):  # a fold that cannot be is not found out after hours of the others
         if missing := {0, 1} - set(table.loc[part == number, "label"]):
             raise UserError(
                 f"{option}: {len(table):,} patches in {len(np.unique(group)):,} groups that stay whole (slides, "
                 f"duplicates) leave none of label {min(missing)} for part {number + 1} of {len(shares)}; use more of "
-                f"them, or {remedy}."
+                f"them{remedy}."
             )
     mask: np.ndarray = part == fold
     return mask
@@ -161,58 +162,6 @@ def describe(table: pd.DataFrame, mask: np.ndarray) -> str:
     count = rows["slide"].nunique() if "slide" in rows else 0
     slides = f", {count:,} slide{'s' if count != 1 else ''}" if "slide" in rows else ""
     return f"{len(rows):,} patches ({share}{slides})"
-
-
-class SlideLeakage(NamedTuple):
-    """Why the score of a split is optimistic, or may be: slides on both of its sides. Without a message it is not."""
-
-    message: str = ""
-    certain: bool = True
-
-    @property
-    def verb(self) -> str:
-        """What the score does."""
-        return "is optimistic" if self.certain else "may be optimistic"
-
-
-def find_slide_leakage(table: pd.DataFrame, mask: np.ndarray, *, by_file: bool) -> SlideLeakage:
-    """Find out whether slides are on both sides.
-
-    Args:
-        table: one row a patch, where slides are known with `slide`.
-        mask: True for validation, shape (N,).
-        by_file: the split was read from a file, which may have kept whole slides together.
-    """
-    if "slide" not in table:
-        if any(
-            level in table and not table[level][mask].isin(table[level][~mask]).any() for level in ("center", "patient")
-        ):
-            return SlideLeakage()
-        if "val" in table and (mask == table["val"]).all():  # PCam's own parts are of different slides
-            by_file = True
-            if table["path"].str.contains(r"\.h5(?:\.gz)?$").all():
-                return SlideLeakage()
-        return (
-            SlideLeakage("patches of one slide may be on both sides", certain=False)
-            if by_file
-            else SlideLeakage("patches of one slide are on both sides")
-        )
-    slide = table["slide"]
-    # A patch that several slides have, such as bare glass, tells nothing of any of them.
-    common = in_several_groups(slide.to_numpy(), table["pixel_sha1"].to_numpy()) if "pixel_sha1" in table else False
-    known = (slide.notna() & (slide != UNKNOWN_SLIDE)).to_numpy()
-    shared = int((slide[mask & known].isin(slide[~mask & known & ~np.asarray(common, dtype=bool)])).sum())
-    unknown = int((~known).sum())
-    if shared:
-        return SlideLeakage(f"{shared:,} of {int(mask.sum()):,} validation patches are of slides that train it too")
-    if "patient" in table and (of_patients := int(table["patient"][mask].isin(table["patient"][~mask]).sum())):
-        return SlideLeakage(
-            f"{of_patients:,} of {int(mask.sum()):,} validation patches are of patients that train it too",
-            certain=False,
-        )
-    if unknown and mask.any():
-        return SlideLeakage(f"{unknown:,} patches are of unknown slides, which may be on both sides", certain=False)
-    return SlideLeakage()
 
 
 def read_split(path: Path, table: pd.DataFrame) -> np.ndarray:

@@ -8,10 +8,10 @@ import pandas as pd
 import yaml
 
 from pcam_lightning.data.datamodule import READ_OPTIONS, PCamDataModule
+from pcam_lightning.data.leakage import SlideLeakage, find_slide_leakage
 from pcam_lightning.data.pcam_h5 import PCamH5
-from pcam_lightning.data.slide_map import UNKNOWN_SLIDE, read_slides
+from pcam_lightning.data.slide_map import read_slides
 from pcam_lightning.data.sources import layout_of
-from pcam_lightning.data.splits import SlideLeakage, find_slide_leakage
 from pcam_lightning.data.table_file import LEVELS
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.training.checkpoint import read_checkpoint
@@ -169,27 +169,18 @@ def _find_split_leakage(predictions: LabeledPredictions) -> SlideLeakage:
     rows, data, split, trained = predictions.rows, predictions.data, predictions.split, predictions.trained
     if split is None:
         return SlideLeakage()
-    if "fold" in rows and any(
-        level in rows and not (rows.groupby(level)["fold"].transform("nunique") > 1).any()
-        for level in ("center", "patient")
-    ):
-        return SlideLeakage()
-    if "fold" in rows:
-        if "slide" not in rows:  # those that were known went into the file
-            return SlideLeakage("patches of one slide are in several folds")
-        several = int((rows.groupby("slide")["fold"].transform("nunique") > 1).sum())
-        if several:
-            return SlideLeakage(f"{several:,} of {len(rows):,} patches are of slides that are in several folds")
-        unknown = int((rows["slide"] == UNKNOWN_SLIDE).sum())
-        message = f"{unknown:,} patches are of unknown slides, which may be in several folds"
-        return SlideLeakage(message, certain=False) if unknown else SlideLeakage()
+    holdout = split.get("holdout")
+    if "fold" in rows:  # the levels that were known are in the file, other columns are in the data
+        if data is not None and holdout is not None and holdout not in rows and holdout in data.table:
+            rows = rows.assign(**{holdout: rows["id"].map(data.table.set_index("id")[holdout])})
+        return find_slide_leakage(rows, rows["fold"].to_numpy(), holdout=holdout)
     assert data is not None
     if (trained.known or trained.origins) and not trained.count(data.table[~data.val_mask]):
         return SlideLeakage()  # of another folder than the run's
     table = data.table
     if predictions.slides is not None:
         table = table.assign(slide=table["id"].map(predictions.slides))
-    return find_slide_leakage(table, data.val_mask, by_file=split.get("split_file") is not None)
+    return find_slide_leakage(table, data.val_mask, by_file=split.get("split_file") is not None, holdout=holdout)
 
 
 def clusters(rows: pd.DataFrame) -> tuple[np.ndarray, str]:

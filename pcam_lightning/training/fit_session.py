@@ -11,9 +11,10 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.kaggle import KaggleFolder
+from pcam_lightning.data.leakage import find_slide_leakage
 from pcam_lightning.data.slide_map import find_slides
 from pcam_lightning.data.sources import layout_of, source_of
-from pcam_lightning.data.splits import describe, find_slide_leakage, write_split
+from pcam_lightning.data.splits import describe, write_split
 from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.models.classifier import FIT_PATCHES, PCamClassifier
 from pcam_lightning.training.best_and_last import BestAndLastCheckpoint, run_record
@@ -139,18 +140,20 @@ class FitSession:
         official = "val" in data.table and data.folds is None and split_file is None and data.holdout is None
         parts = f", {source_of(data.root, data.columns).own_split}" if official else ""
         rank_zero_info(f"data: {data.root}: {sides[0]} to train on, {sides[1]} to validate{parts}.")
-        leakage = find_slide_leakage(data.table, data.val_mask, by_file=split_file is not None)
+        leakage = find_slide_leakage(data.table, data.val_mask, by_file=split_file is not None, holdout=data.holdout)
         if not data.val_mask.any() or self.demo or not leakage.message:
             return
         found = find_slides(data.root)
         if split_file is not None and leakage.certain:
             hint = f"Leave `data.split_file` out: {split_file} separates patches of one slide."
-        elif data.slides is not None:
+        elif leakage.level == "slide" and data.slides is not None:
             hint = f"{data.slides} should name them all."
-        elif found is not None:
+        elif leakage.level == "slide" and found is not None:
             hint = f"`data.slides` {found} holds out whole slides."
-        elif "slide" in data.table:
-            hint = "`data.holdout` slide holds out whole slides."
+        elif leakage.level == data.holdout:
+            hint = f"{data.root} should name them all."
+        elif leakage.level in data.table:
+            hint = f"`data.holdout` {leakage.level} holds out whole {leakage.level}s."
         elif layout_of(data.root) is KaggleFolder:
             hint = (
                 "`data.slides` FILE (id,wsi) holds out whole slides: Kaggle's users share a patch_id_wsi_full.csv, and "

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pcam_lightning import PCamDataModule
 from pcam_lightning.cli.main import main
-from pcam_lightning.data.parts import keep_apart
+from pcam_lightning.data.leakage import keep_apart
 from pcam_lightning.utils.errors import UserError
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "base.yaml")

@@ -1,6 +1,7 @@
 """What is read from a data folder that is as it should be; of others see faults/test_bad_input.py."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,8 @@ import pytest
 from conftest import MakeFolder
 from PIL import Image
 
-from pcam_lightning.data.sources import read_test, read_train
+from pcam_lightning.data.resize import make_resize
+from pcam_lightning.data.sources import open_source, read_test, read_train
 from pcam_lightning.utils.errors import UserError
 
 
@@ -80,3 +82,42 @@ def test_answers_must_know_every_id(kaggle: MakeFolder) -> None:
     (root / "answers.csv").write_text("id,label\ntest000,1\ntest001,0\n")
     with pytest.raises(UserError, match=r"answers.csv: 2 of the ids have no label there: test003, test002"):
         read_test(root, answers=True)
+
+
+def test_ids_may_carry_the_suffix_of_jpeg_files(kaggle: MakeFolder) -> None:
+    root = kaggle()
+    for path in (*root.glob("train/*.tif"), *root.glob("test/*.tif")):
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    for name in ("train_labels.csv", "sample_submission.csv"):
+        rows = pd.read_csv(root / name)
+        rows.assign(id=rows["id"] + ".jpg").to_csv(root / name, index=False)
+    rows.assign(id=rows["id"] + ".JPG", label=[0, 1, 0, 1]).to_csv(root / "answers.csv", index=False)
+    resize = make_resize("crop", 0.972)
+    train = open_source(root, "train", resize=resize).read_train()
+    assert train["id"].tolist() == [f"train{n:03d}" for n in range(20)]
+    assert train["path"].tolist() == [f"train/train{n:03d}.jpg" for n in range(20)]
+    test = open_source(root, "test", resize=resize).read_test(answers=True)
+    assert test["id"].tolist() == [f"test00{n}.jpg" for n in (3, 2, 1, 0)]  # as the submission has them
+    assert test["label"].tolist() == [0, 1, 0, 1]
+
+
+def test_what_macos_leaves_in_a_zip_file_is_skipped(kaggle: MakeFolder, tmp_path: Path) -> None:
+    root = kaggle()
+    shutil.copytree(root, root / "__MACOSX")  # whatever lies in it
+    for part in ("train", "test"):
+        shutil.copytree(root / part, root / part / "__MACOSX" / part)
+        (root / part / f"._{part}000.tif").write_bytes(b"\0\5\x16\7")
+    assert len(read_train(root)) == 20
+    assert len(read_test(root)) == 4
+    outer = kaggle(root=tmp_path / "outer" / "inner").parent
+    shutil.copytree(outer / "inner", outer / "__MACOSX")
+    with pytest.raises(UserError, match="inner looks like one; use"):  # it comes after __MACOSX by name
+        read_test(outer)
+    classes = tmp_path / "classes"
+    for name in ("normal", "tumor", "__MACOSX/train"):
+        shutil.copytree(root / "test", classes / "train" / name)
+    assert len(read_train(classes)) == 8
+    (root / "train_labels.csv").unlink()
+    with pytest.raises(UserError, match=r"train_labels.csv: no such file"):  # and no images in a folder __MACOSX
+        read_train(root)
