@@ -618,8 +618,8 @@ MUTATIONS = [
     Mutation(
         "probabilities of a submission are float64",
         "evaluation/crossval.py",
-        "expit(logit.to_numpy(dtype=np.float64))",
-        "expit(logit.to_numpy(dtype=np.float32))",
+        '"prob": expit(logit.to_numpy())',
+        '"prob": expit(logit.to_numpy(dtype=np.float32))',
         ("metrics/test_torch_metrics.py::test_auroc_of_overconfident_logits_is_the_same_everywhere",),
     ),
     Mutation(
@@ -759,15 +759,15 @@ MUTATIONS = [
     Mutation(
         "each fold is scored by its last epoch, not its best",
         "evaluation/crossval.py",
-        "validate(run.last, ",
-        "validate(run.best, ",
+        "loaded = LoadedRun.open(run.last)\n    if not scored:",
+        "loaded = LoadedRun.open(run.best)\n    if not scored:",
         ("evaluation/test_crossval.py::test_each_fold_is_scored_by_its_last_epoch",),
     ),
     Mutation(
         "the last epoch of each fold predicts the test part",
         "evaluation/crossval.py",
-        "predict(run.last, ",
-        "predict(run.best, ",
+        "predict(loaded, _of_last(config, loaded))",
+        "predict(LoadedRun.open(run.best), _of_last(config, loaded))",
         ("evaluation/test_crossval.py::test_each_fold_is_scored_by_its_last_epoch",),
     ),
     Mutation(

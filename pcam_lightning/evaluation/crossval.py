@@ -87,21 +87,25 @@ def _run_fold(config: Config, folder: Path, fold: int, record: dict[str, Any], *
             fit(config, run=run, resume_with=lambda _: f"{KIND} again, with the same options")
         record["fitted"].append(fold)
         write_record(folder, KIND, record)
+    scored = _oof(folder, fold).is_file()
+    predicted = not has_test or _predictions(folder, fold).is_file()
+    if scored and predicted:
+        return
     # Not the best epoch's: it was chosen by the very patches that it is to be scored on. And kept under names of their
     # own: whoever validates a fold's run with another checkpoint does not change what comes out here.
-    if not _oof(folder, fold).is_file():
-        validate(last := LoadedRun.open(run.last), _of_last(config, last))
+    loaded = LoadedRun.open(run.last)
+    if not scored:
+        validate(loaded, _of_last(config, loaded))
         atomic_link(run.predictions("val"), _oof(folder, fold))
-    if has_test and not _predictions(folder, fold).is_file():
-        last = LoadedRun.open(run.last)
-        write_submission(run.submission, predict(last, _of_last(config, last)), overwrite=True)
+    if not predicted:
+        write_submission(run.submission, predict(loaded, _of_last(config, loaded)), overwrite=True)
         atomic_link(run.submission.with_name("predictions.csv"), _predictions(folder, fold))
 
 
-def _of_last(config: Config, last: LoadedRun) -> Config:
+def _of_last(config: Config, loaded: LoadedRun) -> Config:
     """Return the options with which a fold's last checkpoint is used, on the device that trained it."""
     accelerator = config.options.trainer.accelerator
-    return Config.of_run(last, trainer={"accelerator": accelerator})
+    return Config.of_run(loaded, trainer={"accelerator": accelerator})
 
 
 def _check(config: Config, folds: int) -> None:
