@@ -31,8 +31,8 @@ STACKS = [[CONFIGS / "base.yaml"] if path.stem == "base" else [CONFIGS / "base.y
 @pytest.mark.parametrize("stack", STACKS, ids=lambda stack: stack[-1].stem)
 def test_every_config_fits(stack: list[Path], drawn: Path) -> None:
     configs = [word for path in stack for word in ("-c", str(path))]
-    steps = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
-    steps.append("--data.batch_size=8")  # small enough for the largest network
+    steps = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
+    steps.append("--data.batch_size=4")  # small enough for the largest network
     alone = ["--trainer.devices=1", "--trainer.strategy=auto"]  # several processes: test_processes.py
     assert main(["fit", *configs, "--data.root", str(drawn), *QUICK, *steps, *alone]) == 0
     made = {path.name for path in Path("lightning_logs").iterdir()}

@@ -252,7 +252,7 @@ def test_demo_run_without_data(
     monkeypatch.setattr("torch.hub.urlopen", _no_network)
     monkeypatch.setattr("pcam_lightning.training.demo_run.TRAIN", 80)
     monkeypatch.setattr("pcam_lightning.training.demo_run.TEST", 20)
-    assert main(["fit", "-c", BASE, "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]) == 0
+    assert main(["fit", "-c", BASE, "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--model.crop=48"]) == 0
     message = capsys.readouterr().err
     assert message.count("NO DATA") == 1
     assert "batch size 64 instead of 512" in message
