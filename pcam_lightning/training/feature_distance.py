@@ -99,10 +99,10 @@ def measure_feature_distance(loaded: LoadedRun, data: PCamDataModule) -> Feature
     known = pixels in (None, data.train_store.fingerprint)
     if not known or split_digest(data.table, data.val_mask) != record["split"]["sha256"]:
         raise UserError(f"{data.root}: not the patches and the split that trained {loaded.path}.")
-    model = loaded.classifier("none")
+    _, model, options = Config.of_run(loaded, model={"tta": "none"}).build()
+    loaded.load_into(model)
     StageStatistics(model.net, model.hparams["backbone"]).close()  # an error of it comes before all the work
     collector = _Collector()
-    options = Config.of_run(loaded).build()[2]
     options.precision = supported_precision(options.accelerator, options.precision)
     trainer = build_trainer(options, [collector], fits=False, devices=1)
     parts = [_draw(mask) for mask in (~data.val_mask, data.val_mask)]
