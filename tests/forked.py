@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_SERVER = multiprocessing.get_context("forkserver")
+SERVER = multiprocessing.get_context("forkserver")
 # What takes seconds to import. None of it may start a thread.
-_SERVER.set_forkserver_preload(["pcam_lightning.cli.parser", "pcam_lightning.evaluation.evaluate", "timm"])
+SERVER.set_forkserver_preload(["pcam_lightning.cli.parser", "pcam_lightning.evaluation.evaluate", "timm"])
 MAIN = "import sys; from pcam_lightning.cli.main import main; sys.exit(main(sys.argv[1:]))"
 _started = 0
 
@@ -40,7 +40,7 @@ class Forked:
         self._printed = [Path(f".{name}_{os.getpid()}_{_started}").absolute() for name in ("stdout", "stderr")]
         variables = {**os.environ, **(environment or {})}
         names = [str(path) for path in self._printed]
-        self.process = _SERVER.Process(target=_run, args=(code, [*map(str, args)], Path.cwd(), variables, names))
+        self.process = SERVER.Process(target=_run, args=(code, [*map(str, args)], Path.cwd(), variables, names))
         self.process.start()
 
     def wait(self, timeout: float = 180) -> Done:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import MakeFolder
+from forked import SERVER
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -167,9 +168,8 @@ def test_a_spawned_process_reads_on_after_the_images_were_packed_again(drawn: Pa
     module.setup("fit")
     loader = module.val_dataloader()
     shutil.rmtree(root / ".pcam_cache")
-    context = multiprocessing.get_context("spawn")
-    sums = context.Queue()
-    process = context.Process(target=_sum, args=(loader, sums))
+    sums = SERVER.Queue()
+    process = SERVER.Process(target=_sum, args=(loader, sums))
     process.start()
     assert sums.get() == int(_epoch(loader)["image"].sum())  # type: ignore[arg-type]
     process.join()

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import FAST, MakeFolder
-from forked import Forked
+from forked import SERVER, Forked
 from PIL import Image
 
 from pcam_lightning.cli.main import main
@@ -392,10 +392,9 @@ def _pack_and_sum(root: Path, ready: Barrier, sums: "multiprocessing.Queue[int]"
 
 def test_processes_that_start_at_once_get_the_same_store(kaggle: MakeFolder) -> None:
     root = kaggle(train=300)
-    context = multiprocessing.get_context("spawn")
-    sums: multiprocessing.Queue[int] = context.Queue()
-    ready = context.Barrier(2)
-    processes = [context.Process(target=_pack_and_sum, args=(root, ready, sums)) for _ in range(2)]
+    sums: multiprocessing.Queue[int] = SERVER.Queue()
+    ready = SERVER.Barrier(2)
+    processes = [SERVER.Process(target=_pack_and_sum, args=(root, ready, sums)) for _ in range(2)]
     for process in processes:
         process.start()
     found = {sums.get() for _ in processes}
