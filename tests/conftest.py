@@ -49,8 +49,15 @@ MakeFolder = Callable[..., Path]
 SLOW = ("test_processes.py", "test_notebooks.py", "test_fit.py", "test_stops.py", "test_resume.py")
 
 
+# Rooms whose tests are marked unit, unless they start processes: `pytest -m unit` takes a minute or two.
+UNITS = ("data", "metrics", "models", "synthetic", "transforms", "utils")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the slowest files first."""
+    """Mark the unit tests, and run the slowest files first."""
+    for item in items:
+        if item.path.parent.name in UNITS and item.get_closest_marker("process") is None:
+            item.add_marker("unit")
     items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
 
 

@@ -9,6 +9,8 @@ import pytest
 from conftest import CONFIGS, NETWORK
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.process
+
 read: Any = nbformat.read  # it ships no types of its own
 NOTEBOOKS = sorted((CONFIGS.parent / "notebooks").glob("*.ipynb"))
 

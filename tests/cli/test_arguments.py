@@ -58,6 +58,7 @@ for args in (["--help"], ["nonsense"], ["fit", "--wrong_flag", "1"], ["fit", "-c
 """
 
 
+@pytest.mark.process
 def test_help_and_mistyped_words_are_answered_before_torch_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", _AT_ONCE], capture_output=True, text=True, check=True, timeout=120)
     found = [line for line in done.stdout.splitlines() if line.startswith("status")]

@@ -236,6 +236,7 @@ def test_print_config_needs_no_checkpoint_and_takes_no_unknown_modifier(capsys: 
     assert re.search(r'error: .*"everything"', capsys.readouterr().err)
 
 
+@pytest.mark.process
 def test_as_a_module() -> None:
     command = [sys.executable, "-m", "pcam_lightning", "fit", "--data.root", "nowhere", "--trainer.accelerator=cpu"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -161,6 +161,7 @@ def _sum(loader: DataLoader[Batch], sums: "multiprocessing.Queue[int]") -> None:
     sums.put(int(_epoch(loader)["image"].sum()))
 
 
+@pytest.mark.process
 def test_a_spawned_process_reads_on_after_the_images_were_packed_again(drawn: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(drawn, root, ignore=shutil.ignore_patterns(".pcam_cache"))

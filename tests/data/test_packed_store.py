@@ -390,6 +390,7 @@ def _pack_and_sum(root: Path, ready: Barrier, sums: "multiprocessing.Queue[int]"
     sums.put(int(open_store(read_train(root), open_source(root), "train").images.sum(dtype=np.int64)))
 
 
+@pytest.mark.process
 def test_processes_that_start_at_once_get_the_same_store(kaggle: MakeFolder) -> None:
     root = kaggle(train=300)
     sums: multiprocessing.Queue[int] = SERVER.Queue()
@@ -422,6 +423,7 @@ def test_whoever_waits_for_a_pack_does_not_pack_again(kaggle: MakeFolder, monkey
     assert [(status.st_ino, status.st_mtime_ns)] == [(one.st_ino, one.st_mtime_ns) for one in packed]
 
 
+@pytest.mark.process
 def test_killed_pack_leaves_nothing_that_is_taken_for_whole(kaggle: MakeFolder) -> None:
     root = kaggle(train=600)
     code = (

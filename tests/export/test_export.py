@@ -269,6 +269,7 @@ def test_what_cannot_be_exported_leaves_nothing(
     assert not (tmp_path / "diverged" / "export").exists()
 
 
+@pytest.mark.process
 def test_a_full_disk_leaves_nothing(small: Path, tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys\n"

@@ -11,6 +11,8 @@ from conftest import MakeFolder
 from pcam_lightning.data import packing
 from pcam_lightning.data.datamodule import PCamDataModule
 
+pytestmark = pytest.mark.process
+
 # A script without a `__main__` guard.
 _SCRIPT = """
 import faulthandler, multiprocessing, os, sys, traceback

@@ -68,6 +68,7 @@ def straight(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / RUN
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "times", "epochs"),
     [("metrics.csv", 2, 1), ("best.ckpt", 1, 0), ("last.ckpt", 1, None), ("config.yaml", 1, None)],
@@ -95,6 +96,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.process
 def test_no_room_for_a_checkpoint(drawn: Path, straight: Path) -> None:
     shutil.copytree(straight, RUN)
     before = _hashes(RUN / "checkpoints")
@@ -112,6 +114,7 @@ def test_no_room_for_a_checkpoint(drawn: Path, straight: Path) -> None:
     assert list(read_metrics(RUN)["epoch"]) == [1, 2, 3, 4]
 
 
+@pytest.mark.process
 def test_no_room_for_packed_images(kaggle: MakeFolder) -> None:
     root = kaggle()
     done = run_code(_BOUNDED, 200_000, "pack", "--data.root", root)
@@ -121,6 +124,7 @@ def test_no_room_for_packed_images(kaggle: MakeFolder) -> None:
     assert main(["pack", "--data.root", str(root)]) == 0
 
 
+@pytest.mark.process
 def test_no_room_for_a_submission(drawn: Path, small: Path) -> None:
     shutil.copytree(small, RUN)
     predict = ["predict", "--ckpt_path", str(RUN / "checkpoints" / "best.ckpt"), CPU]
@@ -168,6 +172,7 @@ def test_a_data_folder_that_changes_while_training(
         assert "what is packed there is of other files, or of another version; packing again" in message
 
 
+@pytest.mark.process
 def test_two_at_once_on_one_folder(drawn: Path, straight: Path, tmp_path: Path) -> None:
     root = tmp_path / "kaggle"
     shutil.copytree(drawn, root, ignore=shutil.ignore_patterns(".pcam_cache"))

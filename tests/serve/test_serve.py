@@ -182,6 +182,7 @@ with catch_signals() as received:
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("host", "number"), [("127.0.0.1", signal.SIGINT), ("0.0.0.0", signal.SIGTERM)])
 def test_a_process_writes_nothing_and_ends_cleanly(
     folder: Path, tmp_path: Path, host: str, number: signal.Signals

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from forked import MAIN, run_two
 from PIL import Image
 
 from pcam_lightning.cli.main import main
+
+pytestmark = pytest.mark.process
 
 ARGS = (
     "--accelerator=cpu",

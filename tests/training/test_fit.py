@@ -204,6 +204,7 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("number", "status", "epoch"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 0)]
 )
@@ -235,6 +236,7 @@ def test_stopped_and_resumed_is_never_stopped(
         assert all(torch.equal(resumed[key], straight[key]) for key in straight)
 
 
+@pytest.mark.process
 def test_extended_run_resumes_again_without_max_epochs(run_copy: Path) -> None:
     args = ["fit", "-c", BASE, "--ckpt_path", "last", "--trainer.max_epochs=4"]
     assert run_code(_STOPPED, int(signal.SIGTERM), 3, *args).returncode == 143
@@ -334,6 +336,7 @@ def test_fast_dev_run_makes_no_run(drawn: Path) -> None:
     assert not Path("lightning_logs").exists()
 
 
+@pytest.mark.process
 def test_runs_at_once_get_folders_of_their_own() -> None:
     code = (
         "from pathlib import Path; from pcam_lightning.utils.run_dir import create_run; "

@@ -16,6 +16,8 @@ from pcam_lightning.cli.main import main
 from pcam_lightning.data.batches import BatchSampler
 from pcam_lightning.data.datamodule import PCamDataModule
 
+pytestmark = pytest.mark.process
+
 TWO = ("--trainer.strategy=ddp", "--trainer.devices=2")
 
 

@@ -16,6 +16,8 @@ from pcam_lightning.data import packing
 from pcam_lightning.utils.errors import UserError
 from pcam_lightning.utils.parallel import map_ahead, process_map
 
+pytestmark = pytest.mark.process
+
 several_cores = pytest.mark.skipif(cpu_count() < 2, reason="one core needs no worker processes")
 
 
