@@ -70,7 +70,7 @@ def test_body_keeps_still_in_the_first_epoch_and_learns_in_the_second(start: str
     if start == "weights":
         weights = "weights.pt"
         torch.save(PCamClassifier(weights="none").net.state_dict(), weights)
-    model = PCamClassifier(weights=weights, freeze_epochs=1)
+    model = PCamClassifier(weights=weights, freeze_epochs=1, crop=48)
     model.load_pretrained()
     before = {key: value.clone() for key, value in model.net.state_dict().items()}
     _trainer(max_epochs=1).fit(model, datamodule=PCamDataModule(drawn, batch_size=48))
@@ -185,7 +185,7 @@ def test_a_training_step_never_waits_for_the_device(options: dict[str, Any], dra
         def on_train_batch_end(self, *args: object) -> None:
             waits.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
-    model = PCamClassifier(weights="none", **options)
+    model = PCamClassifier(NETWORK, weights="none", crop=48, **options)
     _trainer(callbacks=[NanGuard()], precision="bf16-mixed").fit(model, datamodule=PCamDataModule(drawn, batch_size=32))
     assert not waits.places, waits.places[0]
 
@@ -206,7 +206,7 @@ def test_compiled_network_keeps_its_names_and_its_shapes(drawn: Path) -> None:
 
 
 def test_warm_up_lasts_its_epochs_wherever_training_ends(drawn: Path) -> None:
-    model = PCamClassifier(weights="none", warmup_epochs=0.5)
+    model = PCamClassifier(NETWORK, weights="none", warmup_epochs=0.5, crop=48)
     rates = []
 
     class NanGuard(L.Callback):
