@@ -24,7 +24,7 @@ import yaml
 from conftest import CONFIGS, NETWORK
 from PIL import Image
 
-from pcam_lightning.cli.arguments import function_parser, parse
+from pcam_lightning.cli.arguments import parse_function, run_arguments
 from pcam_lightning.cli.commands import FUNCTION_COMMANDS
 from pcam_lightning.cli.main import main
 from pcam_lightning.cli.parser import PCamCLI
@@ -98,9 +98,9 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif "pcam_lightning" in words and words[0] != "cd":
         name, *rest = words[words.index("pcam_lightning") + 1 :]
         if name in RUN_COMMANDS:
-            PCamCLI(name, RUN_COMMANDS[name], rest)
+            PCamCLI(name, RUN_COMMANDS[name], run_arguments(name, RUN_COMMANDS[name], rest))
         else:
-            parse(function_parser(name, FUNCTION_COMMANDS[name].declared(name)), rest, name)
+            parse_function(name, FUNCTION_COMMANDS[name], rest)
             assert name != "serve" or Path(rest[0]).is_dir()
     else:
         assert words[0] in OTHERS

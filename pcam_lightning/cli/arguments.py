@@ -7,16 +7,18 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import docstring_parser
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 import pcam_lightning
 from pcam_lightning import __version__
+from pcam_lightning.cli.command import FunctionCommand, RunCommand, data_options
 from pcam_lightning.utils.errors import UserError
 from pcam_lightning.utils.system import expand_home
 
@@ -152,22 +154,82 @@ def option_names(parser: Any) -> set[str]:
     return {name for action in parser._actions for name in action.option_strings if name.startswith("--")}
 
 
-def function_parser(name: str, function: Callable[..., Any]) -> ArgumentParser:
+def one_spelling(args: list[str], options: Collection[str], of_data: Collection[str]) -> list[str]:
+    """Spell the options of a data folder as a command does, since `--root` and `--data.root` mean the same everywhere.
+
+    Args:
+        args: what follows the command's name.
+        options: of the command, such as --root or --data.root.
+        of_data: names of the options of a data folder, such as root.
+    """
+
+    def spell(found: re.Match[str]) -> str:
+        ways = [f"--{found[1] or ''}{found[2]}", f"--{found[2]}", f"--data.{found[2]}"]
+        return next((way for way in ways if found[2] in of_data and way in options), ways[0])
+
+    return [re.sub(r"^--(data\.)?(\w+)(?=[.=+]|$)", spell, arg) for arg in args]
+
+
+def say_other_spelling(parser: Any) -> None:
+    """Say in the help of the data folder's option that both spellings mean the same."""
+    for action in parser._actions:
+        if action.dest in ("root", "data.root"):
+            other = {"root": "--data.root", "data.root": "--root"}[action.dest]
+            action.help = f"{action.help.rstrip('.')}. {other} means the same."
+
+
+def run_arguments(name: str, command: RunCommand, args: list[str]) -> list[str]:
+    """Return what follows the name of a command that takes the options of a run, as its parser takes it.
+
+    Raises:
+        UserError: an option is unknown, see `check_flags`; or two checkpoints are named.
+    """
+    args = one_spelling(args, command.flags(), data_options())
+    if command.ckpt_path == "required" and args and not args[0].startswith("-"):
+        if any(arg.partition("=")[0] == "--ckpt_path" for arg in args):
+            raise UserError(f"`ckpt_path`: {args[0]} is named already; name one run or checkpoint.")
+        args = ["--ckpt_path", *args]
+    check_flags(args, command.flags(), name)
+    return args
+
+
+def parse_function(name: str, command: FunctionCommand, args: list[str]) -> Namespace:
+    """Parse what follows the name of a command whose options are the arguments of a function.
+
+    Raises:
+        UserError: see `parse`.
+    """
+    parser = function_parser(name, command)
+    options: Namespace = parse(parser, one_spelling(args, option_names(parser), data_options()), name)
+    return expand_home(options)  # type: ignore[no-any-return]
+
+
+def function_parser(name: str, command: FunctionCommand) -> ArgumentParser:
     """Return the parser of a command whose options are the arguments of a function."""
+    function = command.declared()
     parser = ArgumentParser(prog=f"{PROG} {name}", description=help_line(function), exit_on_error=False)
-    # `a b`, and not what jsonargparse makes of a list, `[a,b]`.
-    lists = {name for name, one in signature(function).parameters.items() if one.annotation == list[Path]}
-    for argument in lists:
-        parser.add_argument(argument, type=Path, nargs="+", help="One, or several.")
     texts = {one.arg_name: one.description for one in docstring_parser.parse(function.__doc__ or "").params}
-    repeated = {name for name, one in signature(function).parameters.items() if one.annotation == list[str] | None}
+    kinds = {name: one.annotation for name, one in signature(function).parameters.items()}
+    # `a b`, and not what jsonargparse makes of a list, `[a,b]`.
+    lists = {name for name, kind in kinds.items() if kind == list[Path]}
+    for argument in lists:
+        parser.add_argument(argument, type=Path, nargs="+", help=texts[argument])
+    repeated = {name for name, kind in kinds.items() if kind == Collection[str]}
     for option in repeated:
-        parser.add_argument(f"--{option}", action="append", metavar="NAME", help=texts[option])
-    group = "data" if name == "pack" else None
-    parser.add_function_arguments(function, group, as_positional=name != "pack", skip={*lists, *repeated})
+        parser.add_argument(
+            f"--{option}", action="append", default=[], metavar="NAME", help=f"{texts[option]} Repeatable."
+        )
+    parser.add_function_arguments(function, as_positional=True, skip={*lists, *repeated})
+    if command.more is not None:
+        module, cls = command.more
+        parser.add_class_arguments(getattr(import_module(f"pcam_lightning.{module}"), cls))
+    for option, how in command.options.items():
+        parser.add_argument(f"--{option}", **how)
+    parser.set_defaults(dict(command.defaults))
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:  # `--whole` alone, and `--whole true`
             action.nargs, action.const = "?", True
+    say_other_spelling(parser)
     return parser
 
 

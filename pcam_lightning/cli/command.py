@@ -1,11 +1,13 @@
 """What a command takes, as far as it can be read from source: importing what it calls takes seconds."""
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import Namespace
 
 if TYPE_CHECKING:
     from pcam_lightning.cli.parser import PCamCLI
@@ -52,20 +54,32 @@ class RunCommand:
 
 @dataclass(frozen=True)
 class FunctionCommand:
-    """A command whose options are the arguments of a function.
+    """A command whose options are the arguments of a function of the library.
 
     Attributes:
         module: of this package: imported once the options have been checked, since that takes seconds.
-        function: calls a function of the module, and prints what it returns; by default the module's function that is
-            called as the command is, whose arguments are read from source.
+        function: its name in the module; its arguments and docstring are read from source.
+        show: takes what the function returns and the parsed options, and prints.
+        options: the command's own options, by name: arguments of `add_argument`.
+        more: module and name of a class whose arguments the function's `**options` are; importing it takes no seconds.
+        defaults: of arguments, where they are others than those of the function.
     """
 
     module: str
-    function: Callable[..., None] | None = None
+    function: str
+    show: Callable[[Any, Namespace], None] | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    more: tuple[str, str] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
-    def declared(self, name: str) -> Callable[..., Any]:
-        """Return a function with the arguments and the docstring of the command of a name."""
-        return self.function or declaration(f"pcam_lightning.{self.module}", name)
+    def declared(self) -> Callable[..., Any]:
+        """Return a function with the arguments and the docstring of the library's, that does nothing."""
+        return declaration(f"pcam_lightning.{self.module}", self.function)
+
+
+def data_options() -> set[str]:
+    """Return the names of the options of a data folder."""
+    return set(init_arguments(*_GROUPS["data"]))
 
 
 def init_arguments(module: str, name: str) -> list[str]:
@@ -76,14 +90,31 @@ def init_arguments(module: str, name: str) -> list[str]:
 
 
 def declaration(module: str, name: str) -> Callable[..., Any]:
-    """Return a function with the arguments and the docstring of another one, that does nothing."""
+    """Return a function with the arguments and the docstring of another one, that does nothing.
+
+    Where an argument takes a path, as text or as a run that is open too, it takes a path; `**options` are left out.
+    """
     node = _definition(module, name)
     assert isinstance(node, ast.FunctionDef)
     node.body, node.decorator_list, node.returns = [ast.Expr(ast.Constant(ast.get_docstring(node)))], [], None
-    names: dict[str, Any] = {"__name__": "command", "Any": Any, "Literal": Literal, "Path": Path}
+    node.args.kwarg = None
+    node = _PathsAlone().visit(node)
+    names: dict[str, Any] = {"__name__": "command", "Collection": Collection, "Literal": Literal, "Path": Path}
     exec(compile(ast.fix_missing_locations(ast.Module([node], [])), module, "exec"), names)
     function: Callable[..., Any] = names[name]
     return function
+
+
+class _PathsAlone(ast.NodeTransformer):
+    """Leaves of a union with `Path`, such as `LoadedRun | Path | str | None`, what the command line can give."""
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        """Take text and runs that are open out."""
+        names = ast.unparse(node).split(" | ")
+        if "Path" not in names:
+            return self.generic_visit(node)
+        kept = [name for name in names if name not in ("str", "LoadedRun")]
+        return ast.parse(" | ".join(kept), mode="eval").body
 
 
 def _definition(module: str, name: str) -> ast.FunctionDef | ast.ClassDef:

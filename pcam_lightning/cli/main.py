@@ -7,27 +7,23 @@ import signal
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from types import ModuleType
 
-from jsonargparse import Namespace
-
 from pcam_lightning.cli.arguments import (
-    check_flags,
     command_list,
-    function_parser,
     help_line,
     modules_to_import,
     options_as_flags,
-    parse,
+    parse_function,
+    run_arguments,
 )
 from pcam_lightning.cli.commands import FUNCTION_COMMANDS
 from pcam_lightning.cli.run_commands import RUN_COMMANDS
 from pcam_lightning.utils.errors import UserError, logger
 from pcam_lightning.utils.extensions import import_modules
 from pcam_lightning.utils.signals import catch_signals, stop_if_asked
-from pcam_lightning.utils.system import expand_home
 
 
 def main(args: list[str] | None = None) -> int:
@@ -75,18 +71,19 @@ def _run(args: list[str]) -> None:
     import_modules(modules)
     if name in RUN_COMMANDS:
         command = RUN_COMMANDS[name]
-        check_flags(rest, command.flags(), name)
-        args = [*rest, *([f"--import={json.dumps(modules)}"] if modules else [])]
+        args = [*run_arguments(name, command, rest), *([f"--import={json.dumps(modules)}"] if modules else [])]
         command.function(_load(command.module, "cli.parser").PCamCLI(name, command, args))
     elif name in FUNCTION_COMMANDS:
         tool = FUNCTION_COMMANDS[name]
-        options: Namespace = expand_home(parse(function_parser(name, tool.declared(name)), rest, name))
-        module = _load(tool.module)
-        function = tool.function or getattr(module, name)
-        function(**(options.data if name == "pack" else options).as_dict())
+        options = parse_function(name, tool, rest)
+        function = getattr(_load(tool.module), tool.function)
+        with redirect_stdout(sys.stderr):  # stdout is for what `--json` prints
+            found = function(**{one: value for one, value in options.as_dict().items() if one not in tool.options})
+        if tool.show is not None:
+            tool.show(found, options)
     else:
         texts = {name: command.help for name, command in RUN_COMMANDS.items()}
-        texts |= {name: help_line(tool.declared(name)) for name, tool in FUNCTION_COMMANDS.items()}
+        texts |= {name: help_line(tool.declared()) for name, tool in FUNCTION_COMMANDS.items()}
         if not args or (name.startswith("-") and name not in ("-h", "--help", "--version")):
             what = f"unrecognized arguments: {name}; first comes a command" if args else "no command"
             raise UserError(f"{what}: one of {', '.join(texts)}; --help describes them.")

@@ -1,6 +1,7 @@
 """The parser of commands that take the options of a run, which are found from its checkpoint too."""
 
 import json
+import sys
 from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from pcam_lightning import __version__
-from pcam_lightning.cli.arguments import PROG, configs_first, parse
+from pcam_lightning.cli.arguments import PROG, configs_first, parse, say_other_spelling
 from pcam_lightning.cli.command import RunCommand
+from pcam_lightning.cli.help import EPILOG, GROUPS, group_help, short_help
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.checkpoint import read_checkpoint
@@ -27,7 +29,8 @@ _CKPT_PATH = {
     "resume": "`last` resumes the newest run of the config, and a run's last.ckpt that run; a new run continues from "
     "any other checkpoint.",
     "required": "The checkpoint, such as lightning_logs/base/version_0/checkpoints/best.ckpt; or pcam or pcam-small, "
-    "trained networks that come with the package.",
+    "trained networks that come with the package; or a run, whose best checkpoint counts. The first argument, without "
+    "a flag, means the same.",
     "optional": "A checkpoint, whose options, data and network are used.",
 }
 
@@ -66,6 +69,8 @@ class PCamCLI(LightningCLI):
                 "prog": f"{PROG} {name}",
                 "usage": f"{PROG} {command.example} [options]",
                 "description": command.help,
+                "epilog": EPILOG,
+                "formatter_class": short_help,
                 "exit_on_error": False,
             },
             auto_configure_optimizers=False,
@@ -96,10 +101,15 @@ class PCamCLI(LightningCLI):
         for option, how in self.command.options.items():
             parser.add_argument(f"--{option}", **how)
         parser.set_defaults(dict(self.command.defaults))
+        say_other_spelling(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; where the configuration is to be printed, print what the command would use, and end."""
         assert isinstance(args, list)
+        for group in GROUPS:
+            if f"--help.{group}" in args:
+                sys.stdout.write(group_help(parser, group))
+                sys.exit()
         prints = [arg for arg in args if arg.partition("=")[0] == "--print_config"]
         args = self._parse([arg for arg in args if arg not in prints], prints=bool(prints))
         check_seed(self.config.seed_everything)

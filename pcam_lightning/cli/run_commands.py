@@ -9,7 +9,7 @@ from jsonargparse.typing import PositiveInt
 from pcam_lightning.cli.arguments import PROG, without_option
 from pcam_lightning.cli.command import RunCommand
 from pcam_lightning.utils.errors import UserError, rank_zero_info
-from pcam_lightning.utils.run_dir import Run, check_writable, shown
+from pcam_lightning.utils.run_dir import Run, check_output, check_writable, shown
 
 if TYPE_CHECKING:
     from pcam_lightning.cli.parser import PCamCLI
@@ -116,17 +116,8 @@ def _submission(run: Run, output: Path | None, *, several: bool) -> Path:
         return run.submission
     if output.suffix.lower() == ".csv":
         raise UserError(f"`output` {output}: takes a folder; {run.submission.name} is put into it.")
-    output.mkdir(parents=True, exist_ok=True)
     check_output(output)
     return output / run.submission.name
-
-
-def check_output(folder: Path) -> None:
-    """Refuse an output folder that cannot be written."""
-    try:
-        check_writable(folder)
-    except UserError:
-        raise UserError(f"`output` {folder}: cannot be written.") from None
 
 
 def _print_submission(path: Path, patches: int, *, synthetic: bool) -> None:
@@ -201,21 +192,21 @@ RUN_COMMANDS: dict[str, RunCommand] = {
         _validate,
         "training.predict",
         "Score a run's checkpoint on the validation part of its split.",
-        "validate --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
+        "validate lightning_logs/base/version_0",
         "required",
     ),
     "test": RunCommand(
         _test,
         "training.predict",
         "Score a run's checkpoint on test/, where answers.csv holds its labels.",
-        "test --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
+        "test lightning_logs/base/version_0",
         "required",
     ),
     "predict": RunCommand(
         _predict,
         "training.predict",
         "Write submission.csv for test/ into the run of a checkpoint.",
-        "predict --ckpt_path lightning_logs/base/version_0/checkpoints/best.ckpt",
+        "predict lightning_logs/base/version_0",
         "required",
         {
             "overwrite": {"action": "store_true", "help": "Replace a submission that exists already."},

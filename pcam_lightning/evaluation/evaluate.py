@@ -1,10 +1,8 @@
 """evaluate: labeled predictions -> report.html and report.json."""
 
 import json
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,8 +80,6 @@ def evaluate(
     bootstrap_samples: int = 1000,
     seed: int = 0,
     abstain: float | None = None,
-    *,
-    next_steps: Mapping[str, str] = MappingProxyType({}),
 ) -> Evaluation:
     """Score a run, a cross-validation or a file of predictions: report.html and report.json.
 
@@ -95,9 +91,8 @@ def evaluate(
         root: data folder, where it has moved since the run.
         bootstrap_samples: for the intervals.
         seed: of the bootstrap and of the parts that thresholds and temperature are cross-fitted on.
-        abstain: share of each class that may be called the other one; patches between the two thresholds that follow
-            are called neither. By default all are called.
-        next_steps: commands that the page names, by what they do.
+        abstain: share of each class that may be called the other one, such as 0.05; patches between the two thresholds
+            that follow are called neither. By default all are called.
 
     Returns:
         The numbers and the page, which are in report.json and report.html.
@@ -123,7 +118,7 @@ def evaluate(
     report["synthetic"] = f"Synthetic tissue. {NOT_REAL}" if synthetic else ""
     if (target / "oof.csv").is_file():
         report["folds"] = _folds(rows)
-    page = render(rows, predictions.data, report, calibrated, chosen, next_steps)
+    page = render(rows, predictions.data, report, calibrated, chosen)
     folder, name = predictions.report.parent, predictions.report.name
     atomic_write(folder / f"{name}.json", json.dumps(report, indent=2) + "\n")
     atomic_write(folder / f"{name}.html", page)

@@ -1,6 +1,5 @@
 """A report's numbers, figures and patches -> report.html, one self-contained page."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ def render(
     report: dict[str, Any],
     calibrated: np.ndarray,
     chosen: np.ndarray,
-    next_steps: Mapping[str, str],
 ) -> str:
     """Lay out a report as one page that needs no network; what comes from files is escaped.
 
@@ -33,7 +31,6 @@ def render(
         report: the numbers.
         calibrated: logits after temperature scaling, shape (N,).
         chosen: decisions at the chosen threshold, bool, shape (N,).
-        next_steps: commands to run next, by what they do.
     """
     label, logit = rows["label"].to_numpy(dtype=np.int64), rows["logit"].to_numpy()
     operation = confusion_counts(label, chosen)
@@ -53,7 +50,6 @@ def render(
         rates=RATES,
         figures={name: as_svg(figure) for name, figure in pictures.items()},
         wrong=_wrong(rows, data),
-        next_steps=next_steps,
     )
 
 

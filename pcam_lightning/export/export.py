@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -49,12 +50,12 @@ class Export:
 def export_network(
     targets: list[Path | str],
     output: Path | None = None,
-    tta: str | None = None,
+    tta: Literal["none", "d4"] | None = None,
     calibrate: bool = False,
     sample: int = 1000,
     root: Path | None = None,
 ) -> Export:
-    """Write a trained network as a folder of files that other programs open.
+    """Write a trained network as a folder for ONNX Runtime, WSInfer, QuPath, timm and the Hugging Face hub.
 
     Each file is compared with the checkpoint, patch by patch, by the steps of the program that reads it; where a logit
     differs by more than 0.001, nothing is written. Where timm has to scale patches, model.safetensors rounds by design,

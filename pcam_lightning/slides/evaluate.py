@@ -51,7 +51,7 @@ def evaluate_slides(
     tumor_class: Collection[str] = (),
     camelyon16: bool = False,
 ) -> SlideScores:
-    """Score the slides of a folder of heat maps: AUROC of slides, and the FROC of their lesions by CAMELYON16's rules.
+    """Score the heat maps of slides: AUROC of slides, and the FROC of their lesions by CAMELYON16's rules.
 
     Writes `slide_scores.json` and `slide_scores.csv` into the folder; with annotations `calibration.json` too, by which
     `heatmap` corrects the probabilities of other slides. Each square is tumor there if an outline reaches the center of
@@ -65,8 +65,8 @@ def evaluate_slides(
             .geojson.
         bootstrap_samples: for the intervals.
         seed: of the bootstrap.
-        tumor_class: classes of outlines that are tumor, besides tumor, metastases, `_0` and `_1`; `none` is outlines
-            without class.
+        tumor_class: classes of outlines that are tumor, besides tumor, metastases, _0 and _1; none is outlines without
+            class.
         camelyon16: compute the FROC as CAMELYON16's own script does, and write `camelyon16/<slide>.csv` for it.
 
     Raises:

@@ -29,7 +29,7 @@ def mine_negatives(
     per_slide: int = 1000,
     tumor_class: Collection[str] = (),
 ) -> pd.DataFrame:
-    """Write the false positives of annotated slides as a data folder, whose patches fit adds with data.extra_train.
+    """Write the false positives of annotated slides as a data folder, which `fit` adds with `data.extra_train`.
 
     A false positive is a patch with a probability at or above the threshold that no outline of tumor reaches. Outlines
     are drawn by hand, so that patches on them are left out, though PCam's label is about the center alone.
@@ -45,8 +45,8 @@ def mine_negatives(
             that neither says anything of is skipped.
         threshold: probability from which a patch counts as positive.
         per_slide: patches of a slide at most, those with the highest probabilities.
-        tumor_class: classes of outlines that are tumor, besides tumor, metastases, `_0` and `_1`; `none` is outlines
-            without class.
+        tumor_class: classes of outlines that are tumor, besides tumor, metastases, _0 and _1; none is outlines without
+            class.
 
     Returns:
         A row for each patch, as in mined_patches.csv: id, slide, minx and miny in pixels of level 0, and prob_tumor.

@@ -172,6 +172,19 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written, and results go there; copy the checkpoint elsewhere.")
 
 
+def check_output(folder: Path) -> None:
+    """Refuse an output folder that cannot be written; it is made where it is missing.
+
+    Raises:
+        UserError: it cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        check_writable(folder)
+    except UserError:
+        raise UserError(f"`output` {folder}: cannot be written.") from None
+
+
 def _number(path: Path, kind: str) -> int:
     number = path.name.removeprefix(f"{kind}_")
     return int(number) if number.isdecimal() and path.name.startswith(f"{kind}_") else -1

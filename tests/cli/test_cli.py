@@ -15,13 +15,13 @@ import yaml
 from conftest import CONFIGS, FAST, QUICK
 from jsonargparse import Namespace
 
-from pcam_lightning.cli.arguments import function_parser, parse
+from pcam_lightning.cli.arguments import option_names, parse_function, run_arguments
 from pcam_lightning.cli.commands import FUNCTION_COMMANDS
 from pcam_lightning.cli.main import main
 from pcam_lightning.cli.parser import PCamCLI
 from pcam_lightning.cli.run_commands import RUN_COMMANDS
 from pcam_lightning.training.options import Config
-from pcam_lightning.utils.system import expand_home
+from pcam_lightning.utils.errors import UserError
 
 # ablations*.yaml hold rows of deltas, and are tested with ablate.
 RUN_CONFIGS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("ablations"))
@@ -82,6 +82,86 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert all(name in message for name in ("fit", "validate", "test", "predict", "synthesize", "pack"))
 
 
+@pytest.mark.parametrize("name", RUN_COMMANDS)
+def test_the_help_of_a_run_fits_on_three_screens_and_the_rest_is_shown_by_group(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main([name, "--help"]) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) <= 150
+    shown = short
+    for group in ("data", "model", "trainer"):
+        assert f"--help.{group}" in short
+        assert main([name, f"--help.{group}"]) == 0
+        of_group = capsys.readouterr().out
+        listed = re.findall(r"^  --([a-z_]+)", of_group, re.MULTILINE)
+        assert set(listed) == {group}
+        assert len(listed) > len(re.findall(rf"^  --{group}", short, re.MULTILINE))
+        shown += of_group
+    listed = re.findall(r"^  (?:-. \S+, |-h, )?(--[\w.]+)", shown, re.MULTILINE)
+    hidden = {"--print_shtab"}  # of jsonargparse, by its own choice
+    needed = ["--ckpt_path=pcam-small"] if RUN_COMMANDS[name].ckpt_path == "required" else []
+    parser = PCamCLI(name, RUN_COMMANDS[name], needed).parser
+    assert set(listed) == {flag.removesuffix("+") for flag in option_names(parser)} - hidden
+
+
+SPELLINGS = {  # commands that read a data folder: one spelling, and the other
+    **dict.fromkeys(RUN_COMMANDS, ("--data.root", "--root")),
+    **dict.fromkeys(("evaluate", "explain", "export", "predict-onnx", "slides", "pack"), ("--root", "--data.root")),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_root_and_data_root_mean_the_same_and_each_help_says_so(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = [] if name in RUN_COMMANDS or name == "pack" else ["RUN"]
+    config = ["--print_config"] if name in ("validate", "test", "predict") else []
+    found = []
+    for flag in SPELLINGS[name]:
+        for words in ([flag, "x/d"], [f"{flag}=x/d"]):
+            if config:  # without a checkpoint there is nothing but the configuration to print
+                assert main([name, *words, *config]) == 0
+                found.append(yaml.safe_load(capsys.readouterr().out)["data"]["root"])
+            else:
+                found += [one for one in _texts(_parse([name, *first, *words]).as_dict()) if one == "x/d"]
+    assert found == ["x/d"] * 4
+    assert main([name, "--help"]) == 0
+    assert f"{SPELLINGS[name][1]} means the same." in " ".join(capsys.readouterr().out.split())
+
+
+def test_other_options_of_a_data_folder_have_both_spellings_too() -> None:
+    options = ("--data.columns.label=y", "--data.verify", "--data.cache_dir", "c", "--data.resize=crop", "--data.mpp=1")
+    for args in (options, [word.replace("--data.", "--") for word in options]):
+        packed = _parse(["pack", *args])
+        assert (packed.columns, packed.verify, str(packed.cache_dir)) == ({"label": "y"}, True, "c")
+    assert _parse(["fit", "--columns.label=y", "--batch_size", "8"]).data.batch_size == 8
+    crossval = _parse(["crossval", "--folds=3", "--data.folds=4"])  # an option of the command comes first
+    assert (crossval.folds, crossval.data.folds) == (3, 4)
+    with pytest.raises(UserError, match=r"--data\.seed"):  # the seed of the bootstrap is none of a data folder
+        _parse(["evaluate", "RUN", "--data.seed=1"])
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_run_or_checkpoint_is_the_first_argument(
+    command: str, run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = str(run_copy / "checkpoints" / "best.ckpt")
+    for target in (str(run_copy), best, "pcam-small"):
+        by_flag = _printed(capsys, command, "--ckpt_path", target, "--model.tta=d4", "--print_config")
+        assert _printed(capsys, command, target, "--model.tta=d4", "--print_config") == by_flag
+    assert main([command, str(run_copy), "--ckpt_path", best]) == 2
+    assert "--ckpt_path: " in capsys.readouterr().err
+    assert main([command, "nowhere"]) == 2
+    assert "error: nowhere: no such" in capsys.readouterr().err
+
+
+def test_predict_takes_a_run(run_copy: Path) -> None:
+    assert main(["predict", str(run_copy), "--trainer.accelerator=cpu"]) == 0
+    assert len(pd.read_csv(run_copy / "submission.csv")) == 40
+
+
 def test_synthesize_then_pack(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synthesize", "out", "--train", "12", "--test", "4", "--slides", "4"]) == 0
     assert len(pd.read_csv("out/train_labels.csv")) == 12
@@ -100,9 +180,8 @@ def _parse(args: list[str]) -> Namespace:
     """Return the options of a command; nothing is built or run."""
     name, rest = args[0], args[1:]
     if name in RUN_COMMANDS:
-        return PCamCLI(name, RUN_COMMANDS[name], rest).options
-    found: Namespace = expand_home(parse(function_parser(name, FUNCTION_COMMANDS[name].declared(name)), rest, name))
-    return found
+        return PCamCLI(name, RUN_COMMANDS[name], run_arguments(name, RUN_COMMANDS[name], rest)).options
+    return parse_function(name, FUNCTION_COMMANDS[name], rest)
 
 
 INT_OR_FLOAT = {
