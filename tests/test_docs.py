@@ -24,8 +24,9 @@ import yaml
 from conftest import CONFIGS, NETWORK
 from PIL import Image
 
-from pcam_lightning.cli.arguments import parse_function, run_arguments
+from pcam_lightning.cli.arguments import run_arguments
 from pcam_lightning.cli.commands import FUNCTION_COMMANDS
+from pcam_lightning.cli.function_parser import parse_function
 from pcam_lightning.cli.main import main
 from pcam_lightning.cli.parser import PCamCLI
 from pcam_lightning.cli.run_commands import RUN_COMMANDS

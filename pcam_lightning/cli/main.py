@@ -13,13 +13,12 @@ from types import ModuleType
 
 from pcam_lightning.cli.arguments import (
     command_list,
-    help_line,
     modules_to_import,
     options_as_flags,
-    parse_function,
     run_arguments,
 )
 from pcam_lightning.cli.commands import FUNCTION_COMMANDS
+from pcam_lightning.cli.function_parser import help_line, parse_function
 from pcam_lightning.cli.run_commands import RUN_COMMANDS
 from pcam_lightning.utils.errors import UserError, logger
 from pcam_lightning.utils.extensions import import_modules

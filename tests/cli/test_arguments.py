@@ -3,14 +3,19 @@
 import re
 import subprocess
 import sys
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
 import pcam_lightning
 from pcam_lightning.cli.arguments import check_flags, configs_first, option_names, options_as_flags, without_option
+from pcam_lightning.cli.commands import FUNCTION_COMMANDS
+from pcam_lightning.cli.function_parser import function_parser, parse_function
 from pcam_lightning.cli.parser import PCamCLI
 from pcam_lightning.cli.run_commands import RUN_COMMANDS
+from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.training.lightning_internals import RunParser
 from pcam_lightning.utils.errors import UserError
 
@@ -79,6 +84,28 @@ def test_flags_read_from_source_are_those_of_the_parser(name: str) -> None:
     known = {".".join(flag.removesuffix("+").split(".")[:2]) for flag in option_names(parser)}
     groups, of_the_cli = {"--data", "--model", "--trainer"}, {"--config", "--print_config"}
     assert known - groups == RUN_COMMANDS[name].flags() - of_the_cli
+
+
+@pytest.mark.parametrize("name", FUNCTION_COMMANDS)
+def test_arguments_read_from_source_are_those_of_the_library(name: str) -> None:
+    command = FUNCTION_COMMANDS[name]
+    function = getattr(import_module(f"pcam_lightning.{command.module}"), command.function)
+    known = set(signature(function).parameters) - ({"options"} if command.more else set())
+    known |= set() if command.more is None else set(signature(SlideOptions).parameters)
+    parser = function_parser(name, command)
+    assert {action.dest for action in parser._actions} - {"help", "print_shtab"} == known | set(command.options)
+    missing = [action.dest for action in parser._actions if action.help is None or not action.help.strip()]
+    assert missing == []
+
+
+def test_a_path_text_or_an_open_run_is_a_path_on_the_command_line() -> None:
+    heatmap = parse_function("heatmap", FUNCTION_COMMANDS["heatmap"], ["a.svs", "b.svs", "--ckpt_path=RUN"])
+    assert (heatmap.slides, heatmap.ckpt_path) == ([Path("a.svs"), Path("b.svs")], Path("RUN"))
+    onnx = parse_function("predict-onnx", FUNCTION_COMMANDS["predict-onnx"], ["RUN/export"])
+    assert (onnx.model, onnx.root, onnx.cache_dir, onnx.output) == (Path("RUN/export"), Path("data"), None, Path())
+    for given in (["a", "b"], []):
+        mined = [word for name in given for word in ("--tumor_class", name)]
+        assert parse_function("mine-negatives", FUNCTION_COMMANDS["mine-negatives"], ["h", *mined]).tumor_class == given
 
 
 def test_flags_are_checked_by_name() -> None:

@@ -108,6 +108,7 @@ def test_a_certain_leak_comes_before_one_that_may_be(
     assert leak in printed.err
     assert json.loads(printed.out) == json.loads((run_copy / "report.json").read_text())
     assert json.loads(printed.out)["leak"] == leak
+    assert f"python -m pcam_lightning explain {run_copy}" in printed.err  # what to run next
     assert leak in (run_copy / "report.html").read_text()
     slides = ["--slides", str(drawn / "patch_id_wsi_full.csv")]
     assert main(["compare", str(run_copy), str(run_copy), *slides, FEW, "--json"]) == 0
