@@ -141,4 +141,4 @@ def test_what_is_wrong_is_one_line(
 
 def test_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(tmp_path)]) == 2
-    assert "not the folder of a run" in capsys.readouterr().err
+    assert "neither a run nor a finished cross-validation" in capsys.readouterr().err

@@ -313,8 +313,8 @@ MAPS = {
         r"slides: all patches are of slide s",
     ),
     "no split": Case(None, SPLIT, r"split.csv: no such file. --data.split_file"),
-    "empty split": Case(_write("split.csv", ""), SPLIT, r"split.csv: not a split.csv"),
-    "binary split": Case(_write("split.csv", b"\xff\xfe\0\1"), SPLIT, r"split.csv: not a split.csv"),
+    "empty split": Case(_write("split.csv", ""), SPLIT, r"split.csv: not a CSV file .* not a split.csv"),
+    "binary split": Case(_write("split.csv", b"\xff\xfe\0\1"), SPLIT, r"split.csv: not a CSV file .* not a split.csv"),
     "split of others": Case(
         _write("split.csv", "id,split\na,val\nb,train\n"), SPLIT, r"made for other patches: 20 of 20"
     ),
@@ -441,7 +441,7 @@ TOOLS = {
     "compare nothing": Case(None, ("compare", "run", "other"), r"other: no such run"),
     "curves of nothing": Case(None, ("curves", "kaggle"), r"kaggle/metrics.csv"),
     "curves of junk": Case(_write("run/metrics.csv", b"\xff\0\xfe"), ("curves", "run"), r"run/metrics.csv"),
-    "explain nothing": Case(None, ("explain", "kaggle"), r"not the folder of a run"),
+    "explain nothing": Case(None, ("explain", "kaggle"), r"neither a run nor a finished cross-validation"),
     "explain nobody": Case(None, ("explain", "run", "--ids=nobody"), r"nobody: not in the validation part"),
     "explore nothing": Case(None, ("explore", "--data.root=nowhere"), r"nowhere: no such folder"),
     "crossval of one": Case(None, ("crossval", *FIT[1:], "--folds=1"), r"--folds 1"),
