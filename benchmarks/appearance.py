@@ -1,10 +1,10 @@
-"""Groups of patches that look alike, as a stand-in for slides where no map to them is known.
+"""Group similar patches as a substitute for unknown slides.
 
     python benchmarks/appearance.py ROOT groups.csv [--patches 300] [--seed 42]
 
-ROOT is in Kaggle's layout. Writes a CSV for `--data.slides` (id,wsi). What a validation by such groups is worth is
-measured by `unseen_slides.py`. With `--patches 4000` a fifth of these patches looks alike, so that the one that is held
-out differs from all training patches.
+ROOT has Kaggle's layout. Writes a CSV file for `--data.slides` (id,wsi). `unseen_slides.py` measures how well
+validation on such groups predicts scores on unseen slides. With `--patches 4000`, there are about five groups, and a
+held-out group differs from all training patches.
 """
 
 import argparse
@@ -18,24 +18,24 @@ from pcam_lightning.data.packed_store import open_store
 from pcam_lightning.data.sources import open_source, read_train
 from pcam_lightning.utils.atomic_io import atomic_write
 
-PATCHES = 300  # a group, on average: slides of PatchCamelyon have about a thousand
+PATCHES = 300  # average group size; slides of PatchCamelyon have about a thousand patches
 _CHUNK = 512
 
 
 def appearance_groups(images: np.ndarray, rows: np.ndarray, seed: int, patches: int = PATCHES) -> np.ndarray:
-    """Group patches by their stain.
+    """Cluster patches by their stain, which is similar within a slide.
 
-    What a laboratory and a scanner do to a slide, they do to all of its patches. Groups are smaller than slides on
-    purpose: a slide that falls into several groups leaks a little, a group of several slides costs balance alone.
+    Groups are smaller than slides. A slide in several groups leaks a little, while several slides in a group only
+    affect the class balance.
 
     Args:
-        images: uint8, (M, 96, 96, 3), memory-mapped perhaps: it is read in pieces.
-        rows: those to group, shape (N,).
-        seed: of the clustering.
-        patches: of a group, on average.
+        images: patches, uint8 (M, 96, 96, 3), read in chunks if memory-mapped.
+        rows: rows to group, shape (N,).
+        seed: random seed for the clustering.
+        patches: average group size.
 
     Returns:
-        The group of each patch, int64, shape (N,).
+        Group of each patch, int64 (N,).
     """
     clusters = max(2, min(round(len(rows) / patches), 400))
     found = MiniBatchKMeans(clusters, batch_size=4096, n_init=3, random_state=seed).fit_predict(describe(images, rows))
@@ -44,14 +44,14 @@ def appearance_groups(images: np.ndarray, rows: np.ndarray, seed: int, patches: 
 
 
 def describe(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Describe patches by their stain: mean, spread and extremes of the optical densities, each with deviation 1.
+    """Return stain features: mean, standard deviation and extremes of optical densities, scaled to unit variance.
 
     Args:
-        images: uint8, (M, 96, 96, 3).
-        rows: those to describe, shape (N,).
+        images: patches, uint8 (M, 96, 96, 3).
+        rows: rows to describe, shape (N,).
 
     Returns:
-        float32, (N, 15).
+        Features, float32 (N, 15).
     """
     found = []
     for start in range(0, len(rows), _CHUNK):

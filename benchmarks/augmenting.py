@@ -1,13 +1,13 @@
-"""What does augmentation cost? Milliseconds a batch of each option, and each config's share of its training step.
+"""Time of augmentation: milliseconds per batch for each option, and share of a training step for each config.
 
     python benchmarks/augmenting.py ROOT [--configs configs/base.yaml configs/best.yaml] [--batch_size 128]
         [--rounds 5] [--device cpu]
 
-ROOT is in Kaggle's layout. One batch is on the device already. In each round all of these take turns: augmentation with
-each option alone, at the strength that `EACH` has, above that of the eight symmetries; the stains' normalizers; and of
-each config, stacked on base.yaml, all that happens to a batch before the network sees it, a step of its network, in the
-precision that `fit` would take here, and where it averages weights a step of that. Prints medians over the rounds
-with minimum and maximum; shares are of the step with it. With nothing else on the machine.
+ROOT has Kaggle's layout. One batch is already on the device. Each round measures each option alone, with the strength
+in `EACH`, compared with the eight symmetries, and stain normalization. For each config on top of base.yaml, it measures
+the transforms before the network, a training step in the precision of `fit`, and weight averaging. Prints medians over
+the rounds with minimum and maximum. Shares are relative to the step including the transform. Run nothing else on the
+machine.
 """
 
 import argparse
@@ -35,11 +35,11 @@ EACH: dict[str, float] = {
     "degrees": 90, "stain": 0.1, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2,
     "hue": 0.05, "random_erasing": 0.5, "cutmix": 0.5, "mixup": 0.2,
 }  # fmt: skip
-TIMES = 4  # calls a round, one after another
+TIMES = 4  # consecutive calls per round
 
 
 def read_config(config: Path) -> tuple[PCamClassifier, ExponentialMovingAverage | None]:
-    """Build the network of a config stacked on base.yaml, and its averaging."""
+    """Build the network and the weight averaging of a config on top of base.yaml."""
     base = yaml.safe_load((Path(__file__).parents[1] / "configs" / "base.yaml").read_text())
     own = yaml.safe_load(config.read_text())
     model: dict[str, Any] = {**base["model"], **(own.get("model") or {}), "weights": "none"}
@@ -60,7 +60,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Take turns and tell what came out."""
+    """Run all rounds and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--configs", type=Path, nargs="*", default=[])
@@ -113,7 +113,7 @@ def main() -> None:
             averaging.on_fit_start(None, model)  # type: ignore[arg-type]
             calls[f"{config}: averaging"] = lambda averaging=averaging, model=model: averaging.update(model)  # type: ignore[misc]
     found: dict[str, list[float]] = defaultdict(list)
-    for number in range(args.rounds + 1):  # kernels are chosen in the first
+    for number in range(args.rounds + 1):  # the first round warms up
         for name, call in calls.items():
             seconds = seconds_of(call)
             if number:

@@ -1,11 +1,11 @@
-"""How long does an evaluation take? Bootstrap over slides at the size of a fifth of Kaggle's training part.
+"""Time of an evaluation: bootstrap over slides for 20 % of Kaggle's training patches.
 
     python benchmarks/bootstrap.py [--patches 44000] [--slides 43] [--bootstrap_samples 1000] [--rounds 3]
 
-Draws labels and logits with slide effects (no data are needed) and takes turns: `bootstrap_scores`, which sorts once
-and weighs, against a plain bootstrap that resamples whole slides and calls scikit-learn's AUROC and average precision
-on each sample (measured over 20 draws and scaled up). Both must give the same numbers for the same draw. Then the whole
-command: `evaluate` on a CSV of them, imports, figures and page included. Prints medians with minimum and maximum.
+Simulates labels and logits with slide effects; no data are needed. Compares `bootstrap_scores`, which sorts once and
+uses weights, with a plain bootstrap that resamples whole slides and calls scikit-learn for each sample (20 samples,
+scaled up). Both must give equal numbers for equal samples. Then measures the whole command `evaluate` on a CSV file,
+including imports, figures and page. Prints medians with minimum and maximum.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pcam_lightning.metrics.bootstrap import bootstrap_scores
 
-PLAIN = 20  # draws that the plain bootstrap is measured over
+PLAIN = 20  # samples of the plain bootstrap
 
 
 def draw_rows(patches: int, slides: int) -> pd.DataFrame:
-    """Draw predictions of slides that differ in their share of tumor and in how well they are read."""
+    """Simulate predictions of slides with different shares of tumor and different error rates."""
     rng = np.random.default_rng(0)
     slide = rng.integers(slides, size=patches)
     share, skill = rng.beta(1, 1.5, slides), rng.normal(2.5, 0.8, slides)
@@ -37,12 +37,12 @@ def draw_rows(patches: int, slides: int) -> pd.DataFrame:
 
 
 def draw_plainly(
-    label: np.ndarray, logit: np.ndarray, cluster: np.ndarray, draws: int, seed: int
+    label: np.ndarray, logit: np.ndarray, cluster: np.ndarray, count: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resample whole clusters and score each sample with scikit-learn."""
     rng = np.random.default_rng(seed)
     places = [np.flatnonzero(cluster == one) for one in np.unique(cluster)]
-    chosen = rng.integers(len(places), size=(draws, len(places)))
+    chosen = rng.integers(len(places), size=(count, len(places)))
     samples = [np.concatenate([places[one] for one in row]) for row in chosen]
     return (
         np.array([roc_auc_score(label[sample], logit[sample]) for sample in samples]),
@@ -51,7 +51,7 @@ def draw_plainly(
 
 
 def main() -> None:
-    """Take turns, compare, and tell what came out."""
+    """Run all rounds, compare results, and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patches", type=int, default=44_000)
     parser.add_argument("--slides", type=int, default=43)
@@ -86,10 +86,11 @@ def main() -> None:
             whole.append(measure.watch(command, cwd=Path(folder)).seconds)
     ratio = [one / other for one, other in zip(plain, ours, strict=True)]
     machine = measure.machine()
-    sizes = f"{args.bootstrap_samples:,} draws of {args.patches:,} patches"
+    sizes = f"{args.bootstrap_samples:,} samples of {args.patches:,} patches"
     print(f"{machine['processor']}, {machine['cores']} cores; {sizes}")
     for name, values in (
-        ("draw_scores, s", ours), ("plain bootstrap, s", plain), ("ratio", ratio), ("evaluate, whole command, s", whole)
+        ("bootstrap_scores, s", ours), ("plain bootstrap, s", plain), ("ratio", ratio),
+        ("evaluate, whole command, s", whole),
     ):  # fmt: skip
         print(f"{name}: {statistics.median(values):.3g} ({min(values):.3g}-{max(values):.3g})")
 

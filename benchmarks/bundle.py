@@ -1,12 +1,12 @@
-"""Write one of the networks that come with the package, and its card.
+"""Write a network included in the package, and its model card.
 
     python benchmarks/bundle.py NAME DIR CHECKPOINT --command COMMAND
 
-NAME is pcam or pcam-small; DIR is in Kaggle's layout, with an answers.csv (id,label) for its test/ part, which is of
-other slides than train/; COMMAND is what made the checkpoint, on a random split of DIR. Writes
-pcam_lightning/weights/NAME.safetensors and NAME_features.safetensors, which detects out-of-distribution patches
-(alone with --features, where CHECKPOINT may be NAME), scores it on the validation part and, for the card alone, on
-test/, with one view and with eight, and writes NAME.md.
+NAME is pcam or pcam-small. DIR has Kaggle's layout, with an answers.csv (id,label) for test/, which contains other
+slides than train/. COMMAND is the command that trained the checkpoint on a random split of DIR. Writes
+pcam_lightning/weights/NAME.safetensors, and NAME_features.safetensors to detect out-of-distribution patches. With
+--features, writes only the latter, and CHECKPOINT can be NAME. Scores the network on the validation split and, only for
+the card, on test/, with one view and with eight, and writes NAME.md.
 """
 
 import argparse
@@ -31,35 +31,35 @@ from pcam_lightning.utils.weights_file import write_weights
 ORIGIN = "JPEG copies of patches of PCam's training slides, which are those of Kaggle's train/"
 CARD = """# {name}
 
-The probability that the center 32 x 32 pixels of a 96 x 96 patch contain tumor; the patch is of a lymph node section
-stained with hematoxylin and eosin, at about 1 um per pixel. The network comes with pcam_lightning: `predict --ckpt_path
-{name} --data.root DIR`, or `load_pretrained("{name}")` in Python.
+Predicts the probability that the center 32 x 32 pixels of a 96 x 96 patch contain tumor. Patches show lymph node
+sections stained with hematoxylin and eosin, at about 1 um per pixel. The network is included in pcam_lightning:
+`predict --ckpt_path {name} --data.root DIR`, or `load_pretrained("{name}")` in Python.
 
 | | |
 |---|---|
 | network | {backbone}, {parameters:,} parameters, {megabytes:.2f} MB in half precision; {size} x {size} pixels |
-| started from | ImageNet weights of EfficientNet-Lite0 (Apache-2.0) |
-| trained on | {train:,} of {patches:,} JPEG copies (quality 75) of PCam's training patches (CC0) |
-| split | random, stratified by label, seed {seed}; the validation part chose the epoch |
-| trained by | `{command}` |
-| written by | `python benchmarks/bundle.py {name} DIR CHECKPOINT`, pcam_lightning {version} |
+| initial weights | ImageNet weights of EfficientNet-Lite0 (Apache-2.0) |
+| training data | {train:,} of {patches:,} JPEG copies (quality 75) of PCam's training patches (CC0) |
+| split | random, stratified by label, seed {seed}; the epoch was selected on the validation split |
+| training command | `{command}` |
+| card command | `python benchmarks/bundle.py {name} DIR CHECKPOINT`, pcam_lightning {version} |
 
 | AUROC, 95 % interval | one view | eight views (`--model.tta d4`) |
 |---|---|---|
-| validation part, {val} patches of the same slides | {val_none} | {val_d4} |
-| {unseen} patches of other slides, of PCam's validation part | {unseen_none} | {unseen_d4} |
+| validation split, {val} patches of the same slides | {val_none} | {val_d4} |
+| {unseen} patches of other slides, from PCam's validation split | {unseen_none} | {unseen_d4} |
 
-Intervals are of a bootstrap over patches, for want of slides, and too narrow. The patches went through JPEG: these are
-not PCam's scores. Patches of other laboratories, scanners and organs have not been tried.
+The intervals are too narrow: slides are unknown, so patches are resampled. The patches were stored as JPEG, so these
+scores differ from scores on PCam. Patches of other laboratories, scanners and organs have not been tested.
 
-For research and teaching. It is no medical device and must not be used for diagnosis. In training {tumor:.0%} of the
-patches were tumor, so that probabilities are too high where tumor is rarer, as in whole slides. Scores on Kaggle's
-train/ and on PCam's training part are optimistic: patches of these slides trained it.
+For research and teaching. This is not a medical device and must not be used for diagnosis. {tumor:.0%} of the training
+patches were tumor, so probabilities are too high where tumor is rarer, as in whole slides. Scores on Kaggle's train/
+and on PCam's training split are optimistic, because patches of these slides were used for training.
 """
 
 
 def score(name: str, root: Path, seed: int) -> dict[str, str]:
-    """Score the network on the validation part and on test/; return the cells of the card."""
+    """Score the network on the validation split and on test/; return the cells of the card."""
     cells = {}
     for views in ("none", "d4"):
         for part, stage in (("val", validate), ("unseen", test)):
@@ -74,20 +74,20 @@ def score(name: str, root: Path, seed: int) -> dict[str, str]:
 
 
 def write_features(file: Path, data: PCamDataModule) -> None:
-    """Measure the features of training patches, beside the weights."""
+    """Write the features of training patches beside the weights."""
     distance, path = measure_feature_distance(loaded := LoadedRun.open(file), data), features_file(loaded)
     distance.write(path)
     print(f"{path}: {len(distance.mean)} features, threshold {distance.threshold:.3f}")
 
 
 def main() -> None:
-    """Write the weights, score them, write the card."""
+    """Write the weights, the scores and the card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=BUNDLED)
     parser.add_argument("root", type=Path)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--command", required=True, help="that made the checkpoint")
-    parser.add_argument("--features", action="store_true", help="write NAME_features.safetensors alone")
+    parser.add_argument("--command", required=True, help="command that trained the checkpoint")
+    parser.add_argument("--features", action="store_true", help="write only NAME_features.safetensors")
     args = parser.parse_args()
     checkpoint = read_checkpoint(args.checkpoint)
     options = checkpoint["pcam"]["config"]
@@ -103,7 +103,7 @@ def main() -> None:
         "format": checkpoint["pcam"]["format"],
         "config": {
             "seed_everything": options["seed_everything"],
-            "data": {"root": "data", "val_fraction": 1.0},  # of other data nothing has trained it
+            "data": {"root": "data", "val_fraction": 1.0},  # the network was trained on no other data
             "model": options["model"],
             "trainer": {"precision": "16-mixed"},
         },
@@ -114,7 +114,7 @@ def main() -> None:
             "kind": data.split_kind,
         },
     }
-    # Hashes of JPEG copies find nobody's patches, and would be a sixth of pcam-small.
+    # Hashes of JPEG copies match no other patches, and would take a sixth of pcam-small.
     checkpoint["trained"] = TrainingPatches(known=False, origins=(ORIGIN,)).record()
     checkpoint["positive_fraction"] = float(data.table["label"][~data.val_mask].mean())
     write_weights(file, checkpoint, half=True)

@@ -1,9 +1,9 @@
-"""Waiting for the device; apart, so that the baseline loads nothing that it does not use."""
+"""Device synchronization, in a separate file so that the baseline imports nothing else."""
 
 import torch
 
 
 def wait_for_device() -> None:
-    """Wait until the GPU, where there is one, has done what it was given."""
+    """Wait until the GPU, if any, has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,19 +1,19 @@
-"""Export networks of several kinds, and run the files where they are meant to run.
+"""Export several kinds of networks, and run the files in their target programs.
 
     python benchmarks/export.py networks DIR WORK
     python benchmarks/export.py environments WORK
     python benchmarks/export.py speed DIR FOLDER
     python benchmarks/export.py wsinfer WORK NETWORK SLIDE [SLIDE ...]
 
-`networks`: trains each kind of network for a few steps on DIR, a data folder, exports it and prints how far the files'
-logits are from those of the checkpoint. `environments`: makes virtual environments with ONNX Runtime and numpy alone,
-with torch 2.5.1 and timm, and with wsinfer-zoo, and runs there what `networks` has exported into WORK: test vectors
-against what must come out, and `wsinfer-zoo validate-config`. Needs the network, 6 GB of disk and some 15 minutes.
-`speed`: patches/s of the files of an export in ONNX Runtime and of its checkpoint in torch, on patches of DIR's test
-part; with nothing else on the machine. `wsinfer`: WSInfer 0.6.1, in an environment of its own and without the network,
-runs an export of NETWORK, a checkpoint or pcam, on slides and on a synthetic one; its probabilities are compared with
-those of `heatmap`, and with those of model.onnx on the pixels that WSInfer reads. Its environment needs the package
-index and 7 GB of disk; where it cannot be made, that is printed, and nothing is run.
+`networks` trains each kind of network for a few steps on the data folder DIR and exports it. It prints the differences
+between the logits of the files and of the checkpoint. `environments` creates virtual environments with only ONNX
+Runtime and numpy, with torch 2.5.1 and timm, and with wsinfer-zoo. It compares the exports in WORK with their test
+vectors and runs `wsinfer-zoo validate-config`. It needs internet, 6 GB of disk and about 15 minutes. `speed` measures
+patches/s of an export in ONNX Runtime and of its checkpoint in torch, on the test patches of DIR; run nothing else on
+the machine. `wsinfer` runs WSInfer 0.6.1, in its own environment and offline, with an export of NETWORK (a checkpoint
+or pcam) on slides and on a synthetic slide. It compares probabilities with those of `heatmap`, and with those of
+model.onnx on the pixels that WSInfer reads. The environment needs the package index and 7 GB of disk; if it cannot be
+created, this is printed and nothing is run.
 """
 
 import argparse
@@ -43,8 +43,8 @@ from pcam_lightning.synthetic.kaggle_folder import draw_slide
 from pcam_lightning.synthetic.whole_slide import draw_whole_slide, write_whole_slide
 
 STEPS = 20
-BATCH = 64  # patches, in speed
-# By name: backbone and other options of the model, and those of the export.
+BATCH = 64  # batch size in `speed`
+# Options of the model and of the export, by name.
 KINDS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "resnet18": ({"backbone": "resnet18"}, {}),
     "resnet18, macenko, crop 64": ({"backbone": "resnet18", "stain": "macenko", "crop": 64}, {}),
@@ -59,12 +59,12 @@ KINDS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "ViT-S/16": ({"backbone": "timm/vit_small_patch16_224"}, {}),
 }
 ENSEMBLE = ("resnet18", "p4m_resnet16", "efficientnet_lite0, 128, d4")
-# WSInfer 0.6.1 asks for no versions; these are the last of which it takes names that the next ones lack.
+# WSInfer 0.6.1 does not pin versions; later versions lack names that it imports.
 WSINFER = [
     *("wsinfer==0.6.1", "zarr<3", "numcodecs<0.16", "tiffslide<3", "openslide-python", "openslide-bin"),
     *(f"{one.__name__}=={one.__version__.partition('+')[0]}" for one in (torch, torchvision)),
 ]
-# Run in an environment of its own, on the folder of an export: prints the largest difference of logits.
+# Run in a separate environment on the folder of an export; prints the largest difference between logits.
 WITH_ONNX = """
 import sys, numpy as np, onnxruntime
 v = np.load(sys.argv[1] + "/test_vectors.npz")
@@ -100,7 +100,7 @@ print(f"{abs(both[:, 1] - both[:, 0] - v['logit']).max():.1e}, {timm.__version__
 
 
 def networks(root: Path, work: Path) -> None:
-    """Train and export each kind, and an ensemble of three with a temperature of its own."""
+    """Train and export each kind, and an ensemble of three with a temperature."""
     rows = []
     checkpoints = {}
     for number, (name, (model, options)) in enumerate(KINDS.items()):
@@ -142,7 +142,7 @@ def networks(root: Path, work: Path) -> None:
 
 
 def environments(work: Path) -> None:
-    """Run all exports in environments of their own."""
+    """Run all exports in separate environments."""
     exports = sorted(work.glob("export_*"))
     for name, packages, script in (
         ("onnxruntime", ["onnxruntime", "numpy"], WITH_ONNX),
@@ -164,7 +164,7 @@ def environments(work: Path) -> None:
 
 
 def speed(root: Path, folder: Path, rounds: int = 3) -> None:
-    """Compare patches/s, each way in turn."""
+    """Compare patches/s, taking turns."""
     data = PCamDataModule(root)
     data.setup("predict")
     image = data.test_store.images[:1024].copy()
@@ -228,11 +228,11 @@ def wsinfer(work: Path, network: Path, *slides: Path) -> None:
 
 
 def run_wsinfer(python: Path, results: Path, export: Path, slide: Path) -> pd.DataFrame:
-    """Run WSInfer on one slide, whose CSV of patches is returned."""
+    """Run WSInfer on one slide and return its CSV file of patches."""
     shutil.rmtree(results, ignore_errors=True)
     (results / "slides").mkdir(parents=True)
     (results / "slides" / slide.name).symlink_to(slide.resolve())
-    # WSInfer asks the Hugging Face hub for the list of its zoo, whatever it runs; offline it takes one that is there.
+    # WSInfer always requests its zoo list from the Hugging Face hub; offline, it uses an existing file.
     zoo = results / ".wsinfer-zoo" / "wsinfer-zoo-registry.json"
     zoo.parent.mkdir()
     zoo.write_text('{"models": {}}')
@@ -250,7 +250,7 @@ def run_wsinfer(python: Path, results: Path, export: Path, slide: Path) -> pd.Da
 
 
 def logits_of(export: Path, slide: Path, patches: pd.DataFrame) -> np.ndarray:
-    """Return probabilities by model.onnx of the pixels that WSInfer reads: those of level 0, shrunk by Pillow."""
+    """Return probabilities of model.onnx on the pixels that WSInfer reads: level 0, resized by Pillow."""
     session, prob = OnnxNetwork(export / "model.onnx"), []
     with openslide.OpenSlide(slide) as opened:
         for x, y, width, height in patches[["minx", "miny", "width", "height"]].to_numpy():
@@ -261,7 +261,7 @@ def logits_of(export: Path, slide: Path, patches: pd.DataFrame) -> np.ndarray:
 
 
 def make_environment(folder: Path, packages: list[str]) -> Path:
-    """Make a virtual environment, where it is not there; return its Python."""
+    """Create a virtual environment if needed; return its Python."""
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
@@ -270,7 +270,7 @@ def make_environment(folder: Path, packages: list[str]) -> Path:
 
 
 def main() -> None:
-    """Do as the command line says."""
+    """Run the chosen benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("networks", "environments", "speed", "wsinfer"))
     parser.add_argument("paths", type=Path, nargs="+")

@@ -1,24 +1,22 @@
-"""What is lost when processes are killed, disks are full and much is done in one process? Counted; nothing should be.
+"""Count losses after kills, on full disks and during long use in one process; there should be none.
 
     python benchmarks/faults.py WORK [--kills 30] [--seed 0]
 
-Draws small data folders below WORK, an empty or new folder, and takes them away at the end. Every process is the
-command line itself, `python -m pcam_lightning`.
+Creates small synthetic data folders below WORK, an empty or new folder, and removes them at the end. All processes run
+the command line, `python -m pcam_lightning`.
 
-- killed while packing: `pack` of 4,000 patches is killed (SIGKILL) at a moment drawn from the whole of its time, until
-  that has happened --kills times; after each, whatever store is there is checked, and at the end one that is
-  left alone is compared with the images, byte by byte.
-- killed while training: so is `fit` of 6 epochs, each time resuming the run that is there, until it ends; then
-  another run begins. After each kill every checkpoint, CSV and config in its folder is read; lost are whole epochs that
-  metrics.csv has and last.ckpt lacks. Each run that has ended is compared with one that was left alone: metrics, and
-  weights bit by bit.
-- stopped while training: the same with ctrl-C (SIGINT) and SIGTERM, taking turns.
-- a full disk: packing, training and predicting on a tmpfs that is too small, in a user namespace of their own where the
-  system has them; then again with room. Older files must be as they were.
-- in one process: memory (MB) and open files after 200 store openings, 50 predictions and a run of 20 epochs, against
-  those after the first tenth of them.
+- Killed while packing: `pack` of 4,000 patches is killed (SIGKILL) at random moments --kills times. After each kill,
+  any existing store is checked. At the end, the store of an uninterrupted command is compared with the images byte by
+  byte.
+- Killed while training: `fit` of 6 epochs is killed and resumed until it finishes; then another run starts. After each
+  kill, all checkpoints, CSV files and configs are read. Epochs in metrics.csv that are missing in last.ckpt count as
+  lost. Metrics and weights of each finished run are compared bit by bit with an uninterrupted run.
+- Stopped while training: the same with Ctrl-C (SIGINT) and SIGTERM in turn.
+- Full disk: packing, training and prediction on a tmpfs that is too small, in a user namespace if available, then again
+  with enough space. Old files must not change.
+- In one process: memory (MB) and open files after 10 % and 100 % of 200 store openings, 50 predictions and 20 epochs.
 
-Prints a table, and writes faults.json into the current folder.
+Prints a table and writes faults.json to the current folder.
 """
 
 import argparse
@@ -58,11 +56,11 @@ FIT = [
 ]
 RUNS = Path("lightning_logs") / "default"
 TIMES = ["train/patches_per_second", "train/waiting_for_data"]
-Row = tuple[str, int, int, str]  # what was tried, how often, how often something was lost or broken, more
+Row = tuple[str, int, int, str]  # fault, number of times, number of losses, details
 
 
 def run(*args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command and wait for it."""
     done = subprocess.run([*COMMAND, *args], capture_output=True, text=True, check=False)
     if check and done.returncode:
         raise SystemExit(f"{' '.join(args)}\n{done.stderr[-2000:]}")
@@ -70,20 +68,20 @@ def run(*args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 
 
 def stop(args: list[str], number: signal.Signals, after: float) -> int | None:
-    """Start a command, send it a signal after so many seconds; return its status, None where it had ended before."""
+    """Start a command and send a signal after some seconds; return its status, or None if it had already ended."""
     with subprocess.Popen([*COMMAND, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             process.wait(timeout=after)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
-            return process.wait() or None  # 0: it ended just then
+            return process.wait() or None  # 0: it ended at the same time
     if process.returncode:
         raise SystemExit(f"{' '.join(args)} ended with {process.returncode}")
     return None
 
 
-def packing(kills: int, draw: random.Random) -> list[Row]:
-    """Kill `pack` again and again."""
+def packing(kills: int, rng: random.Random) -> list[Row]:
+    """Kill `pack` repeatedly."""
     root = Path("large")
     run("synthesize", str(root), "--train=4000", "--test=0")
     begun = time.perf_counter()
@@ -91,20 +89,20 @@ def packing(kills: int, draw: random.Random) -> list[Row]:
     seconds = time.perf_counter() - begun
     killed = broken = 0
     while killed < kills:
-        shutil.rmtree(root / ".pcam_cache", ignore_errors=True)  # one may be killed before it made it
-        if stop(["pack", "--data.root", str(root)], signal.SIGKILL, draw.uniform(0, seconds)) is None:
+        shutil.rmtree(root / ".pcam_cache", ignore_errors=True)  # missing if the process was killed early
+        if stop(["pack", "--data.root", str(root)], signal.SIGKILL, rng.uniform(0, seconds)) is None:
             continue
         killed += 1
         for folder in (root / ".pcam_cache").glob("train-*"):
-            if folder.suffix != ".tmp":  # it has the name of a whole one
+            if folder.suffix != ".tmp":  # a finished store
                 broken += not whole(root, folder)
     run("pack", "--data.root", str(root))
     (folder,) = (root / ".pcam_cache").glob("train-*")
-    return [("SIGKILL while packing", killed, broken + (not whole(root, folder)), f"one takes {seconds:.1f} s")]
+    return [("SIGKILL while packing", killed, broken + (not whole(root, folder)), f"one command takes {seconds:.1f} s")]
 
 
 def whole(root: Path, folder: Path) -> bool:
-    """Tell whether a pack has the pixels of all its files."""
+    """Return whether a pack has the pixels of all files."""
     table = read_train(root).sort_values("id", ignore_index=True)
     index = pd.read_csv(folder / "index.csv", dtype=str)
     images = np.load(folder / "images.npy", mmap_mode="r")
@@ -113,8 +111,8 @@ def whole(root: Path, folder: Path) -> bool:
     )
 
 
-def training(kills: int, draw: random.Random, numbers: list[signal.Signals]) -> list[Row]:
-    """Kill or stop `fit` again and again, and go on each time."""
+def training(kills: int, rng: random.Random, numbers: list[signal.Signals]) -> list[Row]:
+    """Kill or stop `fit` repeatedly, and resume each time."""
     root = Path("small")
     if not root.exists():
         run("synthesize", str(root), "--train=240", "--test=40")
@@ -125,18 +123,18 @@ def training(kills: int, draw: random.Random, numbers: list[signal.Signals]) -> 
     seconds = time.perf_counter() - begun
     straight = message(RUNS / "version_0")
     version, stopped, broken, lost = 1, 0, 0, 0
-    equal: list[bool] = []  # of each run that ended, whether it is as the one left alone
+    equal: list[bool] = []  # whether each finished run equals the uninterrupted run
     while stopped < kills:
         folder = RUNS / f"version_{version}"
         resuming = (folder / "checkpoints" / "last.ckpt").is_file()
         args = ["fit", "--ckpt_path=last"] if resuming else fresh
-        status = stop(args, numbers[stopped % len(numbers)], draw.uniform(0, seconds))
+        status = stop(args, numbers[stopped % len(numbers)], rng.uniform(0, seconds))
         if status is None:
             equal.append(message(folder) == straight)
             version += 1
             continue
         stopped += 1
-        # Before the command is imported, Python's own answer to a signal counts.
+        # Before the command is imported, Python handles signals itself.
         broken += status not in (130, 143, *(-one for one in numbers)) or not readable(folder)
         lost += epochs_lost(folder)
         if folder.exists() and not (folder / "checkpoints" / "last.ckpt").is_file():
@@ -154,7 +152,7 @@ def training(kills: int, draw: random.Random, numbers: list[signal.Signals]) -> 
 
 
 def message(folder: Path) -> tuple[str, str]:
-    """Return what a run comes to: its metrics, and a hash of its last weights."""
+    """Return the metrics of a run and a hash of its last weights."""
     metrics = pd.read_csv(folder / "metrics.csv").drop(columns=TIMES).to_csv()
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values()))
@@ -162,13 +160,13 @@ def message(folder: Path) -> tuple[str, str]:
 
 
 def epochs(folder: Path) -> int:
-    """Return the whole epochs that a run's last checkpoint has had."""
+    """Return the number of completed epochs in the last checkpoint of a run."""
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     return len(state["callbacks"]["MetricsFile"]["rows"])
 
 
 def readable(folder: Path) -> bool:
-    """Tell whether all that has a file's own name in a run can be read to its end."""
+    """Return whether all final files of a run can be read completely."""
     try:
         for path in folder.rglob("*"):
             if path.suffix == ".ckpt":
@@ -185,7 +183,7 @@ def readable(folder: Path) -> bool:
 
 
 def epochs_lost(folder: Path) -> int:
-    """Return the whole epochs that metrics.csv tells and last.ckpt lacks, beyond the one that was being written."""
+    """Return the number of epochs in metrics.csv that last.ckpt lacks, apart from the one being written."""
     metrics, last = folder / "metrics.csv", folder / "checkpoints" / "last.ckpt"
     return max(0, len(pd.read_csv(metrics)) - epochs(folder) - 1) if metrics.is_file() and last.is_file() else 0
 
@@ -203,12 +201,12 @@ echo $? > status
 
 
 def full_disk() -> list[Row]:
-    """Pack, train and predict where there is no room."""
+    """Pack, train and predict on a full disk."""
     if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
         return [("a full disk: no user namespaces here", 0, 0, "not tried")]
     command, rows = " ".join(COMMAND), []
     last = (RUNS / "version_0" / "checkpoints" / "last.ckpt").absolute()
-    # A run as it stands, and two thirds of one more checkpoint.
+    # Space for a run and two thirds of another checkpoint.
     taken = {path.stat().st_ino: path.stat().st_size for path in (RUNS / "version_0").rglob("*") if path.is_file()}
     size = sum(taken.values()) + last.stat().st_size * 2 // 3
     more = "fit --ckpt_path=last --trainer.max_epochs=8 --trainer.default_root_dir=disk"
@@ -237,7 +235,7 @@ def full_disk() -> list[Row]:
 
 
 def in_one_process() -> list[Row]:
-    """Do the same again and again in one process, a fresh one each."""
+    """Repeat each operation in a new process."""
     rows = []
     for name, count in (("openings of a store", 200), ("predictions", 50), ("epochs of a run", 20)):
         done = subprocess.run(
@@ -251,7 +249,7 @@ def in_one_process() -> list[Row]:
 
 
 def again(name: str, count: int) -> None:
-    """Do something so many times; print open files and memory (MB) after a tenth of them and after all."""
+    """Repeat an operation; print open files and memory (MB) after 10 % and 100 % of the repetitions."""
     import gc
 
     import lightning as L
@@ -295,7 +293,7 @@ def again(name: str, count: int) -> None:
 
 
 def main() -> None:
-    """Try it all and tell what was lost."""
+    """Run all tests and print the losses."""
     if sys.argv[1:2] == ["--again"]:
         again(sys.argv[2], int(sys.argv[3]))
         return
@@ -307,15 +305,15 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     if any(args.work.iterdir()):
         parser.error(f"{args.work} is not empty")
-    here, draw = Path.cwd(), random.Random(args.seed)
+    here, rng = Path.cwd(), random.Random(args.seed)
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).absolute().parents[1]), os.environ.get("PYTHONPATH", "")]
     )
     os.chdir(args.work)
-    rows = packing(args.kills, draw)
+    rows = packing(args.kills, rng)
     shutil.rmtree("large")
-    rows += training(args.kills, draw, [signal.SIGINT, signal.SIGTERM])
-    rows += training(args.kills, draw, [signal.SIGKILL])
+    rows += training(args.kills, rng, [signal.SIGINT, signal.SIGTERM])
+    rows += training(args.kills, rng, [signal.SIGKILL])
     rows += full_disk()
     rows += in_one_process()
     os.chdir(here)

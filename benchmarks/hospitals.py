@@ -1,23 +1,21 @@
-"""Which validation score could be believed at a hospital that has never been seen? Five drawn hospitals, leave one out.
+"""Compare validation scores with scores on an unseen hospital: leave-one-out over five synthetic hospitals.
 
     python benchmarks/hospitals.py WORK [--patches 3000] [--seeds 3] [--first_seed 42] [--epochs 3]
         [--parts splits methods] [--hospitals 0 1 2 3 4]
 
-Draws patches of five hospitals whose stains, scanners and shares of tumor differ (`synthesize --layout wilds`) into
-WORK. For each hospital and seed, fast.yaml is fitted to the other four, for so many epochs, and tested on the hospital
-left out:
+Generates patches of five hospitals with different stains, scanners and shares of tumor (`synthesize --layout wilds`) in
+WORK. For each hospital and seed, fast.yaml is trained on the other four and tested on the hospital left out:
 
-splits   with a fifth of the patches held out for validation at random, by whole slides, or one whole hospital of the
-         four. A table tells both scores. `evaluate --abstain 0.05` then finds thresholds on the validation part:
-         tables tell what share of the patches is called and how often each class is called the other one, on held-out
-         parts of the validation part itself (cross-fitted) and on the hospital left out, and what share of that
-         hospital is out of distribution.
-methods  with one of the four hospitals held out, and one change each: stain jitter, frozen features with a linear head,
-         and BatchNorm adapted to the hospital left out, which is transductive. A table tells test scores, and
-         differences paired by hospital and seed.
+splits   The validation split is 20 % of the patches at random, whole slides, or one whole hospital of the four. A table
+         shows both scores. `evaluate --abstain 0.05` then fits thresholds on the validation split. Tables show the
+         coverage and the error rates of each class, on the validation split (cross-fitted) and on the hospital left
+         out. They also show the out-of-distribution share of that hospital.
+methods  One of the four hospitals is held out, with one change each: stain jitter, frozen features with a linear head,
+         and BatchNorm adapted to the hospital left out (transductive). A table shows test scores, and differences
+         paired by hospital and seed.
 
-Every result goes to WORK/hospitals.csv: one that is there is not computed again. Prints means and standard deviations,
-over hospitals and seeds.
+Results are saved in WORK/hospitals.csv and not computed again. Prints means and standard deviations over hospitals and
+seeds.
 """
 
 import argparse
@@ -43,7 +41,7 @@ from pcam_lightning.training.options import Config
 from pcam_lightning.training.predict import predict, test
 from pcam_lightning.training.probe import probe
 
-ERROR = 0.05  # that each class may be called the other one
+ERROR = 0.05  # maximum error rate of each class
 CONFIGS = Path(__file__).parents[1] / "configs"
 SPLITS: dict[str, dict[str, Any]] = {
     "random": {},
@@ -59,9 +57,9 @@ BASE = next(iter(AUGMENTATIONS))
 Row = dict[str, Any]
 
 
-def draw(patches: int) -> list[str]:
-    """Draw the hospitals, once, and write a CSV for each that is left out; return their names."""
-    root = Path("drawn")
+def generate(patches: int) -> list[str]:
+    """Generate the hospitals once, write a CSV file for each one left out, and return their names."""
+    root = Path("synthetic")
     if not (root / "metadata.csv").is_file():
         synthesize(root, train=patches, test=1, layout="wilds")
     table = Wilds(root).read_all()[["path", "label", "slide", "patient", "center"]]
@@ -74,7 +72,7 @@ def draw(patches: int) -> list[str]:
 
 def config_of(hospital: str, seed: int, epochs: int, split: str, augment: Mapping[str, float]) -> Config:
     """Return the options of a run."""
-    data = {"root": str(Path("drawn", f"without_{hospital}.csv").resolve()), "split_seed": seed, **SPLITS[split]}
+    data = {"root": str(Path("synthetic", f"without_{hospital}.csv").resolve()), "split_seed": seed, **SPLITS[split]}
     if "folds" in data:
         data["fold"] = seed % data["folds"]
     plain: dict[str, Any] = {"max_epochs": epochs, "enable_progress_bar": False, "logger": False}
@@ -89,13 +87,13 @@ def config_of(hospital: str, seed: int, epochs: int, split: str, augment: Mappin
 
 
 def scores(checkpoint: Path, val: float) -> Row:
-    """Return the validation score, and that of the hospital left out."""
+    """Return the scores on the validation split and on the hospital left out."""
     return {"val": val, "test": test(checkpoint).metrics["test/auroc"]}
 
 
 @cache
 def fitted(hospital: str, seed: int, epochs: int, split: str, augment: str) -> tuple[Path, Row]:
-    """Fit; return best.ckpt and its scores."""
+    """Train; return best.ckpt and its scores."""
     result = fit(config_of(hospital, seed, epochs, split, AUGMENTATIONS[augment]))
     assert result.run is not None
     assert result.best_score is not None
@@ -103,7 +101,7 @@ def fitted(hospital: str, seed: int, epochs: int, split: str, augment: str) -> t
 
 
 def split_row(hospital: str, seed: int, epochs: int, split: str) -> Row:
-    """Score one kind of split, and abstention by it."""
+    """Score one kind of split, and abstention with it."""
     checkpoint, row = fitted(hospital, seed, epochs, split, BASE)
     own = evaluate(checkpoint.parents[1], bootstrap_samples=100, abstain=ERROR).report["abstention"]
     predicted = predict(checkpoint, abstain=True).set_index("id")
@@ -115,7 +113,7 @@ def split_row(hospital: str, seed: int, epochs: int, split: str) -> Row:
 
 
 def adapted_row(hospital: str, seed: int, epochs: int) -> Row:
-    """Score BatchNorm adapted to the hospital left out, of the baseline."""
+    """Score the baseline with BatchNorm adapted to the hospital left out."""
     checkpoint, row = fitted(hospital, seed, epochs, "hospital", BASE)
     config = Config.of_run(LoadedRun.open(checkpoint))
     data = config.data_module()
@@ -125,7 +123,7 @@ def adapted_row(hospital: str, seed: int, epochs: int) -> Row:
 
 
 def probe_row(hospital: str, seed: int, epochs: int) -> Row:
-    """Score a linear head on frozen features of ImageNet weights."""
+    """Score a linear head on frozen ImageNet features."""
     result = probe(config_of(hospital, seed, epochs, "hospital", {}))
     return scores(result.checkpoint, result.score)
 
@@ -136,7 +134,7 @@ def augmented_row(hospital: str, seed: int, epochs: int, augment: str) -> Row:
 
 
 def methods(hospital: str, seed: int, epochs: int) -> dict[str, Callable[[], Row]]:
-    """Return what scores each method, by its name."""
+    """Return the scoring function of each method by name."""
     found: dict[str, Callable[[], Row]] = {
         name: partial(augmented_row, hospital, seed, epochs, name) for name in AUGMENTATIONS
     }
@@ -146,7 +144,7 @@ def methods(hospital: str, seed: int, epochs: int) -> dict[str, Callable[[], Row
 
 
 class Results:
-    """Rows of hospitals.csv, by what they are of."""
+    """Rows of hospitals.csv by their key."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -154,14 +152,14 @@ class Results:
         self.rows: list[Row] = known
 
     def add(self, key: Row, score: Callable[[], Row]) -> None:
-        """Compute a row that is not there yet, and write it."""
+        """Compute and write a missing row."""
         if not any(all(row[name] == value for name, value in key.items()) for row in self.rows):
             self.rows.append({**key, **score()})
             pd.DataFrame(self.rows).to_csv(self.path, index=False)
             print(self.rows[-1], flush=True)
 
     def of(self, part: str) -> pd.DataFrame:
-        """Return the rows of a part."""
+        """Return the rows of `splits` or `methods`."""
         rows = pd.DataFrame(self.rows)
         return rows[rows["part"] == part] if len(rows) else rows
 
@@ -172,27 +170,27 @@ def spread(values: "pd.Series[float]", sign: str = "", scale: float = 1, digits:
 
 
 def print_splits(rows: pd.DataFrame) -> None:
-    """Print what each kind of split promised, and what came of it."""
+    """Print validation and test scores of each kind of split."""
     groups = {name: rows[rows["name"] == name] for name in SPLITS}
     lines = []
     for name, each in groups.items():
         difference = each["val"] - each["test"]
         lines.append([name, spread(each["val"]), spread(each["test"]), spread(difference, "+")])
     print("\n" + measure.table(["held out for validation", "val/auroc", "hospital left out", "difference"], lines))
-    columns = {"kept": "called", "wrong": "wrong of these"}
+    columns = {"kept": "called", "wrong": "error rate of these"}
     columns |= {"normal_called_tumor": "normal called tumor", "tumor_called_normal": "tumor called normal"}
     for where, prefix, more in (
-        ("validation part, cross-fitted", "val_", {}),
-        ("hospital left out", "", {"ood": "out of distribution"}),
+        ("validation split, cross-fitted", "val_", {}),
+        ("hospital left out", "", {"ood": "out-of-distribution"}),
     ):
-        print(f"\nThresholds for at most {ERROR:.0%} of each class; shares in percent, of the {where}.\n")
+        print(f"\nThresholds for an error rate of at most {ERROR:.0%} per class; percentages of the {where}.\n")
         names = [f"{prefix}{column}" for column in columns | more]
         lines = [[name, *(spread(each[one], scale=100, digits=1) for one in names)] for name, each in groups.items()]
         print(measure.table(["held out", *columns.values(), *more.values()], lines))
 
 
 def print_methods(rows: pd.DataFrame) -> None:
-    """Print what each method scores on the hospital left out."""
+    """Print the scores of each method on the hospital left out."""
     scored = rows.pivot_table("test", ["hospital", "seed"], "name")
     val = rows.groupby("name")["val"]
     lines = []
@@ -204,15 +202,15 @@ def print_methods(rows: pd.DataFrame) -> None:
 
 
 def check_settings(settings: dict[str, int]) -> None:
-    """Note the settings in the folder, or exit where it has results of others."""
+    """Record the settings in the folder, or exit if it has results of other settings."""
     file = Path("settings.json")
     if file.is_file() and json.loads(file.read_text()) != settings:
-        raise SystemExit(f"{file.resolve()}: results of {file.read_text().strip()}; name another WORK.")
+        raise SystemExit(f"{file.resolve()}: results of {file.read_text().strip()}; use another WORK folder.")
     file.write_text(json.dumps(settings) + "\n")
 
 
 def main() -> None:
-    """Draw, fit, test and print."""
+    """Generate data, train, test and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--patches", type=int, default=3000)
@@ -220,12 +218,12 @@ def main() -> None:
     parser.add_argument("--first_seed", type=int, default=42)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--parts", nargs="+", choices=("splits", "methods"), default=["splits", "methods"])
-    parser.add_argument("--hospitals", nargs="+", help="those to leave out, all by default")
+    parser.add_argument("--hospitals", nargs="+", help="hospitals to leave out; all by default")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     os.chdir(args.work)
     check_settings({"patches": args.patches, "epochs": args.epochs})
-    names = draw(args.patches)
+    names = generate(args.patches)
     results = Results(Path("hospitals.csv"))
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for hospital in args.hospitals or names:
@@ -235,7 +233,7 @@ def main() -> None:
                 results.add({"part": "splits", "name": split, **key}, row)
             for name, score in methods(hospital, seed, args.epochs).items() if "methods" in args.parts else ():
                 results.add({"part": "methods", "name": name, **key}, score)
-    print(f"\n{args.patches:,} patches of {len(names)} drawn hospitals, {args.seeds} seeds, {measure.machine()}")
+    print(f"\n{args.patches:,} patches of {len(names)} synthetic hospitals, {args.seeds} seeds, {measure.machine()}")
     if "splits" in args.parts:
         print_splits(results.of("splits"))
     if "methods" in args.parts:

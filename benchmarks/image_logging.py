@@ -1,11 +1,11 @@
-"""What do the images on a run's TensorBoard page cost? Seconds after a validation, and their share of an epoch.
+"""Time of TensorBoard images: seconds after a validation, and share of an epoch.
 
     python benchmarks/image_logging.py ROOT [--rounds 5]
 
-ROOT is in Kaggle's layout. Scores are drawn at random, as good as an AUROC of about 0.94; patches are the folder's. In
-each round: the images of its own validation part, those of 44,005 scores, which is Kaggle's, and steps of training of
-base.yaml's network with batches of 128 as `fit` would take them here. An epoch is what its training part takes at that
-rate. Prints medians over the rounds with minimum and maximum. With nothing else on the machine.
+ROOT has Kaggle's layout. Scores are simulated with an AUROC of about 0.94; patches are from ROOT. Each round measures
+the images for its validation split, those for 44,005 scores (the size of Kaggle's), and training steps of base.yaml
+with batch size 128. The time of an epoch is computed from the training rate. Prints medians over the rounds with
+minimum and maximum. Run nothing else on the machine.
 """
 
 import argparse
@@ -32,7 +32,7 @@ KAGGLE, BATCH, STEPS = 44_005, 128, 4
 
 
 def draw_logits(data: PCamDataModule, count: int, seed: int) -> "pd.Series[float]":
-    """Draw scores of so many validation patches, which stand several times where there are too few."""
+    """Simulate scores of validation patches, which are repeated if there are too few."""
     assert data.table is not None
     assert data.val_mask is not None
     rows = data.table[data.val_mask]
@@ -42,7 +42,7 @@ def draw_logits(data: PCamDataModule, count: int, seed: int) -> "pd.Series[float
 
 
 def main() -> None:
-    """Measure and tell."""
+    """Run all rounds and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
@@ -69,9 +69,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         page = ImageLogger(RunTensorBoardLogger(Run(Path(folder))), data)
         step()
-        page._log_validation(
-            draw_logits(data, own, 0).to_frame("logit")
-        )  # the first of each loads and warms what it needs
+        page._log_validation(draw_logits(data, own, 0).to_frame("logit"))  # the first calls warm up
         for number in range(args.rounds):
             for name, count in (("own", own), ("Kaggle's", KAGGLE)):
                 logit = draw_logits(data, count, number)

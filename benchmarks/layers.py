@@ -1,14 +1,13 @@
-"""What do our layers bring on a CPU? Milliseconds of a training step, and of predicting, with torch's layers and ours.
+"""Time of custom layers on a CPU: milliseconds of a training step and of prediction, compared with torch layers.
 
     python benchmarks/layers.py train [--networks efficientnet_lite0 convnext_tiny] [--sides 96 192]
     python benchmarks/layers.py predict [--networks efficientnet_lite0 resnet18] [--sides 96 192]
 
-`train`: a training step with torch's own layers in float32 and in bfloat16, and with ours in bfloat16, whose depthwise
-convolutions have faster gradients (models/depthwise.py); AdamW. `predict`: the eight views of a batch with torch's own
-layers and with ours, whose BatchNorm is folded into the convolutions (models/batchnorm.py), both in float32 and in
-bfloat16. Random weights and images. In each round every network takes turns at every side of its images. Prints medians
-over the rounds with minimum and maximum, and the ratio of torch's own in bfloat16 to the best of ours. With nothing
-else on the machine.
+`train` measures a training step with torch layers in float32 and bfloat16, and with depthwise convolutions that have
+faster gradients (models/depthwise.py) in bfloat16, with AdamW. `predict` measures the eight views of a batch with torch
+layers and with BatchNorm folded into convolutions (models/batchnorm.py), in float32 and bfloat16. Weights and images
+are random. Each round measures all networks and image sides in turn. Prints medians over the rounds with minimum and
+maximum, and the ratio of torch layers in bfloat16 to the fastest custom variant. Run nothing else on the machine.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from pcam_lightning.models.batchnorm import fold_batchnorm
 from pcam_lightning.transforms.geometry import d4_views
 from pcam_lightning.utils.system import keep_freed_memory
 
-# Whether layers are ours, and whether they run in bfloat16.
+# Whether to use custom layers, and whether to run in bfloat16.
 WAYS = {
     "train": {"float32": (False, False), "bfloat16": (False, True), "ours, bfloat16": (True, True)},
     "predict": {
@@ -40,11 +39,11 @@ WAYS = {
     },
 }
 NETWORKS = {"train": ["efficientnet_lite0", "convnext_tiny"], "predict": ["efficientnet_lite0", "resnet18"]}
-TIMES = {"train": 3, "predict": 1}  # a round, one after another
+TIMES = {"train": 3, "predict": 1}  # consecutive calls per round
 
 
 def build(name: str, side: int, ours: bool) -> nn.Module:
-    """Build a network with torch's layers or with ours."""
+    """Build a network with torch layers or custom layers."""
     torch.manual_seed(0)
     if ours:
         network = build_backbone(name, side)
@@ -72,7 +71,7 @@ def build_step(name: str, side: int, batch_size: int, ours: bool, bf16: bool) ->
 
 
 def build_prediction(name: str, side: int, batch_size: int, ours: bool, bf16: bool) -> Callable[[], None]:
-    """Build a network and return what predicts the eight views of a batch."""
+    """Build a network and return a function that predicts the eight views of a batch."""
     network = build(name, side, ours).eval()
     image = torch.rand(batch_size, 3, side, side).to(memory_format=torch.channels_last)
     if ours:
@@ -87,7 +86,7 @@ def build_prediction(name: str, side: int, batch_size: int, ours: bool, bf16: bo
 
 
 def main() -> None:
-    """Take turns and print the medians."""
+    """Run all rounds and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=WAYS)
     parser.add_argument("--networks", nargs="+")
@@ -105,7 +104,7 @@ def main() -> None:
         for way, options in ways.items()
     }
     found: dict[tuple[str, int, str], list[float]] = defaultdict(list)
-    for number in range(args.rounds + 1):  # kernels are chosen in the first
+    for number in range(args.rounds + 1):  # the first round warms up
         for key, run in timed.items():
             begun = time.perf_counter()
             for _ in range(times if number else 1):

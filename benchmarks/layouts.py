@@ -1,11 +1,11 @@
-"""How long does it take to read the table of each layout, and in what memory?
+"""Time and memory to read the table of each layout.
 
     python benchmarks/layouts.py WORK [--patches 455954] [--rounds 3]
 
-Writes into WORK a folder of each layout with as many patches as Camelyon17-WILDS has, and Kaggle's with its 220,025.
-The images are empty files: a table needs their names alone. Reads each in a process of its own: seconds from the data
-folder to the tables of training and test part, and peak memory of the process beyond that of importing the project.
-Prints medians over the rounds with minimum and maximum. With nothing else on the machine.
+Writes one folder per layout to WORK, with the number of patches of Camelyon17-WILDS, and Kaggle's layout with 220,025.
+The images are empty files, because a table needs only their names. Reads each in its own process, and measures the
+seconds to the training and test tables, and the peak memory beyond that of importing the project. Prints medians over
+the rounds with minimum and maximum. Run nothing else on the machine.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def touch(root: Path, paths: list[str]) -> None:
         (root / path).touch()
 
 
-def draw_kaggle(root: Path, count: int) -> Path:
+def write_kaggle(root: Path, count: int) -> Path:
     """Write Kaggle's layout."""
     ids = [hashlib.sha1(str(number).encode()).hexdigest() for number in range(count)]
     touch(root, [f"train/{one}.tif" for one in ids])
@@ -54,13 +54,13 @@ def draw_kaggle(root: Path, count: int) -> Path:
     return root
 
 
-def draw_classes(root: Path, count: int) -> Path:
+def write_classes(root: Path, count: int) -> Path:
     """Write class folders."""
     touch(root, [f"train/{('normal', 'tumor')[number % 2]}/{number:06d}.png" for number in range(count)])
     return root
 
 
-def draw_wilds(root: Path, count: int) -> Path:
+def write_wilds(root: Path, count: int) -> Path:
     """Write metadata.csv and patches/."""
     number = np.arange(count)
     slide = number % SLIDES
@@ -88,21 +88,21 @@ def draw_wilds(root: Path, count: int) -> Path:
 
 
 def read(root: Path) -> tuple[int, float, float]:
-    """Return patches, seconds and peak MB of reading a folder's tables in a process of its own."""
+    """Read the tables of a folder in a new process; return patches, seconds and peak MB."""
     watched = measure.watch([sys.executable, "-c", _READ, str(root)])
     numbers = [line for line in watched.output.splitlines() if line.replace(".", "").replace("e-", "").isdigit()]
     return int(numbers[0]) if len(numbers) > 1 else 0, float(numbers[-1]), watched.peak_anonymous / 1e6
 
 
 def main() -> None:
-    """Write what is not there, read and print."""
+    """Write missing folders, read all and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--patches", type=int, default=WILDS)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    draw = {"kaggle": draw_kaggle, "classes": draw_classes, "wilds": draw_wilds}
-    for name, function in draw.items():
+    writers = {"kaggle": write_kaggle, "classes": write_classes, "wilds": write_wilds}
+    for name, function in writers.items():
         if not (args.work / name).is_dir():
             function(args.work / name, min(args.patches, KAGGLE) if name == "kaggle" else args.patches)
     nothing = statistics.median(read(args.work / "nothing")[2] for _ in range(args.rounds))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, a command's seconds and memory, and how results are printed."""
+"""Shared by the benchmarks: machine, time and memory of commands, and printed results."""
 
 import importlib.metadata
 import json
@@ -18,8 +18,8 @@ import psutil
 
 from pcam_lightning.utils.atomic_io import atomic_write
 
-QUICK = 0.05  # seconds between two looks at the kernel's counters, some 30 microseconds a process
-THOROUGH = 0.2  # seconds, at least, between two looks at the page tables, which take longer the more there is
+QUICK = 0.05  # seconds between two reads of the kernel counters, about 30 microseconds per process
+THOROUGH = 0.2  # minimum seconds between two reads of the page tables, whose time grows with memory
 
 
 def cores() -> int:
@@ -28,7 +28,7 @@ def cores() -> int:
 
 
 def machine() -> dict[str, str]:
-    """Tell hardware and versions."""
+    """Return hardware and versions."""
     import torch
 
     info = Path("/proc/cpuinfo")
@@ -47,14 +47,13 @@ def machine() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Watched:
-    """A command that has ended.
+    """The result of a command.
 
     Attributes:
-        seconds: from its start to its end.
-        peak_anonymous: most bytes that it and its children held at a time, files in the page cache aside; what
-            processes share counts once.
-        peak_pss: the same with the mapped pages of files.
-        output: what it wrote on stdout and stderr.
+        seconds: wall time.
+        peak_anonymous: peak bytes of the process tree without files in the page cache; shared memory counts once.
+        peak_pss: the same including mapped file pages.
+        output: stdout and stderr.
     """
 
     seconds: float
@@ -64,15 +63,15 @@ class Watched:
 
 
 def watch(command: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Watched:
-    """Run a command to its end and watch the memory of its whole process tree.
+    """Run a command and record the memory of its process tree.
 
     Args:
         command: program and arguments.
-        cwd: folder to run it in; by default this one.
-        env: variables to set beside those of this process.
+        cwd: working folder; by default, the current one.
+        env: additional environment variables.
 
     Raises:
-        SystemExit: it failed; its last lines are shown.
+        SystemExit: the command failed; the message contains its last lines.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as message:
         begun = time.perf_counter()
@@ -93,11 +92,10 @@ def watch(command: Sequence[str], cwd: Path | None = None, env: Mapping[str, str
 
 
 class _Memory(threading.Thread):
-    """Follows the memory of a process tree.
+    """Records the memory of a process tree.
 
-    A thorough look counts each shared page once and finds new children, but walks all page tables: it is taken as
-    often as 1 % of a core allows. Between two of them the counters of `status`, less what they counted twice at
-    the last thorough look, catch what grows quickly.
+    A thorough read counts each shared page once and finds new children, but walks all page tables. It is limited to 1 %
+    of a core. Between two thorough reads, the counters of `status`, minus the last double count, catch fast growth.
     """
 
     def __init__(self, pid: int) -> None:
@@ -133,7 +131,7 @@ class _Memory(threading.Thread):
 
 
 def _quick(tree: Iterable[psutil.Process]) -> int:
-    """Return the anonymous bytes of some processes, what they share counted in each; 0 where that is not known."""
+    """Return the anonymous bytes of processes, counting shared memory in each; 0 if unknown."""
     kilobytes = 0
     for process in tree:
         try:
@@ -146,7 +144,7 @@ def _quick(tree: Iterable[psutil.Process]) -> int:
 
 
 def _thorough(process: psutil.Process) -> tuple[int, int]:
-    """Return a process's own anonymous bytes and all its bytes, its share of what is shared included."""
+    """Return the anonymous bytes and the total bytes of a process, including its share of shared memory."""
     try:
         if sys.platform == "linux":
             lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
@@ -159,11 +157,11 @@ def _thorough(process: psutil.Process) -> tuple[int, int]:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lay out a Markdown table, all columns but the first to the right."""
+    """Return a Markdown table with all columns except the first right-aligned."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def save(path: Path, results: Any) -> None:
-    """Write results as JSON, whole or not at all."""
+    """Write results as JSON atomically."""
     atomic_write(path, json.dumps(results, indent=2) + "\n")

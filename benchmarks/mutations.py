@@ -1,17 +1,16 @@
-"""Do the tests fail where the code is wrong? Take out one behavior at a time and run the tests that claim to guard it.
+"""Mutation tests: remove one behavior at a time and run the tests that should detect it.
 
     python benchmarks/mutations.py [NAME ...] [--jobs N] [--list]
 
-Copies the tracked files of this checkout into a temporary folder, runs the tests below once as they are, then applies
-one mutation at a time there and runs its tests, with PYTHONPATH set to the copy, so that processes which tests start
-are mutated too. A mutation is caught where a test fails, or takes longer than TIMEOUT. Prints a table and
-"N of M caught"; exits with 1 where a mutation survived. NAME selects the mutations whose name contains it.
+Copies the tracked files of this checkout to a temporary folder and runs the tests once without mutations. It then
+applies one mutation at a time and runs its tests. PYTHONPATH points to the copy, so processes started by tests are
+mutated too. A mutation is caught if a test fails or takes longer than TIMEOUT. Prints a table and "N of M caught";
+exits with 1 if a mutation survived. NAME selects mutations whose name contains it.
 
-The mutations are a plain list of replacements. mutmut and cosmic-ray generate mutants from the syntax tree instead:
-thousands for this package, most of which change nothing that a user would notice, at some ten seconds each, since every
-run imports torch and many train. What they report is a line, not the behavior that nothing guards, and a behavior such
-as gradient clipping, which Lightning provides, has no line here to change. A text that is not found exactly once in its
-file is an error, so that the list has to change together with the code.
+The mutations are a plain list of replacements. mutmut and cosmic-ray generate thousands of mutants from the syntax
+tree. Most of these change nothing visible to users, and each takes about ten seconds, because every run imports torch.
+They report lines instead of behaviors, and cannot cover behaviors provided by Lightning, such as gradient clipping. A
+text that does not occur exactly once in its file is an error, so the list must change together with the code.
 """
 
 import argparse
@@ -31,19 +30,19 @@ from typing import NamedTuple
 import measure
 
 ROOT = Path(__file__).absolute().parents[1]
-TIMEOUT = 300  # seconds of one run of tests; a mutant may wait forever
+TIMEOUT = 300  # seconds per test run; a mutant may wait forever
 _PYTEST = ("-m", "pytest", "-q", "-x", "-rfE", "--override-ini=addopts=", "-p", "no:cacheprovider", "-W", "ignore")
 
 
 class Mutation(NamedTuple):
-    """A behavior to take out.
+    """A behavior to remove.
 
     Attributes:
-        name: the behavior.
-        file: of the package.
-        old: text of the file, found in it exactly once.
-        new: what replaces it.
-        tests: test files or node ids below tests/ that guard the behavior.
+        name: description of the behavior.
+        file: file of the package.
+        old: text that occurs exactly once in the file.
+        new: replacement.
+        tests: test files or node ids below tests/ that check the behavior.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Mutation(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a mutation: the first test that failed, or None; and the seconds that the run took."""
+    """The result of a mutation: the first failed test, or None, and the seconds of the run."""
 
     caught_by: str | None
     seconds: float
@@ -292,8 +291,8 @@ MUTATIONS = [
     Mutation(
         "bootstrap samples of one class are left out",
         "metrics/bootstrap.py",
-        "drawn = drawn[np.isfinite(drawn)]",
-        "drawn = np.nan_to_num(drawn)",
+        "samples = samples[np.isfinite(samples)]",
+        "samples = np.nan_to_num(samples)",
         ("metrics/test_classification.py",),
     ),
     Mutation(
@@ -914,17 +913,17 @@ MUTATIONS = [
     ),
     Mutation(
         "no patch is decided by thresholds fitted on it",
-        "evaluation/abstain.py",
+        "evaluation/decisions.py",
         "decide(logit[mask], thresholds)",
         "decide(logit[mask], conformal_thresholds(label, logit, error))",
-        ("evaluation/test_abstain.py",),
+        ("evaluation/test_decisions.py",),
     ),
     Mutation(
-        "less spread and less distance are more certain",
-        "evaluation/abstain.py",
+        "lower sd_views and ood_distance are more certain",
+        "evaluation/decisions.py",
         "{name: -rows[column].to_numpy()",
         "{name: rows[column].to_numpy()",
-        ("evaluation/test_abstain.py",),
+        ("evaluation/test_decisions.py",),
     ),
     # slides
     Mutation(
@@ -1058,7 +1057,7 @@ MUTATIONS = [
 
 
 def check(mutations: list[Mutation]) -> None:
-    """Exit where a text to replace is not found exactly once, or two mutations have one name."""
+    """Exit if a text does not occur exactly once, or two mutations have the same name."""
     wrong = []
     for mutation in mutations:
         source, expected = ROOT / "pcam_lightning" / mutation.file, f"{mutation.file}: {mutation.old!r}"
@@ -1072,7 +1071,7 @@ def check(mutations: list[Mutation]) -> None:
 
 
 def copy_checkout(target: Path) -> None:
-    """Copy the tracked files, as they are in the working tree."""
+    """Copy the tracked files of the working tree."""
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], check=True, capture_output=True, text=True)
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
@@ -1081,15 +1080,15 @@ def copy_checkout(target: Path) -> None:
 
 
 def _environment(copy: Path) -> dict[str, str]:
-    # No bytecode: a mutant of the same size, written in the same second, would pass for the module before it.
+    # No bytecode, because a mutant with the same size and modification second would match the old bytecode.
     return os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def run_tests(copy: Path, tests: tuple[str, ...], timeout: float | None = None) -> Result:
-    """Run tests of a copy, up to the first that fails.
+    """Run tests of a copy until the first failure.
 
     Raises:
-        SystemExit: pytest itself failed, as over a test that is not there.
+        SystemExit: pytest itself failed, for example because a test does not exist.
     """
     begun = time.perf_counter()
     temporary = copy / ".pytest_tmp"
@@ -1101,7 +1100,7 @@ def run_tests(copy: Path, tests: tuple[str, ...], timeout: float | None = None) 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # one signal ends the processes that tests have started too
+        start_new_session=True,  # one signal also ends processes started by tests
     )
     try:
         output, _ = process.communicate(timeout=timeout)
@@ -1126,14 +1125,14 @@ def try_mutation(copy: Path, mutation: Mutation) -> Result:
     text = source.read_text(encoding="utf-8")
     source.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
-        compile(source.read_bytes(), str(source), "exec")  # an error of syntax would be caught by any test
+        compile(source.read_bytes(), str(source), "exec")  # any test would catch a syntax error
         return run_tests(copy, mutation.tests, TIMEOUT)
     finally:
         source.write_text(text, encoding="utf-8")
 
 
 def try_all(mutations: list[Mutation], copies: list[Path]) -> list[Result]:
-    """Try mutations, as many at a time as there are copies; tell each result as it comes."""
+    """Try mutations in parallel, one per copy, and print each result."""
     free: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for copy in copies:
         free.put(copy)
@@ -1152,7 +1151,7 @@ def try_all(mutations: list[Mutation], copies: list[Path]) -> list[Result]:
 
 
 def main() -> None:
-    """Run the tests as they are, then each mutation; print what was caught."""
+    """Run the tests without mutations, then each mutation, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="*", help="part of the names of the mutations to try; by default all")
     parser.add_argument("--jobs", type=int, default=1, help="mutations to try at a time")
@@ -1161,7 +1160,7 @@ def main() -> None:
     check(MUTATIONS)
     mutations = [one for one in MUTATIONS if not args.name or any(part in one.name for part in args.name)]
     if not mutations:
-        parser.error(f"no mutation is named like {', '.join(args.name)}; --list prints the names")
+        parser.error(f"no mutation matches {', '.join(args.name)}; --list prints the names")
     if args.list:
         print("\n".join(mutation.name for mutation in mutations))
         return

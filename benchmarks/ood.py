@@ -1,10 +1,10 @@
-"""Which patches are marked as out of distribution by the features of a network's early stages?
+"""Share of altered patches that early-stage features mark as out-of-distribution.
 
     python benchmarks/ood.py DIR [--ckpt_path pcam] [--patches 500]
 
-DIR is in Kaggle's layout; its test/ part is of other slides than train/, and its labels are not read. Draws so many of
-its patches, changes them in several ways, and prints what share of each kind lies farther from the training patches
-than 99 % of the validation patches that `evaluate --abstain` measured.
+DIR has Kaggle's layout; test/ contains other slides than train/, and its labels are not read. Samples test patches
+and alters them in several ways. Prints the share of each kind that is farther from the training patches than 99 % of
+the validation patches measured by `evaluate --abstain`.
 """
 
 import argparse
@@ -45,8 +45,8 @@ def with_noise(pixels: np.ndarray, sd: float) -> np.ndarray:
     return (pixels + RNG.normal(0, sd, pixels.shape)).clip(0, 255).astype(np.uint8)
 
 
-def drawn(_: np.ndarray) -> np.ndarray:
-    """Draw synthetic tissue instead."""
+def synthetic_tissue(_: np.ndarray) -> np.ndarray:
+    """Replace a patch by synthetic tissue."""
     slide = draw_slide(np.random.default_rng(RNG.integers(2**31)), "slide", 1.0)
     return draw_patch(RNG, slide, int(RNG.integers(2)))[0]
 
@@ -64,12 +64,12 @@ KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "inverted": lambda pixels: 255 - pixels,
     "one color": lambda pixels: np.broadcast_to(RNG.integers(0, 256, 3, dtype=np.uint8), pixels.shape).copy(),
     "uniform noise": lambda pixels: RNG.integers(0, 256, pixels.shape, dtype=np.uint8),
-    "synthetic tissue": drawn,
+    "synthetic tissue": synthetic_tissue,
 }
 
 
 def main() -> None:
-    """Change patches, and print the share that is out of distribution."""
+    """Alter patches and print the out-of-distribution share."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--ckpt_path", default="pcam")
@@ -77,7 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     distance = find_feature_distance(LoadedRun.open(args.ckpt_path))
     if distance is None:
-        raise SystemExit(f"{args.ckpt_path}: no features of training patches; evaluate --abstain 0.05 measures them.")
+        raise SystemExit(f"{args.ckpt_path}: no features of training patches; run evaluate --abstain 0.05 first.")
     data = PCamDataModule(args.root)
     data.setup("predict")
     rows = np.sort(RNG.permutation(len(data.test_store.ids))[: args.patches])
@@ -86,7 +86,7 @@ def main() -> None:
     statistics = StageStatistics(network.net, network.hparams["backbone"])
     print(
         f"{args.ckpt_path}, {len(images)} patches of each kind, {measure.machine()}\n\n"
-        "| patches | out of distribution |\n|---|---:|"
+        "| patches | out-of-distribution |\n|---|---:|"
     )
     for name, change in KINDS.items():
         changed = torch.from_numpy(np.stack([change(np.array(one)) for one in images]))

@@ -1,12 +1,12 @@
-"""The baseline: the reference recipe in plain PyTorch, as a competent user writes it.
+"""The baseline: the reference recipe in plain PyTorch, as a competent user would write it.
 
     python benchmarks/reference.py ROOT --epochs 15 --batch_size 512 [--split_file split.csv] [--weights imagenet]
 
-ROOT is in Kaggle's layout. PIL in a Dataset, torchvision's transforms patch by patch, a DataLoader with a worker for
-each core, ResNet-18 with one logit, BCE, AdamW with a cosine by epochs, scikit-learn's AUROC; float32 on a CPU,
-autocast with a GradScaler on CUDA. With ImageNet weights the backbone is frozen in the first epoch. Prints a row for
-each validation; with --first_step the time at which the first step ended, since 1970, and no more. The other
-benchmarks import its parts.
+ROOT has Kaggle's layout. Uses PIL in a Dataset, torchvision transforms for each patch, a DataLoader with one worker per
+core, ResNet-18 with one logit, BCE, AdamW with cosine decay by epoch, and scikit-learn's AUROC; float32 on a CPU,
+autocast with a GradScaler on CUDA. With ImageNet weights, the backbone is frozen in the first epoch. Prints a row for
+each validation. With --first_step, prints only the end time of the first step (seconds since 1970). Other benchmarks
+import its functions.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Tiles(Dataset[tuple[torch.Tensor, float]]):
 
 
 def read_split(root: Path, split_file: Path | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the frames (id,label) to train and to validate on; 80/20 by label with seed 42, or as split_file says."""
+    """Return the training and validation tables (id,label): stratified 80/20 with seed 42, or from split_file."""
     frame = pd.read_csv(root / "train_labels.csv")
     if split_file is None:
         train, val = train_test_split(frame, test_size=0.2, stratify=frame["label"], random_state=42)
@@ -70,7 +70,7 @@ def read_split(root: Path, split_file: Path | None = None) -> tuple[pd.DataFrame
 def make_loader(
     folder: Path, frame: pd.DataFrame, batch_size: int, device: torch.device, *, train: bool
 ) -> DataLoader[Any]:
-    """Return shuffled, augmented batches to train on, or plain ones in order."""
+    """Return a loader of shuffled, augmented training batches, or of plain batches in order."""
     return DataLoader(
         Tiles(folder, frame, AUGMENTED if train else PLAIN),
         batch_size=batch_size,
@@ -82,7 +82,7 @@ def make_loader(
 
 
 class Baseline:
-    """Network, optimiser and scaler, and one step of each kind."""
+    """Network, optimizer and gradient scaler, with training and prediction steps."""
 
     def __init__(self, device: torch.device, weights: str = "none") -> None:
         self.device = device
@@ -97,7 +97,7 @@ class Baseline:
         return torch.autocast("cuda", dtype=torch.float16) if self.device.type == "cuda" else nullcontext()
 
     def freeze(self, frozen: bool) -> None:
-        """Let the head alone learn, or everything."""
+        """Train only the head, or all layers."""
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad = name.startswith("fc.") or not frozen
 
@@ -140,15 +140,15 @@ def fit(
     """Train, and yield a row at each validation.
 
     Args:
-        baseline: what to train.
-        train: shuffled batches.
-        val: batches to validate on.
-        epochs: passes over the training part; the cosine ends with them.
-        frozen_epochs: at the start, in which the head alone learns.
-        every: steps between validations; by default one after each epoch.
+        baseline: network and optimizer to train.
+        train: shuffled training batches.
+        val: validation batches.
+        epochs: number of epochs, and length of the cosine schedule.
+        frozen_epochs: number of initial epochs that train only the head.
+        every: steps between validations; by default, one validation per epoch.
 
     Yields:
-        epoch, step, AUROC, seconds of training (validation left out), and the share of them spent waiting for data.
+        epoch, step, AUROC, seconds of training (without validation), and the share spent waiting for data.
     """
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(baseline.optimizer, T_max=epochs)
     seconds, waited, step = 0.0, 0.0, 0
@@ -172,7 +172,7 @@ def fit(
 
 
 def main() -> None:
-    """Train as the command line says."""
+    """Train with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--epochs", type=int, default=15)

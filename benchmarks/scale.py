@@ -1,29 +1,29 @@
-"""How does the project grow with the data? From a folder of patches to 220,025 of them, and what each size costs.
+"""Time and memory for growing data sets, up to 220,025 training patches.
 
     python benchmarks/scale.py SOURCE WORK [--sizes 10000 50000 220025] [--test 57458] [--rounds 3] [--keep]
 
-SOURCE is in Kaggle's layout. Its training patches are perturbed (symmetries of the square, an offset a channel) into
-as many distinct ones as wanted, written below WORK as Kaggle has them: uncompressed TIFF, named by the SHA-1 of their
-pixels. Smaller folders are hard links to the largest, which alone has a test/. At full size that and the packed images
-take 29 GB of disk, and 16 GB of memory to stay in the page cache, which is warm in all that is measured. Each number
-comes from a process of its own, and is only good with nothing else running:
+SOURCE has Kaggle's layout. Its training patches are perturbed (symmetries of the square, an offset per channel) to
+create the requested number of distinct patches, written below WORK like Kaggle's: uncompressed TIFF files named by the
+SHA-1 of their pixels. Smaller folders are hard links to the largest one; only the largest has a test/. At full size,
+files and packed images take 29 GB of disk, and 16 GB of memory to stay in the page cache, which is warm in all
+measurements. Each number is measured in a separate process. Run nothing else on the machine.
 
 - table: seconds of `read_train`.
-- packing: patches/s of `open_store` with no store there, from the first stat to the checked index, on the disk (fsync).
-  Against it, taking turns, a bare loop: a pool on all cores that decodes with PIL and writes into one file, with no
-  hash, no check, no index; as it is, and with an fsync at its end. Neither counts imports or the table.
-- pack command: seconds and peak memory of `pack`, imports and all; in the largest folder it packs test/ too.
-- first step: seconds from the start of `fit` to the end of its first step, with the images packed, less those of the
-  imports, measured right before. Setup is what table, store and split take of it.
+- packing: patches/s of `open_store` without a store, from the first stat to the checked index on disk (fsync). It takes
+  turns with a bare loop: a pool on all cores that decodes with PIL and writes to one file, without hash, check or
+  index, with and without a final fsync. Imports and table are excluded.
+- pack command: seconds and peak memory of `pack` including imports; in the largest folder, it packs test/ too.
+- first step: seconds from the start of `fit` to the end of its first step, with packed images, minus the imports
+  measured just before. Setup is the time for table, store and split.
 - train memory: peak of `fit` over 20 steps and 10 validation batches.
 - loader: patches/s of shuffled passes over up to 50,000 patches.
-- predict: seconds of the whole command on --test patches, their images packed already or not (one run each).
-- explore: seconds and peak memory of the whole command on the largest folder, packed already (one run).
-- PCam's own files: the largest folder's training patches again, as camelyonpatch_level_2_split_*.h5 with their meta
-  CSVs: seconds and peak memory of `pack`, and of `fit` over 20 steps and 10 validation batches (one run each).
+- predict: seconds of the whole command on --test patches, with and without packed images (one run each).
+- explore: seconds and peak memory of the whole command on the largest folder with packed images (one run).
+- PCam's own files: the same training patches as camelyonpatch_level_2_split_*.h5 with meta CSV files: seconds and peak
+  memory of `pack`, and of `fit` over 20 steps and 10 validation batches (one run each).
 
-Memory is that of all processes together, page cache aside. Prints medians with minimum and maximum in brackets. Writes
-scale.json, which has all values, and scale.png into the current folder; removes what it put below WORK unless --keep.
+Memory is the total of all processes without the page cache. Prints medians with minimum and maximum in brackets. Writes
+scale.json with all values and scale.png to the current folder. Removes its files below WORK unless --keep is given.
 """
 
 import argparse
@@ -58,13 +58,13 @@ HERE = Path(__file__).parent
 PROJECT = [sys.executable, "-m", "pcam_lightning"]
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
 IMPORTS = "import time, pcam_lightning.cli.main; print(time.time())"
-ON_DISK = 28_672  # bytes of a patch's file, in whole blocks
-CHUNK = 128  # patches a task of the bare loop, as many as the store's
-Row = dict[str, list[float]]  # what was measured of one size, and the value of each repetition
+ON_DISK = 28_672  # bytes of a patch file, in whole blocks
+CHUNK = 128  # patches per task of the bare loop, as in the store
+Row = dict[str, list[float]]  # values of all repetitions by measurement, for one size
 
 
-def draw_patch(folder: Path, part: int, number: int, path: Path, attempt: int = 0) -> str:
-    """Perturb a patch into a file of `folder` and return its id."""
+def write_patch(folder: Path, part: int, number: int, path: Path, attempt: int = 0) -> str:
+    """Write a perturbed patch to `folder` and return its id."""
     rng = np.random.default_rng([part, number, attempt])
     pixels = np.frombuffer(read_patch(path), dtype=np.uint8).reshape(SHAPE)
     pixels = np.rot90(pixels, int(rng.integers(4)))[:, :: int(rng.choice([-1, 1]))]
@@ -75,25 +75,27 @@ def draw_patch(folder: Path, part: int, number: int, path: Path, attempt: int = 
 
 
 def draw_folder(source: Path, folder: Path, counts: dict[str, int]) -> None:
-    """Draw `train` and `test` patches into a folder in Kaggle's layout; one that is whole already is used again."""
+    """Create `train` and `test` patches in a folder with Kaggle's layout; a complete folder is reused."""
     marker, wanted = folder / "whole.json", {"source": str(source.resolve()), **counts}
     if marker.is_file() and json.loads(marker.read_text()) == wanted:
         return
     shutil.rmtree(folder, ignore_errors=True)
     table = read_train(source)
-    ids: dict[str, None] = {}  # of both parts, in the order drawn
+    ids: dict[str, None] = {}  # of train and test, in order of creation
     for part, (name, csv) in enumerate((("train", "train_labels.csv"), ("test", "sample_submission.csv"))):
         (folder / name).mkdir(parents=True)
-        draw, before = partial(draw_patch, folder / name, part), len(ids)
+        write, before = partial(write_patch, folder / name, part), len(ids)
         rows = table.iloc[np.resize(np.arange(len(table)), counts[name])]
         paths = [source / path for path in rows["path"]]
         with process_map(len(paths) // CHUNK, chunksize=CHUNK) as map_on_cores:
-            drawn = map_on_cores(draw, itertools.count(), paths)
-            for number, patch_id in enumerate(tqdm(drawn, desc=f"drawing {name}", total=len(paths), unit=" patches")):
+            ids_written = map_on_cores(write, itertools.count(), paths)
+            for number, patch_id in enumerate(
+                tqdm(ids_written, desc=f"writing {name}", total=len(paths), unit=" patches")
+            ):
                 attempt = 0
                 while patch_id in ids:
                     attempt += 1
-                    patch_id = draw(number, paths[number], attempt)
+                    patch_id = write(number, paths[number], attempt)
                 ids[patch_id] = None
         label = rows["label"].to_numpy() if name == "train" else 0
         pd.DataFrame({"id": list(ids)[before:], "label": label}).to_csv(folder / csv, index=False)
@@ -101,7 +103,7 @@ def draw_folder(source: Path, folder: Path, counts: dict[str, int]) -> None:
 
 
 def link_folder(largest: Path, folder: Path, count: int) -> None:
-    """Make a folder of the largest one's first training patches."""
+    """Create a folder with the first training patches of the largest one."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "train").mkdir(parents=True)
     labels = pd.read_csv(largest / "train_labels.csv").head(count)
@@ -115,7 +117,7 @@ def link_folder(largest: Path, folder: Path, count: int) -> None:
 
 
 def read_through(paths: list[Path]) -> None:
-    """Bring files into the page cache."""
+    """Load files into the page cache."""
     for path in paths:
         with path.open("rb") as file:
             while file.read(1 << 24):
@@ -123,7 +125,7 @@ def read_through(paths: list[Path]) -> None:
 
 
 def alone(function: Callable[..., Any], *paths: Path) -> Any:
-    """Call a function of this module in a fresh process, after the disk has all that was written before."""
+    """Call a function of this module in a new process, after syncing the disk."""
     call = f"scale.{function.__name__}(*map(pathlib.Path, {[os.fspath(path) for path in paths]}))"
     os.sync()
     command = [sys.executable, "-c", f"import json, pathlib, scale; print(json.dumps({call}))"]
@@ -138,7 +140,7 @@ def time_table(root: Path) -> float:
 
 
 def time_packing(root: Path) -> float:
-    """Return the seconds of packing the training part."""
+    """Return the seconds to pack the training patches."""
     table = read_train(root)
     begun = time.perf_counter()
     open_store(table, open_source(root), "train")
@@ -146,7 +148,7 @@ def time_packing(root: Path) -> float:
 
 
 def decode(task: tuple[Path, int, list[Path]]) -> None:
-    """Decode some files into their place in the target."""
+    """Decode files into their positions in the target."""
     target, offset, paths = task
     pixels = bytearray()
     for path in paths:
@@ -158,7 +160,7 @@ def decode(task: tuple[Path, int, list[Path]]) -> None:
 
 
 def time_bare_loop(root: Path, target: Path) -> tuple[float, float]:
-    """Return the seconds of the bare loop, and those until the disk has its bytes too."""
+    """Return the seconds of the bare loop without and with the final fsync."""
     paths = [root / path for path in read_train(root)["path"]]
     tasks = [(target, start * BYTES, paths[start : start + CHUNK]) for start in range(0, len(paths), CHUNK)]
     begun = time.perf_counter()
@@ -194,7 +196,7 @@ def time_loader(root: Path) -> tuple[list[float], list[float]]:
 
 
 def fit(root: Path, runs: Path, *flags: str) -> tuple[float, measure.Watched]:
-    """Run fit into an emptied folder; return the seconds to the end of its first step, and what was watched."""
+    """Run fit in an empty folder; return the seconds to the end of its first step, and the measurements."""
     import torch
 
     shutil.rmtree(runs, ignore_errors=True)
@@ -209,7 +211,7 @@ def fit(root: Path, runs: Path, *flags: str) -> tuple[float, measure.Watched]:
 
 
 def measure_size(root: Path, runs: Path, count: int, rounds: int) -> Row:
-    """Measure what every size has; leave the images packed, and the last run in `runs`."""
+    """Run all measurements for one size; keep the packed images, and the last run in `runs`."""
     row: Row = defaultdict(list, {"patches": [count], "table, s": [alone(time_table, root) for _ in range(3)]})
     store, target = root / ".pcam_cache", runs.with_name("bare.bin")
     read_through(list(root.glob("t*/*.tif")))
@@ -229,7 +231,7 @@ def measure_size(root: Path, runs: Path, count: int, rounds: int) -> Row:
         row["pack command, peak MB"].append(watched.peak_anonymous / 1e6)
     row["setup, s"], row["loader, patches/s"] = alone(time_loader, root)
     for _ in range(3):
-        begun = time.time()  # the end of the process is left out: it takes more than a second
+        begun = time.time()  # excludes the end of the process, which takes more than a second
         imports = float(measure.watch([sys.executable, "-c", IMPORTS], env=ENVIRONMENT).output.split()[-1]) - begun
         first, _ = fit(root, runs, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0")
         row["imports, s"].append(imports)
@@ -241,7 +243,7 @@ def measure_size(root: Path, runs: Path, count: int, rounds: int) -> Row:
 
 
 def measure_predict(root: Path, runs: Path) -> Row:
-    """Predict test/ with the run in `runs`, its images packed and not packed."""
+    """Predict test/ with the run in `runs`, with and without packed images."""
     (checkpoint,) = runs.glob("lightning_logs/*/version_0/checkpoints/last.ckpt")
     submission = checkpoint.parents[1] / "submission.csv"
     sample = pd.read_csv(root / "sample_submission.csv")
@@ -253,14 +255,14 @@ def measure_predict(root: Path, runs: Path) -> Row:
         watched = measure.watch([*PROJECT, "predict", "--ckpt_path", str(checkpoint)], env=ENVIRONMENT)
         written = pd.read_csv(submission)
         if list(written["id"]) != list(sample["id"]) or written["label"].isna().any():
-            raise SystemExit(f"{submission}: not one prediction for each id of sample_submission.csv, in its order.")
+            raise SystemExit(f"{submission}: should have one prediction per id of sample_submission.csv, in order.")
         submission.unlink()
         row[f"{way}, s"], row[f"{way}, peak MB"] = [watched.seconds], [watched.peak_anonymous / 1e6]
     return row
 
 
 def measure_explore(root: Path, output: Path) -> Row:
-    """Look at train/ and test/, packed already."""
+    """Run explore on train/ and test/ with packed images."""
     command = [*PROJECT, "explore", "--data.root", str(root), "--output", str(output)]
     watched = measure.watch(command, env=ENVIRONMENT)
     page = (output / "explore.html").stat().st_size
@@ -269,7 +271,7 @@ def measure_explore(root: Path, output: Path) -> Row:
 
 
 def measure_official(largest: Path, root: Path, runs: Path) -> Row:
-    """Write a pack's patches into PCam's own files, a ninth of them as its validation part; pack and fit these."""
+    """Write packed patches as PCam's own files, one ninth for validation; pack and fit them."""
     import h5py
 
     shutil.rmtree(root, ignore_errors=True)
@@ -302,7 +304,7 @@ def measure_official(largest: Path, root: Path, runs: Path) -> Row:
 
 
 def message(values: list[float]) -> str:
-    """Tell a median, with the least and the most of several values."""
+    """Return the median, minimum and maximum as text."""
     middle, *ends = (
         f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
         for value in (statistics.median(values), min(values), max(values))
@@ -310,7 +312,7 @@ def message(values: list[float]) -> str:
     return f"{middle} ({'-'.join(ends)})" if len(values) > 1 else middle
 
 
-PANELS = {  # title and unit: row of results by its name in the legend
+PANELS = {  # title and unit: rows of results by legend name
     "packing, patches/s": {
         "bare loop": "bare loop, patches/s",
         "bare loop with fsync": "bare loop with fsync, patches/s",
@@ -324,7 +326,7 @@ PANELS = {  # title and unit: row of results by its name in the legend
 
 
 def plot(rows: list[Row], predict: Row, head: str) -> None:
-    """Draw the growth with the number of patches, a panel for each question."""
+    """Plot results against the number of patches, one panel per topic."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
@@ -353,14 +355,14 @@ def plot(rows: list[Row], predict: Row, head: str) -> None:
 
 
 def main() -> None:
-    """Draw the folders, measure each size and tell what came out."""
+    """Create the folders, measure each size and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 50_000, 220_025])
     parser.add_argument("--test", type=int, default=57_458)
-    parser.add_argument("--rounds", type=int, default=3, help="of packing the largest; the others have three")
-    parser.add_argument("--keep", action="store_true", help="leave the folders for another time")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of packing the largest size; else three")
+    parser.add_argument("--keep", action="store_true", help="keep the folders for the next run")
     args = parser.parse_args()
     work, sizes = args.work.absolute(), sorted(set(args.sizes))
     work.mkdir(parents=True, exist_ok=True)
@@ -371,7 +373,7 @@ def main() -> None:
     need, free = files + (sum(sizes) + 2 * sizes[-1] + args.test) * BYTES + 10**9, shutil.disk_usage(work).free
     print(f"{work}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.", file=sys.stderr)
     if need > free:
-        raise SystemExit("Make room, or choose smaller sizes.")
+        raise SystemExit("Free disk space, or choose smaller sizes.")
     draw_folder(args.source, largest, {"train": sizes[-1], "test": args.test})
     for folder, count in zip(numbered_folders[:-1], sizes, strict=False):
         link_folder(largest, folder, count)
@@ -387,7 +389,7 @@ def main() -> None:
     found = {"machine": machine, "sizes": rows, "predict": predict, "explore": explore, "official": official}
     measure.save(Path("scale.json"), found)
     hardware = f"{machine['processor']}, {machine.get('gpu', machine['cores'] + ' cores')}, {machine['memory']}"
-    plot(rows, predict, f"{hardware}, torch {machine['torch']}; medians, least and most")
+    plot(rows, predict, f"{hardware}, torch {machine['torch']}; medians, minimum and maximum")
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), end="\n\n")
     lines = [[name, *(message(row[name]) for row in rows)] for name in rows[0] if name != "patches"]
     print(measure.table(["training patches", *(f"{count:,}" for count in sizes)], lines))

@@ -1,14 +1,13 @@
-"""Many uploads at once to `serve`, for minutes: memory, files written and tracebacks.
+"""Load test of `serve`: memory, written files and tracebacks during many concurrent uploads.
 
     python benchmarks/serve.py [FOLDER] [--minutes 10]
 
-Serves FOLDER, which `export` wrote (by default pcam-small is exported first), from a process of its own. Rounds of 200
-uploads, 20 at once, are sent until the minutes are over: each a file of some 75 kinds, good and bad, those of the
-tests. Every tenth asks for Grad-CAM. Prints uploads and their statuses, uploads/s, the memory (RSS) of the process at
-the start, after the first round, at its peak and at the end, the files that appeared in its temporary, home and working
-folders and in FOLDER, those that the process opened for writing even if they are gone again, and the responses that
-hold a traceback or a path of this machine. Ends with Ctrl-C to the process, whose exit status is printed too. Writes
-serve.json into the current folder.
+Serves FOLDER, written by `export` (by default, pcam-small is exported first), in a separate process. Sends rounds of
+200 uploads, 20 at once, for the given time. The files have about 75 valid and invalid kinds, taken from the tests.
+Every tenth request asks for Grad-CAM. Prints the number of uploads by status; uploads/s; the memory (RSS) of the
+process at the start, after the first round, at its peak and at the end; new files in its temporary, home and working
+folders and in FOLDER; all files that it opened for writing; and responses that contain a traceback or a path of this
+machine. Stops the process with Ctrl-C and prints its exit status. Writes serve.json to the current folder.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from pcam_lightning.export.export import export_network
 
 UPLOADS, AT_ONCE = 200, 20
 LARGEST = 2  # MB
-# Runs the server, and lists what is opened for writing, as /dev/null is, at the end.
+# Runs the server, and lists at the end which files were opened for writing.
 SERVER = """
 import os, sys
 from pcam_lightning.serve.serve import serve
@@ -51,7 +50,7 @@ except KeyboardInterrupt:
 
 
 def kinds() -> list[tuple[str, bytes]]:
-    """Return path and body of requests of all kinds."""
+    """Return path and body of all kinds of requests."""
     sys.path.append(str(Path(__file__).parents[1] / "tests" / "serve"))
     from patch_files import bad_files, draw, encode, good_files
 
@@ -62,7 +61,7 @@ def kinds() -> list[tuple[str, bytes]]:
 
 
 def upload(port: int, path: str, body: bytes) -> tuple[int, bytes]:
-    """Send a request; return status and body of the response, 0 where there was none."""
+    """Send a request; return status and body of the response, with status 0 if there was none."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     try:
         connection.request("POST", path, body)
@@ -75,10 +74,10 @@ def upload(port: int, path: str, body: bytes) -> tuple[int, bytes]:
 
 
 class Memory(threading.Thread):
-    """Follows the memory of a process.
+    """Records the memory of a process.
 
     Attributes:
-        peak: most bytes (RSS) since its start.
+        peak: peak RSS in bytes.
     """
 
     def __init__(self, process: psutil.Process) -> None:
@@ -86,13 +85,13 @@ class Memory(threading.Thread):
         self._process, self.peak, self.ended = process, 0, threading.Event()
 
     def run(self) -> None:
-        """Look ten times a second."""
+        """Read the memory ten times per second."""
         while not self.ended.wait(0.1):
             self.peak = max(self.peak, self._process.memory_info().rss)
 
 
 def rounds(port: int, minutes: float, process: psutil.Process) -> dict[str, object]:
-    """Send uploads until the minutes are over; return what came of it."""
+    """Send uploads for the given time; return the results."""
     requests = itertools.cycle(kinds())
     statuses: Counter[int] = Counter()
     leaks: list[str] = []
@@ -105,7 +104,7 @@ def rounds(port: int, minutes: float, process: psutil.Process) -> dict[str, obje
             some = list(itertools.islice(requests, UPLOADS))
             for status, body in pool.map(lambda one: upload(port, *one), some):
                 statuses[status] += 1
-                # A picture's base64 may hold anything.
+                # Base64 data of images may contain any text.
                 if found := hidden.search(re.sub(rb'"data:image/png;base64,[^"]*"', b"", body)):
                     leaks.append(found[0].decode())
             first = first or process.memory_info().rss
@@ -123,12 +122,12 @@ def rounds(port: int, minutes: float, process: psutil.Process) -> dict[str, obje
 
 
 def listing(*folders: Path) -> set[tuple[Path, int]]:
-    """Return the files below some folders and when they were changed."""
+    """Return the files below folders and their modification times."""
     return {(path, path.stat().st_mtime_ns) for folder in folders for path in folder.rglob("*")}
 
 
 def run(folder: Path, place: Path, minutes: float) -> dict[str, object]:
-    """Serve a folder from a process whose folders all lie in an empty place."""
+    """Serve a folder from a process with empty home, temporary and working folders."""
     root = str(Path(__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(place), "TMPDIR": str(place)}
     command = [sys.executable, "-c", SERVER, str(folder.resolve()), str(LARGEST)]

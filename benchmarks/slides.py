@@ -1,4 +1,4 @@
-"""Speed, memory and interruptions of `heatmap`, on drawn slides.
+"""Speed, memory and interruptions of `heatmap` on synthetic slides.
 
     python benchmarks/slides.py speed WORK [CKPT] [--side 20000]
     python benchmarks/slides.py memory WORK [--side 100000]
@@ -8,17 +8,17 @@
     python benchmarks/slides.py scales WORK CKPT
     python benchmarks/slides.py mine WORK [--slides 10] [--rounds 3]
 
-`speed`: patches/s of the network in `heatmap`, of a loop that reads each patch by itself, and of `predict` on the same
-patches, packed; and of reading alone. `memory`: the peak of the whole command on a slide of which all is glass but some
-pieces of tissue. `kill`: SIGKILL at random moments; each time the command is started again, and at the end all files
-are compared with those of a command that was left alone. `judge`: `evaluate-slides` on drawn slides, by a checkpoint of
-a demo run, and its FROC counted once more by polygons. `dense`: logits of patches against those of one pass over a
-whole region, whose features are averaged in windows of a patch; CKPT is of a network of timm's at 96 pixels, with
-`model.normalize` half. `scales`: the map of one slide at several um per pixel, against that at 0.243. `mine`: scores of
-drawn slides before and after a second demo run that trains on false positives of other drawn slides too, for as many
-seeds as rounds.
+`speed` measures patches/s of `heatmap`, of a loop that reads single patches, of `predict` on the same packed patches,
+and of reading only. `memory` measures the peak memory of the whole command on a slide with a few pieces of tissue on
+glass. `kill` sends SIGKILL at random moments, restarts the command each time, and compares all files with those of an
+uninterrupted command. `judge` runs `evaluate-slides` on synthetic slides with a checkpoint of a demo run, and computes
+the FROC again from polygons. `dense` compares logits of patches with those of one pass over a whole region, with
+features averaged in windows of a patch; CKPT is a timm network at 96 pixels with `model.normalize` half. `scales`
+compares the map of a slide at several um per pixel with that at 0.243. `mine` compares scores on synthetic slides
+before and after a second demo run that also trains on false positives of other synthetic slides, with one seed per
+round.
 
-WORK is a folder for the slides and results. With nothing else on the machine.
+WORK is a folder for slides and results. Run nothing else on the machine.
 """
 
 import argparse
@@ -57,17 +57,17 @@ from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.utils.system import supported_precision
 
 COMMAND = [sys.executable, "-m", "pcam_lightning"]
-PIECE = 2048  # side of a drawn piece of tissue, in pixels of 0.972 um
+PIECE = 2048  # side of a synthetic piece of tissue, in pixels of 0.972 um
 
 
 def draw_piece() -> np.ndarray:
-    """Draw a lymph node, uint8 (2048, 2048, 3)."""
+    """Return a synthetic lymph node, uint8 (2048, 2048, 3)."""
     rng = np.random.default_rng(0)
     return draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), PIECE, tumor=True)[0]
 
 
 def draw_large(path: Path, side: int, pieces: int | None) -> None:
-    """Write a slide of a side in pixels of 0.243 um: tissue all over, or some pieces of it on glass."""
+    """Write a slide, with its side in pixels of 0.243 um, filled with tissue or with a few pieces on glass."""
     if path.exists():
         return
     part = path.with_name(f"part_{path.name}")
@@ -112,9 +112,9 @@ def speed(work: Path, side: int, ckpt_path: str, rounds: int, patches: int) -> N
         for name, seconds in (
             ("heatmap", by_regions(path, grid, squares, network, work)),
             ("predict, packed patches", by_predict(packed, network)),
-            ("a read for each patch", by_patches(slide, grid, squares, network)),
-            ("reading alone, by regions", read_regions(path, grid, squares)),
-            ("reading alone, a read for each patch", read_patches(slide, grid, squares)),
+            ("one read per patch", by_patches(slide, grid, squares, network)),
+            ("reading only, by regions", read_regions(path, grid, squares)),
+            ("reading only, one read per patch", read_patches(slide, grid, squares)),
         ):
             rows.setdefault(name, []).append(count / seconds)
     print(measure.machine())
@@ -133,7 +133,7 @@ def build_trainer(*callbacks: L.Callback) -> L.Trainer:
 
 
 class Seconds(L.Callback):
-    """Times predictions, from when all is set up to the last batch."""
+    """Measures predictions, from the end of the setup to the last batch."""
 
     begun = seconds = 0.0
 
@@ -157,7 +157,7 @@ def by_regions(path: Path, grid: PatchGrid, squares: np.ndarray, network: torch.
 
 
 def write_patches(folder: Path, slide: SlideReader, grid: PatchGrid, squares: np.ndarray) -> None:
-    """Write the patches as a folder that `predict` takes."""
+    """Write the patches as a data folder for `predict`."""
     if (folder / "sample_submission.csv").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -179,7 +179,7 @@ def by_predict(folder: Path, network: L.LightningModule) -> float:
 
 @torch.inference_mode()
 def by_patches(slide: SlideReader, grid: PatchGrid, squares: np.ndarray, network: L.LightningModule) -> float:
-    """Read and predict patch by patch, in batches; return seconds."""
+    """Read single patches and predict them in batches; return seconds."""
     level, begun = slide.level_for(grid.mpp), time.perf_counter()
     places = list(corners(grid, squares))
     network.fold()  # type: ignore[operator]
@@ -192,7 +192,7 @@ def by_patches(slide: SlideReader, grid: PatchGrid, squares: np.ndarray, network
 
 
 def read_regions(path: Path, grid: PatchGrid, squares: np.ndarray) -> float:
-    """Read regions and cut their patches; return seconds."""
+    """Read regions and crop their patches; return seconds."""
     data = SlideRegions(path, grid, list(grid.regions(squares)), squares)
     begun = time.perf_counter()
     for number in range(len(data)):
@@ -202,7 +202,7 @@ def read_regions(path: Path, grid: PatchGrid, squares: np.ndarray) -> float:
 
 
 def read_patches(slide: SlideReader, grid: PatchGrid, squares: np.ndarray) -> float:
-    """Read each patch; return seconds."""
+    """Read single patches; return seconds."""
     level, begun = slide.level_for(grid.mpp), time.perf_counter()
     for x, y in corners(grid, squares):
         slide.read(x, y, 96, 96, level)
@@ -210,7 +210,7 @@ def read_patches(slide: SlideReader, grid: PatchGrid, squares: np.ndarray) -> fl
 
 
 def memory(work: Path, side: int) -> None:
-    """Measure the peak of the command on a large, sparse slide."""
+    """Measure the peak memory of the command on a large, sparse slide."""
     path = work / f"sparse_{side}.tif"
     draw_large(path, side, 3)
     shutil.rmtree(work / "memory", ignore_errors=True)
@@ -227,12 +227,12 @@ def memory(work: Path, side: int) -> None:
 
 
 def kill(work: Path, kills: int, seed: int) -> None:
-    """Kill the command at random moments and compare what it writes in the end."""
+    """Kill the command at random moments and compare its final files."""
     path = work / "killed.tif"
     rng = np.random.default_rng(1)
     write_whole_slide(path, *draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), 1024, tumor=True))
 
-    # Every region is written, so that there are parts to resume from.
+    # Write after every region, so that the command can resume.
     often = "import pcam_lightning.slides.predictor as p; p._EVERY = 0; from pcam_lightning.cli.main import run; run()"
 
     def command(output: str) -> list[str]:
@@ -271,27 +271,27 @@ def kill(work: Path, kills: int, seed: int) -> None:
 
 
 def judge(work: Path, ckpt_path: str, slides: int) -> None:
-    """Score drawn slides."""
-    for name in ("drawn", "judged"):
+    """Score synthetic slides."""
+    for name in ("synthetic", "scored"):
         shutil.rmtree(work / name, ignore_errors=True)
-    drawn, judged = work / "drawn", work / "judged"
-    measure.watch([*COMMAND, "synthesize", str(drawn), "--slides", str(slides), "--whole", "--seed", "1"])
-    measure.watch([*COMMAND, "heatmap", str(drawn), "--ckpt_path", ckpt_path, "--output", str(judged)])
-    arguments = ["--reference", str(drawn / "reference.csv"), "--annotations", str(drawn)]
-    print(measure.watch([*COMMAND, "evaluate-slides", str(judged), *arguments]).output)
-    print((judged / "slide_scores.csv").read_text())
-    print(f"FROC counted lesion by lesion, from polygons: {count_froc(drawn, judged):.4f}")
+    synthetic, scored = work / "synthetic", work / "scored"
+    measure.watch([*COMMAND, "synthesize", str(synthetic), "--slides", str(slides), "--whole", "--seed", "1"])
+    measure.watch([*COMMAND, "heatmap", str(synthetic), "--ckpt_path", ckpt_path, "--output", str(scored)])
+    arguments = ["--reference", str(synthetic / "reference.csv"), "--annotations", str(synthetic)]
+    print(measure.watch([*COMMAND, "evaluate-slides", str(scored), *arguments]).output)
+    print((scored / "slide_scores.csv").read_text())
+    print(f"FROC counted lesion by lesion, from polygons: {count_froc(synthetic, scored):.4f}")
 
 
-def count_froc(drawn: Path, judged: Path) -> float:
-    """Compute the FROC from annotations and detections, by polygons instead of masks and by a loop over thresholds."""
-    lesions, hits, false = 0, [], []  # confidences of false detections, and the best of each lesion that is hit
-    names = pd.read_csv(drawn / "reference.csv")["slide"]
+def count_froc(synthetic: Path, scored: Path) -> float:
+    """Compute the FROC from annotations and detections with polygons instead of masks and a loop over thresholds."""
+    lesions, hits, false = 0, [], []  # best confidence of each detected lesion, and confidences of false positives
+    names = pd.read_csv(synthetic / "reference.csv")["slide"]
     for name in names:
-        table = pd.read_csv(judged / name / "lesions.csv")
+        table = pd.read_csv(scored / name / "lesions.csv")
         points = [shapely.Point(x, y) for x, y in zip(table["x"], table["y"], strict=True)]
         outside = np.full(len(points), fill_value=True)
-        for part in grown_outlines(drawn / f"{name}.xml"):
+        for part in grown_outlines(synthetic / f"{name}.xml"):
             counts = long_enough(part)
             lesions += counts
             inside = np.array([part.contains(point) for point in points], dtype=np.bool_)
@@ -308,7 +308,7 @@ def count_froc(drawn: Path, judged: Path) -> float:
 
 
 def grown_outlines(path: Path) -> list[shapely.Polygon]:
-    """Return the lesions of a slide without holes, grown by half of 75 um, in pixels of 0.243 um."""
+    """Return the lesions of a slide, dilated by half of 75 um and without holes, in pixels of 0.243 um."""
     if not path.is_file():
         return []
     rings = [
@@ -320,7 +320,7 @@ def grown_outlines(path: Path) -> list[shapely.Polygon]:
 
 
 def long_enough(lesion: shapely.Polygon) -> bool:
-    """Return whether the ellipse with the second moments of a lesion is at least 275 um long."""
+    """Return whether the major axis of a lesion is at least 275 um."""
     left, top, right, bottom = lesion.bounds
     x, y = np.meshgrid(np.arange(left, right, 16), np.arange(top, bottom, 16))
     inside = shapely.contains_xy(lesion, x, y)
@@ -329,13 +329,13 @@ def long_enough(lesion: shapely.Polygon) -> bool:
 
 @torch.inference_mode()
 def dense(work: Path, ckpt_path: str) -> None:
-    """Compare the patches of a region with one pass over it."""
+    """Compare single patches of a region with one pass over the region."""
     path = work / "dense.tif"
     rng = np.random.default_rng(1)
     write_whole_slide(path, *draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), 1024, tumor=True))
     slide, network = SlideReader(path), load_pretrained(ckpt_path)
     if network.hparams["normalize"] != "half" or network.preprocess.side != 96:
-        raise SystemExit(f"{ckpt_path}: not of 96 pixels with `model.normalize` half.")
+        raise SystemExit(f"{ckpt_path}: should use 96 pixels and `model.normalize` half.")
     region = Region(8, 8, 16, 16)
     image = torch.from_numpy(PatchGrid(slide.width, slide.height, slide.mpp).read(slide, region).copy())
     row, column = torch.arange(256) // 16, torch.arange(256) % 16
@@ -344,7 +344,7 @@ def dense(work: Path, ckpt_path: str) -> None:
     middle = time.perf_counter()
     net: Any = network.net
     features = net.forward_features((image[None].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5)
-    step = len(image) // features.shape[-1]  # pixels for one of its features
+    step = len(image) // features.shape[-1]  # pixels per feature
     windows = functional.avg_pool2d(features, PATCH // step, CENTER // step)[0]  # (C, 16, 16)
     whole = net.get_classifier()(windows.flatten(1).T).squeeze(1)
     ended = time.perf_counter()
@@ -376,7 +376,7 @@ def scales(work: Path, ckpt_path: str) -> None:
 
 
 def mine(work: Path, slides: int, seeds: int) -> None:
-    """Score drawn slides by networks that were trained with and without mined negatives."""
+    """Score synthetic slides with networks trained with and without mined negatives."""
     work = work.resolve()
     patches, train, test = work / "patches", work / "train_slides", work / "test_slides"
     for folder, options in (
@@ -404,7 +404,7 @@ def mine(work: Path, slides: int, seeds: int) -> None:
                 *score_slides(folder / "after", checkpoint, test),
             ]
         )
-        print(measure.table(["seed", "mined patches", "AUROC", "FROC", "false positives a slide"], rows), flush=True)
+        print(measure.table(["seed", "mined patches", "AUROC", "FROC", "false positives per slide"], rows), flush=True)
     print(measure.machine())
 
 
@@ -420,7 +420,7 @@ def fit_demo(folder: Path, patches: Path, seed: int, *options: str) -> Path:
 
 
 def score_slides(output: Path, checkpoint: Path, slides: Path) -> list[str]:
-    """Predict and score slides; return AUROC, FROC and false positives a slide at 0.5."""
+    """Predict and score slides; return AUROC, FROC and false positives per slide at 0.5."""
     measure.watch([*COMMAND, "heatmap", str(slides), f"--ckpt_path={checkpoint}", f"--output={output}"])
     reference = [f"--reference={slides / 'reference.csv'}", f"--annotations={slides}"]
     measure.watch([*COMMAND, "evaluate-slides", str(output), *reference])
@@ -430,12 +430,12 @@ def score_slides(output: Path, checkpoint: Path, slides: Path) -> list[str]:
 
 
 def main() -> None:
-    """Do as the command line says."""
+    """Run the chosen benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("speed", "memory", "kill", "judge", "dense", "scales", "mine"))
     parser.add_argument("work", type=Path)
     parser.add_argument("ckpt_path", nargs="?", default="pcam-small")
-    parser.add_argument("--side", type=int, help="of the slide, in pixels of 0.243 um")
+    parser.add_argument("--side", type=int, help="side of the slide in pixels of 0.243 um")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--patches", type=int, default=8192)
     parser.add_argument("--kills", type=int, default=10)

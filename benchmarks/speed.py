@@ -1,29 +1,29 @@
-"""How fast is the project beside a plain PyTorch loop, and how near to what the machine can do?
+"""Speed compared with a plain PyTorch loop and with the matrix product rate of the machine.
 
     python benchmarks/speed.py ROOT [--batch_size 128] [--rounds 3] [--device cpu] [--compile]
 
-ROOT is in Kaggle's layout. In each round project and baseline (`reference.py`) take turns, each in a process of its
-own, on the same folder with the same batch, and the matmul rate of the machine is measured beside them. The project
-runs through its own command line with configs/base.yaml and cpu.yaml, random weights. Prints medians over the rounds
-with minimum and maximum, and the median of the rounds' ratios:
+ROOT has Kaggle's layout. In each round, the project and the baseline (`reference.py`) take turns, each in a separate
+process, on the same folder with the same batch size, and the matrix product rate of the machine is measured. The
+project runs through its command line with configs/base.yaml and cpu.yaml and random weights. Prints medians over the
+rounds with minimum and maximum, and the median ratio:
 
-- loader: patches/s of whole shuffled passes, nothing else running; files and packed images in the page cache.
-- training step: patches/s with the batch at hand, on the device; augmentation, metrics and optimizer are the project's
-  share of it (in the baseline augmentation is the loader's). What it owes to its precision, and on a CPU to keeping
-  freed memory, is printed too.
-- predicting: patches/s with the batch at hand, on the device.
-- epoch: seconds of the whole command, from its start to its end, with one epoch and its validation; with it the share
-  of the epoch that the training loop waited for data, and the peak memory of all its processes, page cache aside.
-- first step: seconds from the command's start to the end of its first step; the project with and without a pack.
+- loader: patches/s of whole shuffled passes; files and packed images are in the page cache.
+- training step: patches/s with the batch already on the device. It includes augmentation (in the baseline, the loader
+  augments), metrics and optimizer. Results in float32 and, on a CPU, without keeping freed memory are printed too.
+- predicting: patches/s with the batch already on the device.
+- epoch: seconds of the whole command with one epoch and its validation, the share of the epoch spent waiting for data,
+  and the peak memory of all processes without the page cache.
+- first step: seconds from the start of the command to the end of its first step; for the project with and without a
+  pack.
 
     python benchmarks/speed.py ROOT --older CHECKOUT
 
-measures what starts worker processes and threads instead, this checkout and an older one taking turns: seconds until a
-map over two processes has its first results, patches/s of packing, of 400 synthetic patches and of loading with
-two workers (imports aside), and the first step of `fit` without a pack.
+measures operations with worker processes and threads instead, for this checkout and an older one in turn: seconds to
+the first results of a map over two processes; patches/s of packing, of generating 400 synthetic patches and of loading
+with two workers (without imports); and the first step of `fit` without a pack.
 
-The share of the matmul rate counts 1.955 GFLOP a patch to train and 0.666 to predict (ResNet-18 at 96 pixels; a
-multiplication and an addition are two). Writes speed.json into the current folder. With nothing else on the machine.
+The share of the matrix product rate assumes 1.955 GFLOP per patch for training and 0.666 for prediction (ResNet-18 at
+96 pixels; a multiply-add counts as two). Writes speed.json to the current folder. Run nothing else on the machine.
 """
 
 import argparse
@@ -49,8 +49,8 @@ from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.utils.system import cpu_is_faster_in_bf16, keep_freed_memory
 
 HERE = Path(__file__).parent
-GFLOP = {"training step": 1.955, "predicting": 0.666}  # of one patch
-WARM = 3  # steps left out of a median: kernels are chosen and memory is taken in them
+GFLOP = {"training step": 1.955, "predicting": 0.666}  # per patch
+WARM = 3  # warm-up steps excluded from the median
 STEPS = 12
 _GIVES_BACK = """
 import sys
@@ -60,7 +60,7 @@ pcam_lightning.training.trainer.keep_freed_memory = lambda: False
 sys.exit(main())
 """
 
-# What each checkout measures of itself, with torch's threads started, as in `fit`: name and value, a JSON object.
+# Run in each checkout with torch's threads started, as in `fit`; prints names and values as a JSON object.
 _WORKERS = """
 import json, sys, tempfile, time
 from pathlib import Path
@@ -97,7 +97,7 @@ found["loading with two workers, patches/s"] = 5 * len(loader) * 128 / seconds(l
 print(json.dumps(found))
 """
 
-Row = defaultdict[str, dict[str, float]]  # of one round: what was measured, and the value of each side
+Row = defaultdict[str, dict[str, float]]  # values of each side by measurement, for one round
 
 
 def median_rate(seconds: list[float], patches: int) -> float:
@@ -116,11 +116,11 @@ def time_calls(call: Any, device: torch.device, times: int) -> list[float]:
     return seconds
 
 
-# What runs in a process of its own, `--probe NAME`; each returns what the parent prints.
+# Run in a separate process by `--probe NAME`; each returns the result for the parent to print.
 
 
 def probe_matmul(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
-    """GFLOP/s of a large matrix product in the precision of each side."""
+    """Return GFLOP/s of a large matrix product in the precision of each side."""
     side = 8192 if device.type == "cuda" else 3072
     half = torch.float16 if device.type == "cuda" else torch.bfloat16 if cpu_is_faster_in_bf16() else torch.float32
     rates = {}
@@ -132,7 +132,7 @@ def probe_matmul(args: argparse.Namespace, device: torch.device) -> dict[str, fl
 
 
 def probe_baseline_loader(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
-    """One pass after one that is not counted: workers run, files are in the page cache."""
+    """Measure one pass after a warm-up pass, with running workers and files in the page cache."""
     train, _ = read_split(args.root)
     loader = make_loader(args.root / "train", train, args.batch_size, device, train=True)
     seconds = time_calls(lambda: [len(label) for _, label in loader], device, 2)
@@ -140,7 +140,7 @@ def probe_baseline_loader(args: argparse.Namespace, device: torch.device) -> dic
 
 
 def probe_project_loader(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
-    """The median of five passes after one that is not counted."""
+    """Return the median of five passes after a warm-up pass."""
     keep_freed_memory()
     data = PCamDataModule(args.root, batch_size=args.batch_size)
     data.setup("fit")
@@ -150,13 +150,13 @@ def probe_project_loader(args: argparse.Namespace, device: torch.device) -> dict
 
 
 def probe_baseline_step(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
-    """Training steps and predictions on one batch, which is on the device already, as the project's is when timed."""
+    """Measure training steps and predictions on one batch that is already on the device, as in the project."""
     train, _ = read_split(args.root)
     loader = make_loader(args.root / "train", train, args.batch_size, device, train=True)
     baseline = Baseline(device)
     batches = iter(loader)
     image, label = (tensor.to(device) for tensor in next(batches))
-    del batches, loader  # its workers would go on decoding beside the steps
+    del batches, loader  # otherwise its workers would keep decoding
     seconds = time_calls(lambda: baseline.step(image, label), device, STEPS)
     baseline.net.eval()
     predicting = time_calls(lambda: baseline.predict(image), device, STEPS)
@@ -184,7 +184,7 @@ class Bench:
         ]
 
     def probe(self, name: str) -> dict[str, float]:
-        """Run a probe; return what it tells."""
+        """Run a probe and return its result."""
         command = [sys.executable, __file__, str(self.args.root), "--probe", name, "--device", self.args.device]
         done = subprocess.run(
             [*command, "--batch_size", str(self.args.batch_size)], stdout=subprocess.PIPE, text=True, check=True
@@ -193,7 +193,7 @@ class Bench:
         return message
 
     def baseline_first_step(self) -> float:
-        """Return the seconds from the start of the baseline's command to the end of its first step."""
+        """Return the seconds from the start of the baseline command to the end of its first step."""
         command = [sys.executable, str(HERE / "reference.py"), str(self.args.root), "--first_step"]
         command += ["--batch_size", str(self.args.batch_size), "--device", self.args.device]
         begun = time.time()
@@ -202,7 +202,7 @@ class Bench:
     def project(
         self, stage: str, *flags: str, gives_back: bool = False, checkout: Path = HERE.parent
     ) -> tuple[dict[str, Any], float]:
-        """Run a stage of the project with a timer on its steps; return what that tells, and when the command began."""
+        """Run a stage of the project with a timer; return the times and the start time of the command."""
         file = self.scratch / "steps.json"
         timer = ("--trainer.callbacks", "timers.StepTimer", "--trainer.callbacks.file", str(file))
         begun = time.time()
@@ -223,7 +223,7 @@ class Bench:
         return max(runs, key=lambda run: (run / "config.yaml").stat().st_mtime)
 
     def steps(self, row: Row, side: str, *flags: str) -> None:
-        """Measure the project's training step, first step and predicting."""
+        """Measure the training step, the first step and prediction of the project."""
         message, begun = self.fit("--trainer.max_steps", str(STEPS), *flags)
         row["first step, s"][side] = message["first"] - begun
         row["training step, patches/s"][side] = median_rate(message["seconds"], self.args.batch_size)
@@ -234,7 +234,7 @@ class Bench:
         shutil.rmtree(self.last_run())
 
     def workers(self, older: Path) -> Row:
-        """Measure what starts workers once, in an older checkout and in this one."""
+        """Measure operations with workers once, in an older checkout and in this one."""
         row: Row = defaultdict(dict)
         for side, checkout in (("baseline", older), ("project", HERE.parent)):
             command = [sys.executable, "-c", _WORKERS, str(self.args.root), str(self.scratch)]
@@ -249,7 +249,7 @@ class Bench:
         return row
 
     def epochs(self, row: Row) -> None:
-        """Measure a whole epoch of both."""
+        """Measure a whole epoch of both sides."""
         message = {}
         command = [sys.executable, str(HERE / "reference.py"), str(self.args.root), "--epochs", "1"]
         command += ["--batch_size", str(self.args.batch_size), "--device", self.args.device]
@@ -267,7 +267,7 @@ class Bench:
         }
 
     def round(self) -> Row:
-        """Measure everything once, the sides taking turns."""
+        """Run all measurements once, with the sides taking turns."""
         row: Row = defaultdict(dict)
         row["matmul, GFLOP/s"] = self.probe("matmul")
         for side in ("baseline", "project"):
@@ -297,8 +297,8 @@ class Bench:
         return row
 
 
-def tell(rows: list[Row]) -> str:
-    """Lay out medians, lowest and highest, and the ratios in the project's favor."""
+def summary(rows: list[Row]) -> str:
+    """Return a table of medians, minima and maxima, and ratios (above 1 if the project is better)."""
     lines = []
     for what, sides in rows[0].items():
         baseline = [row[what]["baseline"] for row in rows]
@@ -312,14 +312,14 @@ def tell(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    """Run all rounds, or the one probe that a parent asks for."""
+    """Run all rounds, or a single probe for a parent process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="measure --model.compile true too")
-    parser.add_argument("--older", type=Path, help="another checkout, to measure what starts workers")
+    parser.add_argument("--compile", action="store_true", help="also measure --model.compile true")
+    parser.add_argument("--older", type=Path, help="older checkout to compare operations with workers")
     parser.add_argument("--probe", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.probe:
@@ -329,7 +329,7 @@ def main() -> None:
     args.root = args.root.absolute()
     if args.older is None and sum(1 for _ in (args.root / "test").iterdir()) < (WARM + 2) * args.batch_size:
         raise SystemExit(
-            f"{args.root / 'test'}: {WARM + 2} batches at least are needed; choose a smaller --batch_size."
+            f"{args.root / 'test'}: at least {WARM + 2} batches are needed; choose a smaller --batch_size."
         )
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -338,10 +338,10 @@ def main() -> None:
             measure.watch([sys.executable, "-m", "pcam_lightning", "pack", "--data.root", str(args.root)])
         for number in range(args.rounds):
             rows.append(bench.round() if args.older is None else bench.workers(args.older.absolute()))
-            print(f"round {number + 1} of {args.rounds}:\n{tell(rows[-1:])}", flush=True)
+            print(f"round {number + 1} of {args.rounds}:\n{summary(rows[-1:])}", flush=True)
     measure.save(Path("speed.json"), {"machine": measure.machine(), "batch_size": args.batch_size, "rounds": rows})
     print(f"{measure.machine()}, batch {args.batch_size}, n={args.rounds}")
-    print(tell(rows))
+    print(summary(rows))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How soon does the command line answer?
+"""Start-up time of the command line.
 
     python benchmarks/startup.py [CHECKOUT ...] [--rounds 5]
 
-Runs each command below in a process of its own; checkouts of the project, by default this one, take turns. Prints
-medians over the rounds with minimum and maximum, of the seconds that pass and of those that the processors work for it,
-which other programs on the machine change less. Writes startup.json into the current folder.
+Runs each command below in a separate process, for each checkout in turn (by default, this one). Prints medians over the
+rounds with minimum and maximum of wall time and processor time, which depends less on other programs. Writes
+startup.json to the current folder.
 """
 
 import argparse
@@ -40,7 +40,7 @@ COMMANDS = {
 
 
 def run(checkout: Path, args: list[str]) -> tuple[float, float]:
-    """Run Python with a checkout's package; return the seconds that passed, and those of processor time."""
+    """Run Python with the package of a checkout; return wall time and processor time in seconds."""
     begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     env = os.environ | {"PYTHONPATH": str(checkout)}
     subprocess.run([sys.executable, *args], env=env, capture_output=True, check=False)
@@ -49,7 +49,7 @@ def run(checkout: Path, args: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Time all commands of all checkouts in turn."""
+    """Measure all commands of all checkouts in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", nargs="*", type=Path, default=[Path(__file__).parents[1]])
     parser.add_argument("--rounds", type=int, default=5)
@@ -65,7 +65,7 @@ def main() -> None:
         for text, checkouts in found.items()
         for checkout, times in checkouts.items()
     ]
-    print(measure.table(["command", "checkout", "seconds", "of processor time"], rows))
+    print(measure.table(["command", "checkout", "seconds", "processor seconds"], rows))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
-"""Seconds of training until the AUROC on unseen slides is 0.95: configs/fast.yaml, and the reference recipe.
+"""Training time to AUROC 0.95 on unseen slides, for configs/fast.yaml and the reference recipe.
 
     python benchmarks/time_to_auc.py race ROOT WORK [--target 0.95] [--baseline_seeds 0]
     python benchmarks/time_to_auc.py parts ROOT WORK
 
-ROOT is in Kaggle's layout with an answers.csv, its test/ from other slides than train/; WORK is a folder for links to
-its files and for the runs. The reference trains ResNet-18 from random weights, fast.yaml from its own.
+ROOT has Kaggle's layout with an answers.csv, and its test/ contains other slides than train/. WORK is a folder for
+links and runs. The reference recipe trains ResNet-18 from random weights, and fast.yaml starts from its own weights.
 
-`race` trains on all of train/. The ids of test/ are sorted and halved: training stops where two validations in a row
-on the one half reach the target, and the other half, read once, gives the score that this was worth. Both sides are
-validated eight times an epoch (the baseline every fourth of its 38 steps); validation and start-up are left out of the
-seconds. The baseline is `reference.py` with the reference's 15 epochs of batch 512; `--most` stops a run of it after
-so many seconds of training, since to the end it takes hours on a slow machine. Writes race.json.
+`race` trains on all of train/. The sorted ids of test/ are split into halves. Training stops when two consecutive
+validations on the first half reach the target; the second half is scored once. Both sides are validated eight times per
+epoch (the baseline after every four of its 38 steps). Validation and start-up are excluded. The baseline is
+`reference.py` with 15 epochs of batch size 512. It can take hours on a slow machine; `--most` limits its training time
+in seconds. Writes race.json.
 
-`parts` shows what each part of fast.yaml brings, on train/ alone: a fifth of it is held out, whole groups of patches
-that look alike (stain and contrast, k-means), for want of slides. Each row is fast.yaml with one part taken away, added
-or put in the place of another: seconds until two validations in a row reach the target, and the AUROC of the last
-validation. test/ is not read. Writes parts.json.
+`parts` measures changes to fast.yaml on train/ only. 20 % are held out as whole groups of similar patches (stain and
+contrast, k-means), because slides are unknown. Each row removes, adds or replaces one part of fast.yaml, and shows the
+seconds until two consecutive validations reach the target, and the AUROC of the last validation. test/ is not read.
+Writes parts.json.
 
-With nothing else on the machine.
+Run nothing else on the machine.
 """
 
 import argparse
@@ -43,15 +43,15 @@ from pcam_lightning.data.splits import write_split
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs"
-EPOCHS, BATCH = 15, 512  # of the reference
-CHECKS = 8  # validations an epoch
-GROUPS = 60  # of patches that look alike, of some 300 patches each
+EPOCHS, BATCH = 15, 512  # of the reference recipe recipe
+CHECKS = 8  # validations per epoch
+GROUPS = 60  # groups of similar patches, with about 300 patches each
 
-Run = dict[str, Any]  # what came out of one; `seconds` is None where the target was never reached
+Run = dict[str, Any]  # results of a run; `seconds` is None if the target was not reached
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file a second name; a copy where the file system has no links."""
+    """Create a hard link, or a copy if the file system does not support links."""
     try:
         os.link(source, target)
     except OSError:
@@ -59,7 +59,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def lay_out_race(root: Path, work: Path) -> None:
-    """Make a folder that trains on train/, validates on one half of test/ and has the other half for its test/."""
+    """Create a folder with train/ for training, half of test/ for validation, and the other half as test/."""
     train, test = read_train(root), read_test(root, answers=True).sort_values("id", ignore_index=True)
     stop, report = test[::2], test[1::2]
     for folder in ("train", "test"):
@@ -74,7 +74,7 @@ def lay_out_race(root: Path, work: Path) -> None:
 
 
 def lay_out_parts(root: Path, work: Path) -> None:
-    """Make a folder of train/ alone, and a split of it by appearance."""
+    """Create a folder with only train/, and a split by appearance."""
     (work / "train").mkdir(parents=True)
     table = read_train(root)
     for path in table["path"]:
@@ -83,21 +83,21 @@ def lay_out_parts(root: Path, work: Path) -> None:
     store = open_store(table, open_source(root), "train")
     group = KMeans(GROUPS, n_init=3, random_state=0).fit_predict(describe(store.images, store.rows(table["id"])))
     mask = np.zeros(len(table), dtype=bool)
-    for drawn in np.random.default_rng(0).permutation(GROUPS):
+    for chosen in np.random.default_rng(0).permutation(GROUPS):
         if mask.mean() < 0.2:
-            mask |= group == drawn
+            mask |= group == chosen
     write_split(work / "split.csv", table, mask)
 
 
 def run_project(work: Path, seed: int, target: float, *flags: str, stop: bool) -> Run:
-    """Train by fast.yaml; return seconds to the target and of all training, and the last AUROC."""
+    """Train with fast.yaml; return the seconds to the target, the total seconds, and the last AUROC."""
     clock = work / "clock.json"
     command = [sys.executable, "-m", "pcam_lightning", "fit"]
     command += [f"--config={CONFIGS / name}" for name in ("base.yaml", "fast.yaml")]
     command += ["--data.root", str(work), "--data.split_file", str(work / "split.csv")]
     command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(work)]
     command += ["--trainer.val_check_interval", str(1 / CHECKS), *flags]
-    # An epoch of a few steps less, that ends with a validation.
+    # Shorten the epoch by a few steps, so that it ends with a validation.
     batch = next((int(flag.partition("=")[2]) for flag in flags if flag.startswith("--data.batch_size=")), 64)
     patches = int((pd.read_csv(work / "split.csv")["split"] == "train").sum())
     command += ["--trainer.limit_train_batches", str(patches // batch // CHECKS * CHECKS)]
@@ -109,7 +109,7 @@ def run_project(work: Path, seed: int, target: float, *flags: str, stop: bool) -
 
 
 def outcome(seed: int, rows: list[dict[str, float]], target: float) -> Run:
-    """Sum up a run from its validations."""
+    """Summarize a run from its validations."""
     return {
         "seed": seed,
         "seconds": reached(rows, target),
@@ -120,7 +120,7 @@ def outcome(seed: int, rows: list[dict[str, float]], target: float) -> Run:
 
 
 def run_baseline(work: Path, seed: int, target: float, device: torch.device, most: float) -> Run:
-    """Train by the reference; return the same, and the AUROC on the other half."""
+    """Train the reference recipe; return the same values and the AUROC on the second half."""
     torch.manual_seed(seed)
     frame = pd.read_csv(work / "train_labels.csv")
     part = frame["id"].map(pd.read_csv(work / "split.csv").set_index("id")["split"])
@@ -137,7 +137,7 @@ def run_baseline(work: Path, seed: int, target: float, device: torch.device, mos
 
 
 def race(root: Path, work: Path, seeds: int, baseline_seeds: int, target: float, most: float) -> None:
-    """Let both sides train to the target."""
+    """Train both sides to the target."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lay_out_race(root, work)
     message: dict[str, list[Run]] = {"project": [], "baseline": []}
@@ -154,25 +154,25 @@ def race(root: Path, work: Path, seeds: int, baseline_seeds: int, target: float,
         for side, runs in message.items()
         if runs
     ]
-    names = [f"seconds of training to {target}", "of all training", "AUROC on the other half"]
+    names = [f"seconds of training to {target}", "total seconds of training", "AUROC on the second half"]
     print(measure.table(["", *names], rows))
 
 
 def summary(runs: list[Run], name: str) -> str:
-    """Tell a value's median over the runs that have it, and how many those are."""
+    """Return the median over the runs that have a value, and their number, as text."""
     values = [value for run in runs if (value := run[name]) is not None]
     return f"{spread(values) if values else 'never'}, n={len(values)} of {len(runs)}"
 
 
 def score_report(work: Path) -> float:
-    """Score the newest run's last.ckpt on the folder's test/."""
+    """Score last.ckpt of the newest run on test/."""
     run = max((work / "lightning_logs" / "fast").glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
     checkpoint = run / "checkpoints" / "last.ckpt"
     measure.watch([sys.executable, "-m", "pcam_lightning", "test", "--ckpt_path", str(checkpoint)])
     return float(json.loads((run / "test.json").read_text())["test/auroc"])
 
 
-# Flags that take a part of fast.yaml away, add one, or put one in the place of another.
+# Flags that remove, add or replace one part of fast.yaml.
 GROWING = ["--trainer.callbacks+=timers.Growth", "--trainer.callbacks.side=48", "--trainer.callbacks.share=0.6"]
 CHANGES: dict[str, list[str]] = {
     "fast.yaml": [],
@@ -189,7 +189,7 @@ CHANGES: dict[str, list[str]] = {
 
 
 def parts(root: Path, work: Path, seeds: int, target: float) -> None:
-    """Run fast.yaml with each part changed in turn."""
+    """Run fast.yaml with each change in turn."""
     lay_out_parts(root, work)
     message: dict[str, list[Run]] = {name: [] for name in CHANGES}
     for number in range(seeds):
@@ -200,11 +200,11 @@ def parts(root: Path, work: Path, seeds: int, target: float) -> None:
     print(measure.machine())
     names = ("seconds", "training", "auroc")
     rows = [[change, *(summary(runs, name) for name in names)] for change, runs in message.items()]
-    print(measure.table(["", f"seconds of training to {target}", "of all training", "AUROC at the end"], rows))
+    print(measure.table(["", f"seconds of training to {target}", "total seconds of training", "final AUROC"], rows))
 
 
 def main() -> None:
-    """Do as the command line says."""
+    """Run the chosen benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("race", "parts"))
     parser.add_argument("root", type=Path)
@@ -212,11 +212,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--baseline_seeds", type=int, default=0)
     parser.add_argument("--target", type=float, default=0.95, help="AUROC to reach")
-    parser.add_argument("--most", type=float, default=float("inf"), help="seconds after which a baseline is given up")
+    parser.add_argument("--most", type=float, default=float("inf"), help="maximum seconds of training for a baseline")
     args = parser.parse_args()
     work = (args.work / args.what).absolute()
     if work.exists():
-        raise SystemExit(f"{work}: there already; remove it, or name another folder.")
+        raise SystemExit(f"{work}: already exists; remove it or choose another folder.")
     if args.what == "race":
         race(args.root.absolute(), work, args.seeds, args.baseline_seeds, args.target, args.most)
     else:

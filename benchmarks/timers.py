@@ -16,10 +16,10 @@ from pcam_lightning.utils.atomic_io import atomic_write
 
 
 class StepTimer(L.Callback):
-    """Writes the seconds of each step with its data at hand already, of training or of predicting.
+    """Writes the seconds of each training or prediction step, without waiting for data.
 
     Args:
-        file: JSON, with the time at which the first step ended (since 1970) and the list of seconds.
+        file: JSON file with the end time of the first step (seconds since 1970) and the list of seconds.
     """
 
     def __init__(self, file: Path) -> None:
@@ -59,7 +59,7 @@ class StepTimer(L.Callback):
         self._stop()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write what was timed."""
+        """Write the times."""
         atomic_write(self.file, json.dumps({"first": self.first, "seconds": self.seconds}))
 
     def _start(self) -> None:
@@ -73,11 +73,11 @@ class StepTimer(L.Callback):
 
 
 class Growth(L.Callback):
-    """Lets patches grow while training: they are scaled down, averaging over the area of each new pixel.
+    """Progressive resizing: starts with downscaled patches (area averaging) and increases their side during training.
 
     Args:
-        side: in pixels when training begins, a multiple of 16; up to 96 in steps of 16, all equally long.
-        share: of training after which they are whole. Patches are validated as they are.
+        side: initial side in pixels, a multiple of 16; grows to 96 in equally long steps of 16 pixels.
+        share: share of training after which patches have full size. Validation always uses full size.
     """
 
     def __init__(self, side: int, share: float) -> None:
@@ -85,7 +85,7 @@ class Growth(L.Callback):
         self.share = share
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the scaling before the network."""
+        """Register the scaling before the network."""
         until = float(trainer.estimated_stepping_batches) * self.share
 
         def scale(net: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
@@ -100,11 +100,11 @@ class Growth(L.Callback):
 
 
 class Clock(L.Callback):
-    """Writes val/auroc against the seconds of training so far, validation left out; stops where a score is reached.
+    """Writes val/auroc and the seconds of training so far (without validation), and stops at a target score.
 
     Args:
-        file: JSON, a list of rows with step, seconds and auroc.
-        target: val/auroc that two validations in a row must reach for training to stop; None to go on to the end.
+        file: JSON file with a list of rows with step, seconds and auroc.
+        target: training stops when two consecutive validations reach this val/auroc; None disables stopping.
     """
 
     def __init__(self, file: Path, target: float | None = None) -> None:
@@ -123,7 +123,7 @@ class Clock(L.Callback):
         self._seconds += time.perf_counter() - self._begun
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the score, and start the clock again."""
+        """Record the score and restart the clock."""
         auroc = float(trainer.callback_metrics["val/auroc"])
         self.rows.append({"step": trainer.global_step, "seconds": self._seconds, "auroc": auroc})
         atomic_write(self.file, json.dumps(self.rows))
@@ -132,7 +132,7 @@ class Clock(L.Callback):
 
 
 def reached(rows: list[dict[str, float]], target: float | None) -> float | None:
-    """Return the seconds at the second of two validations in a row that reach a score; None where there are none."""
+    """Return the seconds at the second of two consecutive validations that reach a score, or None."""
     for before, row in itertools.pairwise(rows):
         if target is not None and min(before["auroc"], row["auroc"]) >= target:
             return row["seconds"]
@@ -140,5 +140,5 @@ def reached(rows: list[dict[str, float]], target: float | None) -> float | None:
 
 
 def spread(values: list[float]) -> str:
-    """Tell a median with its lowest and highest value."""
+    """Return the median, minimum and maximum as text."""
     return f"{statistics.median(values):.4g} ({min(values):.4g}-{max(values):.4g})"

@@ -1,4 +1,4 @@
-"""How far is a validation score from the score on slides that no training patch comes from, by recipe and split?
+"""Generalization gap by recipe and split: validation score minus score on unseen slides.
 
     python benchmarks/unseen_slides.py DIR --splits random appearance -- -c configs/base.yaml -c configs/cpu.yaml \
         --model.weights none
@@ -6,17 +6,17 @@
         -- -c configs/base.yaml -c configs/cpu.yaml --model.weights none \
         -- -c configs/base.yaml -c configs/best.yaml
 
-DIR is in Kaggle's layout, with an answers.csv (id,label) for its test/ part from other slides. Each `--` begins the
-arguments of fit of one recipe, or those of probe after the word `probe`. For each seed, recipe and kind of split: fit,
-the seed being that of the split too, then validate and test with best.ckpt, and with each kind of views, through the
-project's own command line. Nothing is chosen by the test scores. A kind of split is `random`, `appearance` (groups of
-patches that look alike, by `appearance.py` and the seed) or a CSV of slides (id,wsi). Views are `none`, `d4`, or
-`adapted`: one view, with BatchNorm adapted to the patches that are scored.
+DIR has Kaggle's layout, with an answers.csv (id,label) for test/, which contains other slides. Each `--` starts the
+arguments of fit for one recipe, or those of probe after the word `probe`. For each seed, recipe and kind of split, runs
+fit, with the seed also used for the split, then validate and test with best.ckpt for each kind of views, through the
+command line. Test scores are not used for any choice. A kind of split is `random`, `appearance` (groups of similar
+patches by `appearance.py` and the seed) or a CSV file of slides (id,wsi). Views are `none`, `d4`, or `adapted` (one
+view, with BatchNorm adapted to the scored patches).
 
-Prints mean and standard deviation over the seeds; the mean distance of both scores with a 95 % interval, by a bootstrap
-over the patches of both parts, for want of slides (too narrow); and by how much a recipe is above the first one on
-unseen slides, paired by seed. All of it is in unseen_slides.json in the current folder: a run that is there already is
-not made again, so that another DIR or an edited recipe wants a folder of its own.
+Prints mean and standard deviation over the seeds; the mean gap with a 95 % interval from a bootstrap over patches (too
+narrow, because slides are unknown); and the difference from the first recipe on unseen slides, paired by seed. Results
+are saved in unseen_slides.json in the current folder. Existing runs are not repeated, so use another folder for another
+DIR or an edited recipe.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from pcam_lightning.metrics.bootstrap import bootstrap_scores
 from pcam_lightning.metrics.classification import auroc
 from pcam_lightning.training.predictions import read_predictions_csv
 
-DRAWS = 1000
+SAMPLES = 1000
 FILE = Path("unseen_slides.json")
 VIEWS = {
     "none": ["--model.tta", "none"],
@@ -48,7 +48,7 @@ Result = dict[str, Any]
 
 
 def fit(root: Path, seed: int, split: str, recipe: list[str]) -> Result:
-    """Fit once; return its folder and the seconds it took."""
+    """Run fit once; return its folder and seconds."""
     command = recipe if recipe[0] == "probe" else ["fit", *recipe]
     command = [*COMMAND, *command, "--data.root", str(root), "--seed_everything", str(seed)]
     command += ["--data.split_seed", str(seed)]
@@ -67,22 +67,22 @@ def fit(root: Path, seed: int, split: str, recipe: list[str]) -> Result:
 
 
 def evaluate_run(run: Path, views: str, seed: int) -> Result:
-    """Validate and test; return both AUROCs, and how their distance varies with the patches."""
+    """Validate and test; return both AUROCs and bootstrap samples of their gap."""
     scores: Result = {}
-    drawn = {}
-    for part, stage, draw_seed in (("val", "validate", seed), ("unseen", "test", 0)):
+    sampled = {}
+    for part, stage, bootstrap_seed in (("val", "validate", seed), ("unseen", "test", 0)):
         flags = ["--ckpt_path", str(run / "checkpoints" / "best.ckpt"), *VIEWS[views]]
         subprocess.run([*COMMAND, stage, *flags], check=True, stdout=subprocess.DEVNULL)
         rows = read_predictions_csv(run / f"{'val' if part == 'val' else 'test'}_predictions.csv")
         label, logit = rows["label"].to_numpy(), rows["logit"].to_numpy()
         scores[part] = auroc(label, logit)
-        # The unseen patches are the same for all seeds, and so are their draws.
-        drawn[part] = bootstrap_scores(label, logit, rows["id"].to_numpy(), DRAWS, draw_seed)[0]
-    return scores | {"distances": [round(float(one), 5) for one in drawn["val"] - drawn["unseen"]]}
+        # The unseen patches are the same for all seeds, and so are their bootstrap samples.
+        sampled[part] = bootstrap_scores(label, logit, rows["id"].to_numpy(), SAMPLES, bootstrap_seed)[0]
+    return scores | {"gaps": [round(float(one), 5) for one in sampled["val"] - sampled["unseen"]]}
 
 
 def main() -> None:
-    """Run what is not there yet and tell what came out."""
+    """Run missing experiments and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
@@ -92,7 +92,7 @@ def main() -> None:
     own, *recipes = split_at_dashes(sys.argv[1:])
     args = parser.parse_args(own)
     if not recipes:
-        parser.error("no recipe: its arguments of fit stand after --")
+        parser.error("no recipe: add the arguments of fit after --")
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     found: dict[str, Result] = json.loads(FILE.read_text())["results"] if FILE.is_file() else {}
     for seed in seeds:
@@ -106,7 +106,7 @@ def main() -> None:
                     if views not in found[name]["views"]:
                         found[name]["views"][views] = evaluate_run(Path(found[name]["run"]), views, seed)
                 measure.save(FILE, {"machine": measure.machine(), "results": found})
-                print(f"{name}: {tell(found[name])}", flush=True)
+                print(f"{name}: {summary(found[name])}", flush=True)
     print(f"{measure.machine()}, n={args.seeds}")
     rows = []
     for split in args.splits:
@@ -116,12 +116,12 @@ def main() -> None:
                 runs = [found[key(recipe, split, seed)] for seed in seeds]
                 row, first = sum_up(runs, views, first)
                 rows.append([" ".join(recipe), split, views, *row])
-    names = ["recipe", "split", "views", "val/auroc", "unseen slides", "distance", "95 %", "above the first", "minutes"]
+    names = ["recipe", "split", "views", "val/auroc", "unseen slides", "gap", "95 %", "above the first", "minutes"]
     print(measure.table(names, rows))
 
 
 def split_at_dashes(args: list[str]) -> list[list[str]]:
-    """Cut arguments at each --."""
+    """Split arguments at each --."""
     parts: list[list[str]] = [[]]
     for arg in args:
         if arg == "--":
@@ -132,21 +132,21 @@ def split_at_dashes(args: list[str]) -> list[list[str]]:
 
 
 def key(recipe: list[str], split: str, seed: int) -> str:
-    """Name a run."""
+    """Return the name of a run."""
     return f"{' '.join(recipe)}, {split}, seed {seed}"
 
 
-def tell(result: Result) -> str:
-    """Tell a run's scores."""
+def summary(result: Result) -> str:
+    """Return the scores of a run as text."""
     each = [f"{name}: val {one['val']:.4f}, unseen {one['unseen']:.4f}" for name, one in result["views"].items()]
     return f"{'; '.join(each)}; {result['seconds'] / 60:.1f} minutes"
 
 
 def sum_up(runs: list[Result], views: str, first: np.ndarray | None) -> tuple[list[str], np.ndarray]:
-    """Return a table's row, and the scores on unseen slides that other recipes are compared with."""
+    """Return a table row, and the scores on unseen slides for comparison with other recipes."""
     val, unseen = (np.array([run["views"][views][name] for run in runs]) for name in ("val", "unseen"))
-    drawn = np.mean([run["views"][views]["distances"] for run in runs], axis=0)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    sampled = np.mean([run["views"][views]["gaps"] for run in runs], axis=0)
+    low, high = np.quantile(sampled, [0.025, 0.975])
     above = "" if first is None else spread(list(unseen - first), "+")
     minutes = statistics.mean(run["seconds"] for run in runs) / 60
     cells = [spread(list(val)), spread(list(unseen)), spread(list(val - unseen), "+"), f"{low:+.3f} to {high:+.3f}"]
@@ -154,7 +154,7 @@ def sum_up(runs: list[Result], views: str, first: np.ndarray | None) -> tuple[li
 
 
 def spread(values: list[float], sign: str = "") -> str:
-    """Tell mean and standard deviation."""
+    """Return mean and standard deviation as text."""
     deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
     return f"{statistics.mean(values):{sign}.4f} ({deviation:.4f})"
 

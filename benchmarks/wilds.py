@@ -1,11 +1,11 @@
-"""Ten seeds on Camelyon17-WILDS: accuracies as its leaderboard counts them, and the CSVs that it takes.
+"""Ten seeds on Camelyon17-WILDS: leaderboard accuracies and CSV files for submission.
 
     python benchmarks/wilds.py DIR WORK [--seeds 10] [--configs configs/base.yaml configs/wilds.yaml] [--set JSON]
 
-DIR has metadata.csv and patches/. In WORK, `ablate` trains a run for each seed, from 0 on, or the rest of it, and
-chooses the epoch by hospital 1. The parts id_val, val and test are then predicted by best.ckpt, test once, and
-WORK/predictions gets camelyon17_split:PART_seed:S_epoch:best_pred.csv, a label 0 or 1 a line in the order of
-metadata.csv, which examples/evaluate.py of the WILDS package reads. Prints accuracies, mean (sd). --set has options as
+DIR contains metadata.csv and patches/. In WORK, `ablate` trains or resumes one run per seed, starting at seed 0, and
+selects the epoch on hospital 1. best.ckpt then predicts the splits id_val, val and (once) test. WORK/predictions
+contains camelyon17_split:SPLIT_seed:S_epoch:best_pred.csv with one label (0 or 1) per line in the order of
+metadata.csv, for examples/evaluate.py of the WILDS package. Prints accuracies as mean (sd). --set takes options as
 JSON, such as '{"trainer": {"max_epochs": 1}}'.
 """
 
@@ -35,7 +35,7 @@ BATCH = 256
 
 
 def predict(checkpoint: Path, patches: Patches) -> np.ndarray:
-    """Return the logits of patches by a checkpoint, float32 (N,), in their order."""
+    """Predict the logits of patches with a checkpoint, float32 (N,), in order."""
     config = Config.of_run(LoadedRun.open(checkpoint))
     _, model, options = config.build()
     sampler = BatchSampler(len(patches), BATCH, None)
@@ -79,7 +79,7 @@ def main() -> None:
     found = pd.DataFrame(rows)
     found.to_csv("accuracies.csv", index=False)
     print(
-        f"\n{len(paths)} configs, {args.seeds} seeds, {measure.machine()}\n\n| part | n | accuracy |\n|---|---:|---:|"
+        f"\n{len(paths)} configs, {args.seeds} seeds, {measure.machine()}\n\n| split | n | accuracy |\n|---|---:|---:|"
     )
     for name, each in found.groupby("part", sort=False):
         spread = f" ({each['accuracy'].std():.4f})" if args.seeds > 1 else ""

@@ -195,7 +195,7 @@ def test_a_module_of_ones_own_adds_to_every_table_and_comes_with_its_run(
 
     forget()
     assert _fit(drawn, *OWN[:1]) == 2  # elsewhere it is unknown
-    assert "--model.loss 'brier': unknown; one of bce, focal; --import MODULE adds others" in capsys.readouterr().err
+    assert "--model.loss 'brier': unknown; use one of bce, focal; --import MODULE adds" in capsys.readouterr().err
     assert main(["predict", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]) == 0
     assert "its run imported own_entries, which is imported now" in capsys.readouterr().err
     assert len(pd.read_csv(run / "submission.csv")) == 40
@@ -244,7 +244,7 @@ def test_a_command_is_an_entry(forget: Callable[[], None], capsys: pytest.Captur
     [
         (
             None,
-            r"`import` broken: cannot be imported \(ModuleNotFoundError: No module named 'broken'\); modules of the",
+            r"`import` broken: cannot be imported \(ModuleNotFoundError: No module named 'broken'\); modules are",
         ),
         ("1 / 0", r"`import` broken: cannot be imported \(ZeroDivisionError: .*broken.py, line 1\)"),
     ],

@@ -1,1 +1,1 @@
-"""Labeled predictions -> scores, comparisons, reports; and what is done with several runs."""
+"""Scores, comparisons and reports of labeled predictions, and experiments with several runs."""

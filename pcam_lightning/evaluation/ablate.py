@@ -1,4 +1,4 @@
-"""ablate: a recipe and changed ones, each with several seeds; what each change is worth."""
+"""ablate: train a recipe and its variants with several seeds, and tabulate the differences."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from pcam_lightning.data.datamodule import SPLIT_OPTIONS, PCamDataModule
-from pcam_lightning.evaluation.runner import (
+from pcam_lightning.evaluation.multi_run import (
     check_options,
     claim_folder,
     fingerprint,
@@ -37,24 +37,23 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,+=_-]{0,79}")
 
 
 def ablate(config: Config, ablations: Path, seeds: int = 3) -> Path:
-    """Train a recipe and changed ones, each with several seeds; tabulate what each change is worth.
+    """Train a recipe and its variants with several seeds, and tabulate the differences in val/auroc.
 
-    All of it lies in `ablate_N/` below `config.runs`: `config.yaml`, `rows/<row>-<digest>.yaml`,
-    `rows/<row>-<digest>/seed_S/`, each an ordinary run, `ablate.csv` (row,seed,val/auroc,seconds) and `table.md`. A
-    run's score is its last epoch's, so that the choice of an epoch does not make it optimistic. A seed is that of the
-    split too, the same for all rows, so that differences are paired. The same call resumes where an earlier one was
-    stopped, and rows can be added meanwhile.
+    Results are written to `ablate_N/` below `config.runs`: `config.yaml`, `rows/<row>-<digest>.yaml`, one run folder
+    `rows/<row>-<digest>/seed_S/` per row and seed, `ablate.csv` (row,seed,val/auroc,seconds) and `table.md`. A run is
+    scored by its last epoch, because choosing the best epoch would be optimistic. Each seed also sets the split and is
+    used for all rows, so differences are paired. Calling it again resumes an interrupted ablation; rows can be added.
 
     Args:
-        config: options of a run: the base.
-        ablations: YAML with the changed options of each row, by its name.
-        seeds: how many, counted from the base's.
+        config: options of the base run.
+        ablations: YAML file that maps row names to changed options.
+        seeds: number of seeds, starting with the seed of the base.
 
     Returns:
-        The folder.
+        The result folder.
 
     Raises:
-        UserError: an option of the base or of a row, the data or the weights cannot be used.
+        UserError: an option of the base or a row, the data or the weights are invalid.
     """
     check_options(config, KIND)
     rows = {BASE: {}, **_read(ablations)}
@@ -62,7 +61,7 @@ def ablate(config: Config, ablations: Path, seeds: int = 3) -> Path:
     if config.options.data.folds is not None:
         config.use_slides_for_folds()
     demo = is_demo_folder(config.options.data.root)
-    starts: dict[tuple[str, str, int], str] = {}  # the first row that has each
+    starts: dict[tuple[str, str, int], str] = {}  # first row with each initial network
     for row, changes in rows.items():
         starts.setdefault(_try(config, changes, f"{ablations}: row {row}"), row)
     if demo:
@@ -86,7 +85,7 @@ def ablate(config: Config, ablations: Path, seeds: int = 3) -> Path:
 
 
 def _run_cells(config: Config, rows: dict[str, dict[str, Any]], seeds: int, folder: Path) -> None:
-    """Train each row with each seed, but for those that an earlier call has trained; tabulate after each seed."""
+    """Train the remaining rows and seeds, and update the table after each seed."""
     record = read_record(folder, KIND)
     done: dict[str, dict[str, Any]] = record.setdefault("cells", {})
     cells = [(row, config.options.seed_everything + number) for number in range(seeds) for row in rows]
@@ -109,17 +108,17 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); configs/ablations.yaml is an example.") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); see configs/ablations.yaml.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a YAML file: {error}") from None
     if not isinstance(rows, dict) or not all(isinstance(changes, dict) for changes in rows.values()):
-        raise UserError(f"{path}: should hold a mapping of options for each row; see configs/ablations.yaml.")
+        raise UserError(f"{path}: should map each row to its options; see configs/ablations.yaml.")
     for row in rows:
         if not _NAME.fullmatch(str(row)):
-            raise UserError(f"{path}: row {row!r}: a name is of letters, digits, spaces and .,+=_- only.")
+            raise UserError(f"{path}: row {row!r}: a name can contain only letters, digits, spaces and .,+=_-.")
     slugs = [_slug(str(row)) for row in (BASE, *rows)]
     if twice := next((slug for slug in slugs if slugs.count(slug) > 1), None):
-        raise UserError(f"{path}: two rows, or one and the base, would be called {twice}.")
+        raise UserError(f"{path}: two rows have the same name, {twice}; base is reserved.")
     return {str(row): changes for row, changes in rows.items()}
 
 
@@ -128,7 +127,7 @@ def _slug(row: str) -> str:
 
 
 def _name(row: str, changes: dict[str, Any]) -> str:
-    """Return what a row's files are called: a row of the same name whose options were edited is another one."""
+    """Return the file name of a row; it changes with the options of the row."""
     if row == BASE:
         return BASE
     return f"{_slug(row)}-{hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6]}"
@@ -146,10 +145,10 @@ def _write_recipes(folder: Path, config: dict[str, Any], rows: dict[str, dict[st
 
 
 def _try(base: Config, changes: dict[str, Any], where: str) -> tuple[str, str, int]:
-    """Check that a row's options are right and its scores comparable, before anything is trained.
+    """Check before training that the options of a row are valid and its scores are comparable.
 
     Returns:
-        What it starts from: backbone, weights and side of the images.
+        Backbone, weights and image side of the initial network.
     """
     try:
         config = base.replace(**changes)
@@ -164,21 +163,21 @@ def _try(base: Config, changes: dict[str, Any], where: str) -> tuple[str, str, i
 
 
 def _check_comparable(base: Config, config: Config) -> None:
-    """Check that a row is scored on the patches of the base, after its last epoch."""
+    """Check that a row is scored on the validation split of the base, after its last epoch."""
     data, trainer = config.options.data, config.options.trainer
     other = [name for name in (*SPLIT_OPTIONS, "root") if data[name] != base.options.data[name]]
     other += ["seed_everything"] if config.options.seed_everything != base.options.seed_everything else []
     if other:
-        raise UserError(f"{min(other)} would have it scored on other patches than the base.")
+        raise UserError(f"{min(other)} cannot differ from the base, because all rows are scored on the same patches.")
     epochs, every = trainer.max_epochs or -1, trainer.check_val_every_n_epoch or 1
     if not data.val_fraction and data.folds is None and data.split_file is None:
-        raise UserError("`data.val_fraction` 0 leaves nothing to compare scores on.")
+        raise UserError("`data.val_fraction` 0 leaves no validation split to compare scores on.")
     if every > epochs > 0:
-        raise UserError("`trainer.check_val_every_n_epoch`: never validates.")
+        raise UserError(f"`trainer.check_val_every_n_epoch` {every}: larger than `trainer.max_epochs` {epochs}.")
     if trainer.max_steps > 0 or epochs % every:
         raise UserError(
-            "a score is the last epoch's: leave `trainer.max_steps` out, and let the last of `trainer.max_epochs` be "
-            "validated."
+            "runs are scored by their last epoch: omit `trainer.max_steps`, and set `trainer.max_epochs` to a multiple "
+            "of `trainer.check_val_every_n_epoch`."
         )
 
 
@@ -203,18 +202,19 @@ def _try_data(data: PCamDataModule, where: str) -> None:
 
 def _remaining(done: dict[str, dict[str, Any]], left: int) -> str:
     known = [cell["seconds"] for cell in done.values() if cell["seconds"]]
-    return f", about {left * sum(known) / len(known) / 60:.0f} minutes left" if known else ""
+    minutes = round(left * sum(known) / len(known) / 60) if known else 0
+    return f", about {minutes} {'minute' if minutes == 1 else 'minutes'} left" if known else ""
 
 
 def _fit(config: Config, row: str, seed: int, run: Run) -> dict[str, Any]:
-    """Train a cell, or the rest of it, and return its score; `seconds` is None of one that was interrupted.
+    """Train or resume a run and return its score.
 
-    The score is None of one that diverged.
+    The score is None if the run diverged, and `seconds` is None if it was interrupted before.
     """
     new, begun, diverged = not run.last.is_file(), time.monotonic(), False
     if new or not _is_finished(run):
         try:
-            fit(config, run=run, resume_with=lambda _: f"{KIND} again, with the same options")
+            fit(config, run=run, resume_with=lambda _: f"{KIND} with the same options")
         except LossDiverged as error:
             rank_zero_info(f"{row}, seed {seed}: {error}")
             diverged = True
@@ -232,7 +232,7 @@ def _summarize(folder: Path, done: list[dict[str, Any]], rows: list[str]) -> Non
     cells = pd.DataFrame(done)
     atomic_write(folder / "ablate.csv", cells.to_csv(index=False, lineterminator="\n"))
     counts = cells.groupby("seed")["row"].nunique()
-    seeds = counts.index[counts == len(rows)]  # those that all rows have
+    seeds = counts.index[counts == len(rows)]  # seeds finished for all rows
     scores = cells.pivot_table("val/auroc", "seed", "row", dropna=False).reindex(index=seeds, columns=rows)
     deltas, minutes = scores.sub(scores[BASE], axis=0), cells.groupby("row")["seconds"].mean() / 60
     lines = ["| row | val/auroc | difference from base | minutes |", "|---|---:|---:|---:|"]
@@ -247,5 +247,5 @@ def _summarize(folder: Path, done: list[dict[str, Any]], rows: list[str]) -> Non
 def _mean_and_sd(values: "pd.Series[float]", sign: str) -> str:
     if (lost := int(values.isna().sum())) == len(values):
         return "diverged"
-    spread = f" ({values.std():.4f})" if len(values) - lost > 1 else ""
-    return f"{values.mean():{sign}.4f}{spread}" + (f", {lost} of {len(values)} diverged" if lost else "")
+    sd = f" ({values.std():.4f})" if len(values) - lost > 1 else ""
+    return f"{values.mean():{sign}.4f}{sd}" + (f", {lost} of {len(values)} diverged" if lost else "")

@@ -1,4 +1,4 @@
-"""crossval: each fold an ordinary run; out-of-fold predictions, their scores, and a submission that averages."""
+"""crossval: train one run per fold; write out-of-fold predictions, their scores, and an averaged submission."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +11,7 @@ from scipy.special import expit
 from pcam_lightning.data.csv_tables import read_text
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.sources import parts
-from pcam_lightning.evaluation.runner import (
+from pcam_lightning.evaluation.multi_run import (
     check_options,
     claim_folder,
     fingerprint,
@@ -35,22 +35,22 @@ KIND = "crossval"
 
 
 def crossval(config: Config, folds: int = 5) -> Path:
-    """Train on all folds but one, for each in turn; write out-of-fold predictions and the folds' mean submission.
+    """Train one run per fold on the other folds; write out-of-fold predictions and the mean submission.
 
-    All of it lies in `crossval_N/` below `config.runs`: `config.yaml`, `fold_I/`, each an ordinary run, `oof_I.csv` and
-    `predictions_I.csv`, the predictions for its fold and for the test part, and at the end `oof.csv`
-    (id,label,logit,fold and, where known, slide), `crossval.json`, and where there is a test part `submission.csv` and
-    `predictions.csv` (id,logit). The same call resumes where an earlier one was stopped.
+    Results are written to `crossval_N/` below `config.runs`: `config.yaml`; for each fold I the run folder `fold_I/`,
+    `oof_I.csv` and `predictions_I.csv` (predictions for the held-out fold and the test split); `oof.csv`
+    (id,label,logit,fold and, if known, slide); and `crossval.json`. With a test split, `submission.csv` and
+    `predictions.csv` (id,logit) are added. Calling it again resumes an interrupted cross-validation.
 
     Args:
-        config: options of a run.
-        folds: their number.
+        config: options of the runs.
+        folds: number of folds.
 
     Returns:
-        The folder.
+        The result folder.
 
     Raises:
-        UserError: an option, the data or the weights cannot be used.
+        UserError: an option, the data or the weights are invalid.
     """
     _check(config, folds)
     config.resolve(what=KIND)
@@ -67,7 +67,7 @@ def crossval(config: Config, folds: int = 5) -> Path:
         record = read_record(folder, KIND)
         if has_test:
             if record.get("test", test) != test:
-                rank_zero_info(f"{root}: its test part has changed since; all folds predict it again.")
+                rank_zero_info(f"{root}: the test split has changed; all folds predict it again.")
                 for path in (*folder.glob("predictions*.csv"), folder / "submission.csv"):
                     path.unlink(missing_ok=True)
             record["test"] = test
@@ -79,20 +79,20 @@ def crossval(config: Config, folds: int = 5) -> Path:
 
 
 def _run_fold(config: Config, folder: Path, fold: int, record: dict[str, Any], *, has_test: bool) -> None:
-    """Run the remaining steps of a fold: train, validate, predict the test part."""
+    """Run the remaining steps of a fold: train, validate, predict the test split."""
     run, trainer = Run(folder / f"fold_{fold}"), config.options.trainer
     if fold not in record.setdefault("fitted", []):
         limits = trainer.max_epochs, trainer.max_steps
         if not run.last.is_file() or not is_finished(read_checkpoint(run.last), *limits):
-            fit(config, run=run, resume_with=lambda _: f"{KIND} again, with the same options")
+            fit(config, run=run, resume_with=lambda _: f"{KIND} with the same options")
         record["fitted"].append(fold)
         write_record(folder, KIND, record)
     scored = _oof(folder, fold).is_file()
     predicted = not has_test or _predictions(folder, fold).is_file()
     if scored and predicted:
         return
-    # Not the best epoch's: it was chosen by the very patches that it is to be scored on. And kept under names of their
-    # own: whoever validates a fold's run with another checkpoint does not change what comes out here.
+    # Use the last epoch, because the best epoch was selected on the patches to score. Keep separate files, so that
+    # validating the run of a fold with another checkpoint does not change the result.
     loaded = LoadedRun.open(run.last)
     if not scored:
         validate(loaded, _of_last(config, loaded))
@@ -103,7 +103,7 @@ def _run_fold(config: Config, folder: Path, fold: int, record: dict[str, Any], *
 
 
 def _of_last(config: Config, loaded: LoadedRun) -> Config:
-    """Return the options with which a fold's last checkpoint is used, on the device that trained it."""
+    """Return the options to run the last checkpoint of a fold on the accelerator of the config."""
     accelerator = config.options.trainer.accelerator
     return Config.of_run(loaded, trainer={"accelerator": accelerator})
 
@@ -113,19 +113,19 @@ def _check(config: Config, folds: int) -> None:
     data = config.options.data
     for wrong, message in (
         (folds < 2, f"`folds` {folds}: should be at least 2, such as 5."),
-        (data.split_file is not None, "crossval draws its own folds: leave `data.split_file` out."),
-        (data.folds is not None or data.fold, "crossval runs all folds: set `folds`, and leave `data.folds` out."),
+        (data.split_file is not None, "crossval creates its own folds: omit `data.split_file`."),
+        (data.folds is not None or data.fold, "crossval runs all folds: use `folds`, and omit `data.folds`."),
     ):
         if wrong:
             raise UserError(message)
 
 
 def _open(config: Config, folds: int, *, has_test: bool) -> tuple[PCamDataModule, str]:
-    """Read, pack and split the data of all folds, so that errors in it show before anything is trained.
+    """Read, pack and split the data of all folds, so that errors are raised before training.
 
     Returns:
-        The data, split for the first fold, which stands for all: they are dealt in one go. And the fingerprint of the
-        test part.
+        The data, split for the first fold, and the fingerprint of the test split. All folds are assigned at once, so
+        one check covers all.
     """
     data, test = config.data_module(folds=folds, fold=0), ""
     if has_test:
@@ -147,7 +147,7 @@ def _summarize(folder: Path, record: dict[str, Any], ids: set[str], folds: int, 
     each_fold = [read_predictions_csv(_oof(folder, fold)).assign(fold=fold) for fold in range(folds)]
     oof = pd.concat(each_fold).sort_values("id", ignore_index=True)
     if oof["id"].duplicated().any() or set(oof["id"]) != ids:
-        raise UserError(f"{folder}: its oof_I.csv are not of each patch once; remove them, and run crossval again.")
+        raise UserError(f"{folder}: oof_I.csv do not list each patch once; remove them and run crossval again.")
     atomic_write(folder / "oof.csv", oof.to_csv(index=False, lineterminator="\n"))
     scores = [auroc(part["label"].to_numpy(), part["logit"].to_numpy()) for part in each_fold]
     record |= {
@@ -157,7 +157,7 @@ def _summarize(folder: Path, record: dict[str, Any], ids: set[str], folds: int, 
         "oof/auroc": auroc(oof["label"].to_numpy(), oof["logit"].to_numpy()),
     }
     write_record(folder, KIND, record)
-    rank_zero_info(f"\n{folder / 'oof.csv'}: {len(oof):,} patches, each predicted by the fold that had not seen it.")
+    rank_zero_info(f"\n{folder / 'oof.csv'}: {len(oof):,} patches, each predicted by the run that did not train on it.")
     message = ", ".join(f"{score:.4f}" for score in scores)
     rank_zero_info(
         f"val/auroc {message}: mean {record['mean']:.4f}, sd {record['sd']:.4f}; pooled {record['oof/auroc']:.4f}."

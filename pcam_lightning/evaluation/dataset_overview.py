@@ -1,4 +1,4 @@
-"""A data folder -> the quality of all its patches, and samples of them, for the page and the notebooks."""
+"""Quality of all patches of a data folder, and random samples, for the explore page and the notebooks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,14 @@ from pcam_lightning.transforms.preprocess import Preprocess
 
 @dataclass(frozen=True)
 class DatasetOverview:
-    """What lies in a data folder.
+    """Contents of a data folder.
 
     Attributes:
-        stores: the packed images of train, of test or of both, by name.
-        patches: all of them: `part`, `id`, `group` (normal, tumor or unlabeled), what `measure_quality` finds, and
-            where known `label` and `slide`.
-        rows: those of the part that is shown, train where there is one.
-        rng: of the draws.
+        stores: packed images of train, test or both, by name.
+        patches: all patches: `part` (train or test), `id`, `group` (normal, tumor or unlabeled), the columns of
+            `measure_quality` and, if known, `label` and `slide`.
+        rows: the patches of train, or of test without train.
+        rng: random generator for samples.
     """
 
     stores: dict[str, PackedStore]
@@ -35,17 +35,17 @@ class DatasetOverview:
     rng: np.random.Generator
 
     def counts(self) -> dict[str, int]:
-        """Return how many patches there are of each group."""
+        """Return the number of patches of each group."""
         counts = self.patches["group"].value_counts()
         return {group: int(counts[group]) for group in (*CLASSES, "unlabeled") if group in counts}
 
-    def draw(self, count: int, group: str | None = None) -> pd.DataFrame:
-        """Draw up to so many rows of the part that is shown, of one group or of all."""
+    def sample(self, count: int, group: str | None = None) -> pd.DataFrame:
+        """Sample up to `count` of the rows, from one group or from all."""
         rows = self.rows if group is None else self.rows[self.rows["group"] == group]
         return rows.iloc[np.sort(self.rng.permutation(len(rows))[:count])]
 
     def images(self, rows: pd.DataFrame) -> np.ndarray:
-        """Return the pixels of rows of any part, uint8 (N, 96, 96, 3)."""
+        """Return the pixels of rows of train or test, uint8 (N, 96, 96, 3)."""
         pixels = np.empty((len(rows), 96, 96, 3), dtype=np.uint8)
         for part, store in self.stores.items():
             chosen = (rows["part"] == part).to_numpy()
@@ -66,17 +66,17 @@ def read_overview(
     """Read, pack and measure all patches of a data folder.
 
     Args:
-        root: in Kaggle's layout, or of PCam's own files; train/ or test/ may be missing.
-        slides: CSV with id,wsi; by default the one that lies in the folder.
+        root: data folder in any supported layout; train or test may be missing.
+        slides: CSV file with id,wsi; by default the one in the folder.
         unknown_slides: see `PCamDataModule`.
         cache_dir: see `PCamDataModule`.
-        seed: of the draws.
+        seed: random seed for samples.
         columns: see `PCamDataModule`.
         resize: see `PCamDataModule`.
         mpp: see `PCamDataModule`.
 
     Raises:
-        UserError: see `table` and `store`.
+        UserError: the data or the slides file are missing or malformed.
     """
     stores, tables = {}, []
     for part in parts(root, columns):
@@ -104,15 +104,15 @@ def read_overview(
 
 
 def augment_patches(images: np.ndarray, how: Augmentation, preprocess: Preprocess) -> torch.Tensor:
-    """Augment patches as a training step does, before they are cropped, scaled and standardized.
+    """Augment patches like a training step, before crop, resize and standardization.
 
     Args:
-        images: uint8, (N, 96, 96, 3).
-        how: what happens to training patches.
-        preprocess: of the network, for stains that it normalizes.
+        images: patches, uint8 (N, 96, 96, 3).
+        how: options of the augmentation.
+        preprocess: preprocessing of the network, for stain normalization.
 
     Returns:
-        float32 in [0, 1], (N, 3, 96, 96); the same for the same patches each time.
+        Augmented patches, float32 (N, 3, 96, 96) in [0, 1]; deterministic.
     """
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""evaluate: labeled predictions -> report.html and report.json."""
+"""evaluate: score labeled predictions and write report.html and report.json."""
 
 import json
 from contextlib import suppress
@@ -13,7 +13,7 @@ from pcam_lightning import __version__
 from pcam_lightning.data.csv_tables import read_labels, without_suffix
 from pcam_lightning.data.splits import split_groups
 from pcam_lightning.data.table_file import LEVELS
-from pcam_lightning.evaluation.abstain import (
+from pcam_lightning.evaluation.decisions import (
     areas_under_risk_coverage,
     check_abstain,
     drop_unknown,
@@ -31,8 +31,8 @@ from pcam_lightning.evaluation.labeled_predictions import (
     open_target,
     read_labeled_predictions,
 )
-from pcam_lightning.evaluation.report import render
 from pcam_lightning.evaluation.report_metrics import score_with_intervals
+from pcam_lightning.evaluation.report_page import render
 from pcam_lightning.metrics.calibration import (
     TEMPERATURES,
     brier_score,
@@ -56,16 +56,16 @@ from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 
-PARTS = 5  # of slides or patches, for what is fitted on all but one of them
+CROSS_FIT_FOLDS = 5  # folds of slides or patches to fit threshold and temperature
 _RATES = (0.90, 0.95, 0.99)
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Attributes:
-        report: the numbers, as report.json has them.
-        page: report.html.
+        report: contents of report.json.
+        page: path of report.html.
     """
 
     report: dict[str, Any]
@@ -81,24 +81,24 @@ def evaluate(
     seed: int = 0,
     abstain: float | None = None,
 ) -> Evaluation:
-    """Score a run, a cross-validation or a file of predictions: report.html and report.json.
+    """Score a run, a cross-validation or a predictions file, and write report.html and report.json.
 
     Args:
-        target: a run's folder (its best checkpoint is validated again), a cross-validation's, a CSV with id,logit or a
-            submission, or pcam or pcam-small, the networks that come with the package, with `root`.
-        labels: CSV with id,label, for a CSV that has no labels itself.
-        slides: CSV with id,wsi, where the slides are not known already.
-        root: data folder, where it has moved since the run.
-        bootstrap_samples: for the intervals.
-        seed: of the bootstrap and of the parts that thresholds and temperature are cross-fitted on.
-        abstain: share of each class that may be called the other one, such as 0.05; patches between the two thresholds
-            that follow are called neither. By default all are called.
+        target: folder of a run, whose best checkpoint is validated again, or of a cross-validation; CSV file with
+            id,logit or a submission; or pcam or pcam-small (included in the package; requires `root`).
+        labels: CSV file with id,label, if the predictions file has no labels.
+        slides: CSV file with id,wsi, if slides are not known yet.
+        root: data folder, if it has moved since the run.
+        bootstrap_samples: number of bootstrap samples for the intervals.
+        seed: random seed for the bootstrap and the cross-fitting folds.
+        abstain: maximum error rate of each class; patches between the resulting thresholds are called neither normal
+            nor tumor. By default, all patches are called.
 
     Returns:
-        The numbers and the page, which are in report.json and report.html.
+        The contents of report.json and the path of report.html.
 
     Raises:
-        UserError: something is missing or malformed.
+        UserError: an input is missing or malformed.
     """
     target = Path(target)
     check_bootstrap(bootstrap_samples, seed)
@@ -126,7 +126,7 @@ def evaluate(
 
 
 def _report_missing(report: dict[str, Any], rows: pd.DataFrame, labels: Path | None) -> None:
-    """Add how many patches of a file of labels have no prediction, and a warning of them."""
+    """Count labeled patches without a prediction, and warn about them."""
     if labels is None:
         return
     labeled = read_labels(labels)["id"]
@@ -137,18 +137,18 @@ def _report_missing(report: dict[str, Any], rows: pd.DataFrame, labels: Path | N
 
 
 def _report_leakage(report: dict[str, Any], predictions: LabeledPredictions) -> None:
-    """Add why the numbers are optimistic, and drop what `predict` would take from patches that trained the network."""
+    """Add the reasons why scores are optimistic; with training patches, drop temperature and thresholds."""
     report["training_overlap"], report["leak"] = predictions.overlap, describe_leakage(predictions)
     if not predictions.overlap:
         return
-    message = f"{predictions.overlap:,} of these {report['patches']:,} patches trained the network: all numbers are"
+    message = f"{predictions.overlap:,} of these {report['patches']:,} patches trained the network: all scores are"
     report["warnings"].insert(0, f"{message} optimistic.")
-    report["temperature"] = None  # what it was fitted on says nothing about patches that are new
+    report["temperature"] = None  # not valid for new patches if fitted on training patches
     report["thresholds"] = None
 
 
 def _keep_features(loaded: LoadedRun, predictions: LabeledPredictions) -> None:
-    """Measure features of some training patches, by which `predict` detects out-of-distribution patches, if needed."""
+    """Measure features of training patches if needed; `predict` uses them to detect out-of-distribution patches."""
     if predictions.data is None or predictions.made_by is None:
         return
     file = features_file(loaded)
@@ -159,7 +159,7 @@ def _keep_features(loaded: LoadedRun, predictions: LabeledPredictions) -> None:
     try:
         measure_feature_distance(loaded, predictions.data).write(file)
     except UserError as error:
-        rank_zero_info(f"out-of-distribution patches will not be marked: {error}")
+        rank_zero_info(f"predict will not mark out-of-distribution patches: {error}")
 
 
 def _folds(rows: pd.DataFrame) -> dict[str, float]:
@@ -170,30 +170,32 @@ def _folds(rows: pd.DataFrame) -> dict[str, float]:
 def _score(
     rows: pd.DataFrame, bootstrap_samples: int, seed: int, abstain: float | None
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """Return the report's numbers, the cross-calibrated logits, and the decisions at the cross-fitted threshold."""
+    """Return the numbers of the report, cross-fitted calibrated logits, and decisions at cross-fitted thresholds."""
     label, logit = rows["label"].to_numpy(dtype=np.int64), rows["logit"].to_numpy()
     cluster, clustered_by = clusters(rows)
     scores, of_one_class = score_with_intervals(label, logit, cluster, bootstrap_samples, seed)
-    part, parted_by = _parts(rows, cluster, clustered_by, seed)
+    fold, folded_by = _cross_fit_folds(rows, cluster, clustered_by, seed)
     count = len(np.unique(cluster))
     warnings = _interval_warnings(count, clustered_by, of_one_class, bootstrap_samples)
-    if parted_by != clustered_by and parted_by != "folds":
-        warnings.append(f"Threshold and temperature are cross-fitted over {parted_by}, for want of {clustered_by}.")
+    if folded_by != clustered_by and folded_by != "folds":
+        warnings.append(
+            f"Threshold and temperature are cross-fitted over {folded_by}, because there are too few {clustered_by}."
+        )
     calibrated, chosen = np.empty_like(logit), np.empty(len(logit), dtype=bool)
-    for mask, temperature in cross_fit(label, logit, part, fit_temperature):
+    for mask, temperature in cross_fit(label, logit, fold, fit_temperature):
         calibrated[mask] = logit[mask] / temperature
-    for mask, threshold in cross_fit(label, logit, part, youden_threshold):
+    for mask, threshold in cross_fit(label, logit, fold, youden_threshold):
         chosen[mask] = logit[mask] >= threshold
     of_all = fit_temperature(label, logit)
     if not (fits := 1.01 * TEMPERATURES[0] < of_all < 0.99 * TEMPERATURES[1]):
-        warnings.append("No temperature fits: too few patches are wrong, or too few are right.")
+        warnings.append("Temperature scaling failed: too few patches are wrong, or too few are correct.")
     report: dict[str, Any] = {
         "patches": len(rows),
         "tumor_share": float(label.mean()),
         "clusters": count,
         "clustered_by": clustered_by,
-        "cross_fitted_over": parted_by,
-        "draws": bootstrap_samples,
+        "cross_fitted_over": folded_by,
+        "bootstrap_samples": bootstrap_samples,
         "warnings": warnings,
         **{name: interval._asdict() for name, interval in scores.items()},
         "at_0.5": _rates(confusion_counts(label, logit >= 0)),
@@ -208,7 +210,7 @@ def _score(
         },
         "calibration": {"as_it_is": _calibration(label, logit), "calibrated": _calibration(label, calibrated)},
     }
-    rows, thresholds = find_decisions(rows, part, abstain)
+    rows, thresholds = find_decisions(rows, fold, abstain)
     report["abstention"] = report_abstention(rows, abstain)
     report["thresholds"] = thresholds
     report["ood"] = report_ood(rows)
@@ -219,15 +221,17 @@ def _score(
 
 
 def _interval_warnings(count: int, clustered_by: str, of_one_class: int, bootstrap_samples: int) -> list[str]:
-    """Return why the intervals may be too narrow."""
+    """Return warnings about intervals that are too narrow."""
     warnings = []
     if clustered_by == "patches":
-        warnings.append("No slides are known: these intervals take patches for independent, and are too narrow.")
+        warnings.append("Intervals are too narrow: slides are unknown, so patches are treated as independent.")
     elif count < FEW:
-        warnings.append(f"{count} {clustered_by} are few: intervals from fewer than {FEW} are too narrow.")
+        name = clustered_by.removesuffix("s") if count == 1 else clustered_by
+        warnings.append(f"Intervals are too narrow: they are based on {count} {name}, fewer than {FEW}.")
     if of_one_class:
         warnings.append(
-            f"{of_one_class:,} of {bootstrap_samples:,} draws were of one class and left out: too few {clustered_by}."
+            f"{of_one_class:,} of {bootstrap_samples:,} bootstrap samples had a single class and were dropped: too few "
+            f"{clustered_by}."
         )
     return warnings
 
@@ -240,17 +244,17 @@ def _calibration(label: np.ndarray, logit: np.ndarray) -> dict[str, float]:
     }
 
 
-def _parts(rows: pd.DataFrame, cluster: np.ndarray, clustered_by: str, seed: int) -> tuple[np.ndarray, str]:
-    """Choose the parts that threshold and temperature are cross-fitted on, each left out in turn."""
+def _cross_fit_folds(rows: pd.DataFrame, cluster: np.ndarray, clustered_by: str, seed: int) -> tuple[np.ndarray, str]:
+    """Return the cross-fitting fold of each patch, and the groups that the folds consist of."""
     choices = [(cluster, clustered_by), (rows["id"].to_numpy(), "patches")]
     if clustered_by == "patches" and "fold" in rows:
         choices.insert(0, (rows["fold"].astype(str).to_numpy(), "folds"))
     for group, name in choices:
-        part = group if name == "folds" else split_groups(rows, group, [1 / PARTS] * PARTS, seed)
-        rest = [rows["label"][part != one].nunique() for one in np.unique(part)]
+        fold = group if name == "folds" else split_groups(rows, group, [1 / CROSS_FIT_FOLDS] * CROSS_FIT_FOLDS, seed)
+        rest = [rows["label"][fold != one].nunique() for one in np.unique(fold)]
         if len(rest) > 1 and min(rest) == 2:
-            return part, name
-    raise UserError("too few patches of each class to fit a threshold on some for the others.")
+            return fold, name
+    raise UserError("too few patches of each class to cross-fit a threshold.")
 
 
 def _rates(counts: ConfusionCounts) -> dict[str, float]:

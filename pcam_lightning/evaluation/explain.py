@@ -1,4 +1,4 @@
-"""explain: where in its top errors, or in chosen patches, a run's network finds tumor."""
+"""explain: Grad-CAM of the top errors, or of chosen patches, of a run."""
 
 from pathlib import Path
 
@@ -28,36 +28,36 @@ def explain(
     root: Path | None = None,
     seed: int = 0,
 ) -> None:
-    """Show by Grad-CAM where a run's best network finds tumor in patches that it was validated on.
+    """Show by Grad-CAM where the best network of a run finds tumor in validation patches.
 
-    Writes `explain_false_tumor.png` and `explain_false_normal.png`, the top errors of each kind, or
-    `explain_ids.png`, and of a random sample `explain.csv` (id,label,logit,inside), into the run. `inside` is the share
-    of the heat that lies in the center 32 x 32, which the label is about: a ninth of heat that is the same everywhere.
+    Writes to the run folder `explain_false_tumor.png` and `explain_false_normal.png` (top errors of each kind) or
+    `explain_ids.png`, and `explain.csv` (id,label,logit,inside) for a random sample. `inside` is the share of heat in
+    the labeled center, 32 x 32. Uniform heat gives 1/9.
 
     Args:
-        run: its folder, whose best checkpoint is validated again; or pcam or pcam-small, the networks that come with
-            the package, with `root`.
-        ids: patches of the validation part to show instead of the top errors, separated by commas.
-        patches: how many of each kind of mistake are shown.
-        sample: how many patches the share is measured on, drawn from the validation part.
-        layer: of the network, by its name; by default the last one whose map has six cells a side.
-        root: data folder, where it has moved since the run.
-        seed: of the sample.
+        run: folder of a run, whose best checkpoint is validated again; or pcam or pcam-small (included in the package;
+            requires `root`).
+        ids: validation patches to show instead of the top errors, separated by commas.
+        patches: number of errors of each kind to show.
+        sample: number of validation patches to sample for `explain.csv`.
+        layer: name of a network layer; by default the last layer with a feature map of at least 6 x 6.
+        root: data folder, if it has moved since the run.
+        seed: random seed for the sample.
     """
     for name, value in (("patches", patches), ("sample", sample)):
         if value < 1:
             raise UserError(f"`{name}` {value}: should be at least 1.")
     loaded = open_target(run)
     if not isinstance(loaded, LoadedRun):
-        hint = f": it is a cross-validation; name one of its folds: {run / 'fold_0'}" if run.is_dir() else ""
+        hint = f" but of a cross-validation; use one of its folds, such as {run / 'fold_0'}" if run.is_dir() else ""
         raise UserError(f"{run}: not the folder of a run{hint}.")
     wanted = [] if ids is None else ids.split(",")
     _check_ids(wanted, loaded.run.split)
     predictions = read_labeled_predictions(loaded, None, None, root)
     rows, data = predictions.rows, predictions.data
-    assert data is not None  # the run has been validated
+    assert data is not None  # the run was validated
     if unknown := sorted(set(wanted) - set(rows["id"])):
-        raise UserError(f"`ids`: {unknown[0]}: none of the patches that the network was validated on.")
+        raise UserError(f"`ids`: {unknown[0]}: not one of the validation patches.")
     folder, model = loaded.run.folder, loaded.classifier()
     if ids is None:
         errors = top_errors(rows["label"].to_numpy(), rows["logit"].to_numpy())
@@ -69,38 +69,38 @@ def explain(
     rank_zero_info(f"Grad-CAM of {loaded.path}, {layer}.")
     for name, chosen in groups.items():
         if len(chosen):
-            _draw(folder / f"explain_{name}.png", data.train_store, model, rows.iloc[chosen], layer)
-    _measure(folder, data.train_store, model, rows.iloc[_drawn(len(rows), sample, seed)], layer)
+            _plot(folder / f"explain_{name}.png", data.train_store, model, rows.iloc[chosen], layer)
+    _measure(folder, data.train_store, model, rows.iloc[_sample_rows(len(rows), sample, seed)], layer)
 
 
 def _check_ids(wanted: list[str], split: Path) -> None:
-    """Check that patches are in the validation part, before the run is validated for nothing.
+    """Check that patches are in the validation split before the run is validated.
 
     Raises:
-        UserError: one is not.
+        UserError: a patch is not in the validation split.
     """
     if not split.is_file():
         return
-    part = read_csv(split, ("id", "split"), keep_suffix=True).set_index("id")["split"]
-    if unknown := sorted(set(wanted) - set(part.index[part == "val"])):
-        raise UserError(f"`ids`: {unknown[0]}: not in the validation part; {split} lists it.")
+    splits = read_csv(split, ("id", "split"), keep_suffix=True).set_index("id")["split"]
+    if unknown := sorted(set(wanted) - set(splits.index[splits == "val"])):
+        raise UserError(f"`ids`: {unknown[0]}: not in the validation split; see {split}.")
 
 
-def _draw(path: Path, store: PackedStore, model: PCamClassifier, rows: pd.DataFrame, layer: str) -> None:
-    """Draw patches and where the network finds tumor in them."""
+def _plot(path: Path, store: PackedStore, model: PCamClassifier, rows: pd.DataFrame, layer: str) -> None:
+    """Plot patches beside their Grad-CAM heat maps."""
     images = store.images[store.rows(rows["id"])]
     heat = grad_cam(model, torch.from_numpy(images), layer)
     titles = zip(patch_titles(rows["id"], rows["logit"].to_numpy()), center_heat_labels(heat), strict=True)
     atomic_write(path, as_png(heatmap_grid(images, heat, [f"{title}, {share}" for title, share in titles])))
-    rank_zero_info(f"{path}: {len(rows):,} patches.")
+    rank_zero_info(f"{path}: {len(rows):,} {'patch' if len(rows) == 1 else 'patches'}.")
 
 
-def _drawn(count: int, sample: int, seed: int) -> np.ndarray:
+def _sample_rows(count: int, sample: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(count)[:sample])
 
 
 def _measure(folder: Path, store: PackedStore, model: PCamClassifier, rows: pd.DataFrame, layer: str) -> None:
-    """Write how much of the heat lies in the center of each patch, and say what it comes to."""
+    """Write the share of heat in the center of each patch, and print a summary."""
     images = store.images[store.rows(rows["id"])]
     inside = center_heat_fraction(grad_cam(model, torch.from_numpy(images), layer))
     path = folder / "explain.csv"
@@ -108,13 +108,13 @@ def _measure(folder: Path, store: PackedStore, model: PCamClassifier, rows: pd.D
     for value, name in enumerate(CLASSES):
         share = inside[(rows["label"] == value) & np.isfinite(inside)]
         if len(share) > 1:
-            spread = f"mean {share.mean():.1%}, sd {share.std(ddof=1):.1%}, n = {len(share):,}"
-            rank_zero_info(f"{name}: heat in the center 32 x 32: {spread}; {1 / 9:.1%} if it were everywhere the same.")
-    rank_zero_info("More than that: it looks at the square that the label is about. Less: at what surrounds it.")
+            summary = f"mean {share.mean():.1%}, sd {share.std(ddof=1):.1%}, n = {len(share):,}"
+            rank_zero_info(f"{name}: share of heat in the center 32 x 32: {summary}; {1 / 9:.1%} for uniform heat.")
+    rank_zero_info("A larger share means that the network uses the labeled center; a smaller share, its surroundings.")
     blank, called = np.isnan(inside), (rows["logit"] > 0).to_numpy()
     rank_zero_info(
-        f"{path}: {len(rows):,} patches; {int(blank.sum()):,} have no heat in {layer}, among them "
-        f"{int((blank & called).sum()):,} of the {int(called.sum()):,} that are called tumor."
+        f"{path}: {len(rows):,} patches, {int(blank.sum()):,} without heat in {layer}, including "
+        f"{int((blank & called).sum()):,} of {int(called.sum()):,} called tumor."
     )
     if (blank & called).sum() > called.sum() / 10:
-        rank_zero_info("This layer does not explain these predictions; choose a later one with `layer`.")
+        rank_zero_info("This layer does not explain the predictions; choose a later one with `layer`.")

@@ -1,4 +1,4 @@
-"""explore: a data folder -> explore.html, its pictures, and a list of flagged patches."""
+"""explore: write explore.html, its images, and a list of flagged patches for a data folder."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from pcam_lightning.data.datamodule import READ_OPTIONS
 from pcam_lightning.data.quality import KINDS, find_flagged
 from pcam_lightning.evaluation.dataset_overview import DatasetOverview, augment_patches, read_overview
 from pcam_lightning.evaluation.interpret import features, tsne
-from pcam_lightning.evaluation.report import render_template
+from pcam_lightning.evaluation.report_page import render_template
 from pcam_lightning.models.classifier import FIT_PATCHES, PCamClassifier
 from pcam_lightning.plotting import patch_grids, plots
 from pcam_lightning.plotting.style import CLASSES, as_png, data_uri
@@ -25,17 +25,17 @@ from pcam_lightning.transforms.preprocess import Preprocess
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 
-_GRID = 25  # patches of a picture, five by five
+_GRID = 25  # patches per image, 5 x 5
 _FLAGGED = 16  # patches shown of each kind
-_SAMPLE = 4000  # patches of the histograms of pixels: 37 million pixels
-_WIDE = 36  # letters of a figure's title
+_SAMPLE = 4000  # patches in the pixel histograms: 37 million pixels
+_WIDE = 36  # maximum length of a figure title
 
 
 def _slug(kind: str) -> str:
     return kind.replace(" ", "_")
 
 
-# Pictures that not every page has.
+# Images that some pages lack.
 _NAMES = {*(f"patches_{group}" for group in CLASSES), "slides", "tsne_class", "tsne_slide"}
 _NAMES |= {f"flagged_{_slug(kind)}" for kind in KINDS}
 
@@ -49,20 +49,20 @@ def explore(
     ckpt_path: LoadedRun | Path | str | None = None,
     next_command: str = "",
 ) -> None:
-    """Explore a data folder: explore.html with classes, patches, augmentation, colors, slides, flagged patches, t-SNE.
+    """Write a page about a data folder: classes, patches, augmentation, colors, slides, flagged patches and t-SNE.
 
-    Writes the page, each of its pictures, and `flagged_patches.csv` (part,id,kind,of) into the output folder.
+    Writes `explore.html`, its images, and `flagged_patches.csv` (part,id,kind,of) to the output folder.
 
     Args:
-        config: options of a run: data, augmentation and network are those that it would have.
-        output: folder to write into; a page there is replaced.
-        augmented: augmented patches to show.
-        points: patches for t-SNE.
-        ckpt_path: of the network whose features are shown; by default one as training would start with.
-        next_command: that the page names as the next step.
+        config: options of a run, which set the data, the augmentation and the network.
+        output: output folder; an existing page is replaced.
+        augmented: number of augmented patches to show.
+        points: number of patches for t-SNE.
+        ckpt_path: checkpoint of the network for t-SNE; by default, the initial network of training.
+        next_command: command shown in the page as the next step.
 
     Raises:
-        UserError: the data or the checkpoint cannot be used, or the folder cannot be written.
+        UserError: the data or the checkpoint are invalid, or the folder cannot be written.
     """
     _check(output)
     config.resolve(trains=False, what="explore")
@@ -81,23 +81,23 @@ def explore(
         **{name: options["data"][name] for name in READ_OPTIONS},
     )
     if model.preprocess.needs_fit and not model.preprocess.fitted:
-        model.preprocess.fit(torch.from_numpy(overview.images(overview.draw(FIT_PATCHES))))
+        model.preprocess.fit(torch.from_numpy(overview.images(overview.sample(FIT_PATCHES))))
     flagged = find_flagged(overview.patches)
-    drawn = {
-        **_draw_patches(overview),
-        **_draw_augmented(overview, augmented, Augmentation(**options["model"]["augment"]), model.preprocess),
-        **_draw_charts(overview),
-        **_draw_flagged(overview, flagged),
-        **_draw_features(overview, model, points, network),
+    figures = {
+        **_plot_patches(overview),
+        **_plot_augmented(overview, augmented, Augmentation(**options["model"]["augment"]), model.preprocess),
+        **_plot_charts(overview),
+        **_plot_flagged(overview, flagged),
+        **_plot_features(overview, model, points, network),
     }
-    pictures = {name: as_png(figure) for name, figure in drawn.items()}
+    pictures = {name: as_png(figure) for name, figure in figures.items()}
     counts = {kind: int((flagged["kind"] == kind).sum()) for kind in KINDS}
     page = render_template(
         "explore.html",
         root=root,
         version=__version__,
         parts={part: int(count) for part, count in overview.patches["part"].value_counts(sort=False).items()},
-        main=f"Some of {next(iter(overview.stores))}",
+        main=f"Sample of {next(iter(overview.stores))}",
         groups=overview.counts(),
         slides=overview.rows["slide"].nunique() if "slide" in overview.rows else 0,
         kinds=[(kind, message, counts[kind], f"flagged_{_slug(kind)}") for kind, message in KINDS.items()],
@@ -111,24 +111,24 @@ def explore(
     )
     _write(output, page, pictures, flagged)
     message = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
-    rank_zero_info(f"{output / 'flagged_patches.csv'}: {message or 'no flagged patch'}.")
+    rank_zero_info(f"{output / 'flagged_patches.csv'}: {message or 'no flagged patches'}.")
     rank_zero_info(f"{output / 'explore.html'}: open it in a browser.")
 
 
 def _check(output: Path) -> None:
-    """Check that a folder can be made and written before any work is done.
+    """Check that a folder can be created and written.
 
     Raises:
-        UserError: it cannot.
+        UserError: the folder cannot be created or written.
     """
     there = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"`output` {output}: cannot be made or written.")
+        raise UserError(f"`output` {output}: cannot be created or written.")
 
 
 def _write(output: Path, page: str, pictures: dict[str, bytes], flagged: pd.DataFrame) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    for name in _NAMES - set(pictures):  # of an earlier page
+    for name in _NAMES - set(pictures):  # left by an earlier page
         (output / f"{name}.png").unlink(missing_ok=True)
     for name, png in pictures.items():
         atomic_write(output / f"{name}.png", png)
@@ -137,7 +137,7 @@ def _write(output: Path, page: str, pictures: dict[str, bytes], flagged: pd.Data
 
 
 def _load_network(options: dict[str, Any], ckpt_path: LoadedRun | Path | str | None) -> tuple[PCamClassifier, str]:
-    """Return the network whose features are shown, and its name."""
+    """Return the network for t-SNE and its name."""
     if ckpt_path is not None:
         loaded = LoadedRun.open(ckpt_path)
         return loaded.classifier("none"), str(loaded.path)
@@ -151,29 +151,29 @@ def _titles(rows: pd.DataFrame) -> list[str]:
     return [f"{patch_id[:12]}\n{group}" for patch_id, group in zip(rows["id"], rows["group"], strict=True)]
 
 
-def _draw_patches(overview: DatasetOverview) -> dict[str, Figure]:
-    """Draw patches of all, and of each class."""
-    drawn = {"patches": overview.draw(_GRID)}
+def _plot_patches(overview: DatasetOverview) -> dict[str, Figure]:
+    """Plot random patches of all groups and of each class."""
+    samples = {"patches": overview.sample(_GRID)}
     for group in CLASSES:
         if (overview.rows["group"] == group).any():
-            drawn[f"patches_{group}"] = overview.draw(_GRID, group)
-    return {name: patch_grids.patch_grid(overview.images(rows), _titles(rows), 5) for name, rows in drawn.items()}
+            samples[f"patches_{group}"] = overview.sample(_GRID, group)
+    return {name: patch_grids.patch_grid(overview.images(rows), _titles(rows), 5) for name, rows in samples.items()}
 
 
-def _draw_augmented(
+def _plot_augmented(
     overview: DatasetOverview, count: int, augmentation: Augmentation, preprocess: Preprocess
 ) -> dict[str, Figure]:
-    """Draw some patches, each above what training would make of it."""
-    rows = overview.draw(count)
+    """Plot random patches beside augmented copies."""
+    rows = overview.sample(count)
     images = overview.images(rows)
     augmented = augment_patches(images, augmentation, preprocess)
     return {"augmented": patch_grids.augmented_grid(images, augmented, [patch_id[:12] for patch_id in rows["id"]])}
 
 
-def _draw_charts(overview: DatasetOverview) -> dict[str, Figure]:
-    """Draw classes, colors, brightness and slides."""
+def _plot_charts(overview: DatasetOverview) -> dict[str, Figure]:
+    """Plot classes, colors, brightness and slides."""
     rows = overview.rows
-    sample = overview.draw(_SAMPLE)
+    sample = overview.sample(_SAMPLE)
     found = {
         "classes": plots.class_balance(overview.counts()),
         "pixels": plots.pixel_histograms(overview.images(sample), sample["group"].to_numpy()),
@@ -184,8 +184,8 @@ def _draw_charts(overview: DatasetOverview) -> dict[str, Figure]:
     return found
 
 
-def _draw_flagged(overview: DatasetOverview, flagged: pd.DataFrame) -> dict[str, Figure]:
-    """Draw some patches of each kind of flag."""
+def _plot_flagged(overview: DatasetOverview, flagged: pd.DataFrame) -> dict[str, Figure]:
+    """Plot the first flagged patches of each kind."""
     found = {}
     for kind, rows in flagged.groupby("kind"):
         shown = rows.iloc[:_FLAGGED]
@@ -197,17 +197,17 @@ def _draw_flagged(overview: DatasetOverview, flagged: pd.DataFrame) -> dict[str,
     return found
 
 
-def _draw_features(overview: DatasetOverview, model: PCamClassifier, points: int, network: str) -> dict[str, Figure]:
-    """Draw t-SNE of what the network makes of some patches, by class, and by slide where slides are known."""
-    rows = overview.draw(points)
+def _plot_features(overview: DatasetOverview, model: PCamClassifier, points: int, network: str) -> dict[str, Figure]:
+    """Plot t-SNE of the features of random patches, by class and, if known, by slide."""
+    rows = overview.sample(points)
     if len(rows) < 8:
         return {}
-    rank_zero_info(f"t-SNE of {len(rows):,} patches' features: {network}.")
+    rank_zero_info(f"t-SNE of the features of {len(rows):,} patches: {network}.")
     found = features(model, torch.from_numpy(overview.images(rows)))
     embedded = tsne(found)
-    name = network if len(network) <= _WIDE else f"...{network[-_WIDE:]}"  # of a checkpoint the path's end
+    name = network if len(network) <= _WIDE else f"...{network[-_WIDE:]}"  # end of a checkpoint path
     title = f"t-SNE of features by {{}}\n{name}"
-    drawn = {"tsne_class": plots.embedding(embedded, rows["group"].to_numpy(), title.format("class"))}
+    figures = {"tsne_class": plots.embedding(embedded, rows["group"].to_numpy(), title.format("class"))}
     if "slide" in rows:
-        drawn["tsne_slide"] = plots.embedding(embedded, rows["slide"].to_numpy(), title.format("slide"))
-    return drawn
+        figures["tsne_slide"] = plots.embedding(embedded, rows["slide"].to_numpy(), title.format("slide"))
+    return figures

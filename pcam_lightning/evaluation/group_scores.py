@@ -1,4 +1,4 @@
-"""Scores of each hospital, patient and slide."""
+"""Scores by hospital, patient and slide."""
 
 import math
 from typing import Any
@@ -14,13 +14,14 @@ from pcam_lightning.metrics.classification import auroc
 
 
 def by_group(rows: pd.DataFrame, level: str, samples: int, seed: int) -> list[dict[str, Any]]:
-    """Score each group of a level, the one with the most errors first.
+    """Score each group of a level, highest error rate first.
 
     Args:
-        rows: with id, label, logit, the column of the level, those of lower ones, `wrong` and perhaps `decision`.
-        level: center, patient or slide. A center's AUROC has an interval, by a bootstrap over what is below it.
-        samples: of the bootstrap.
-        seed: of the bootstrap.
+        rows: predictions with id, label, logit, the columns of this and lower levels, `wrong`, and optionally
+            `decision`.
+        level: center, patient or slide. The AUROC of a center gets a bootstrap interval over its patients or slides.
+        samples: number of bootstrap samples.
+        seed: random seed for the bootstrap.
     """
     scores = []
     for name, group in rows.groupby(level):
@@ -46,7 +47,7 @@ def by_group(rows: pd.DataFrame, level: str, samples: int, seed: int) -> list[di
 
 
 def _decisions(group: pd.DataFrame) -> dict[str, float | None]:
-    """Return what the decisions of a group come to; None for a share of no patches."""
+    """Return coverage and error rates of a group; None for the error rate of an empty set."""
     found = score_decisions(group["label"].to_numpy(), group["decision"].to_numpy())._asdict()
-    found["wrong_of_called"] = found.pop("wrong")  # `wrong` is at the chosen threshold
+    found["wrong_of_called"] = found.pop("wrong")  # `wrong` is the error rate at the chosen threshold
     return {name: value if math.isfinite(value) else None for name, value in found.items()}

@@ -1,4 +1,4 @@
-"""Interpretation of a network: features before the head, t-SNE, Grad-CAM."""
+"""Interpretation of networks: features before the head, t-SNE, Grad-CAM."""
 
 from typing import Any
 
@@ -14,18 +14,18 @@ from pcam_lightning.utils.errors import UserError
 from pcam_lightning.utils.system import cpu_is_faster_in_bf16
 
 _BATCH = 64
-_CELLS = 6  # of a side: a coarser map cannot tell the center 32 x 32 from what surrounds it
+_CELLS = 6  # minimum side of a feature map to resolve the center 32 x 32
 
 
 def features(model: PCamClassifier, image: torch.Tensor) -> np.ndarray:
-    """Return the input of the head of a network on the CPU for each patch.
+    """Return the input features of the head for each patch.
 
     Args:
-        model: the network; it is left in evaluation mode.
-        image: uint8, (N, 96, 96, 3).
+        model: network on the CPU; set to evaluation mode.
+        image: patches, uint8 (N, 96, 96, 3).
 
     Returns:
-        float32, (N, F).
+        Features, float32 (N, F).
     """
     model.eval()
     found: list[torch.Tensor] = []
@@ -40,13 +40,13 @@ def features(model: PCamClassifier, image: torch.Tensor) -> np.ndarray:
 
 
 def tsne(features: np.ndarray) -> np.ndarray:
-    """Embed features in a plane by t-SNE (van der Maaten and Hinton 2008).
+    """Embed features in two dimensions by t-SNE (van der Maaten and Hinton 2008).
 
     Args:
-        features: float32, (N, F), of eight patches or more.
+        features: features, float32 (N, F), with N >= 8.
 
     Returns:
-        float32, (N, 2), the same for the same features each time.
+        Embedding, float32 (N, 2); deterministic.
     """
     tsne = TSNE(perplexity=min(30, (len(features) - 1) / 3), init="pca", random_state=0, n_jobs=-1)
     embedded: np.ndarray = tsne.fit_transform(features)
@@ -54,26 +54,26 @@ def tsne(features: np.ndarray) -> np.ndarray:
 
 
 def grad_cam(model: PCamClassifier, image: torch.Tensor, layer: str) -> np.ndarray:
-    """Return where in each patch a network on the CPU finds tumor, by Grad-CAM (Selvaraju et al. 2017).
+    """Return Grad-CAM heat maps of the tumor logit (Selvaraju et al. 2017).
 
     Args:
-        model: the network; it is left in evaluation mode.
-        image: uint8, (N, 96, 96, 3).
-        layer: whose output is looked at, by its name within the network, such as `cam_layer` returns.
+        model: network on the CPU; set to evaluation mode.
+        image: patches, uint8 (N, 96, 96, 3).
+        layer: module name of the layer to use, such as the result of `cam_layer`.
 
     Returns:
-        Heat, float32 (N, 96, 96), from 0 to 1, the highest of each patch, or 0 everywhere where nothing speaks for
-        tumor.
+        Heat maps, float32 (N, 96, 96), scaled to a maximum of 1 per patch; all 0 if no position has a positive
+        contribution.
 
     Raises:
-        UserError: no such layer, or one whose output is no map.
+        UserError: the layer does not exist, or its output is not a feature map.
     """
     model.eval()
     try:
         module = model.net.get_submodule(layer)
     except AttributeError:
         names = ", ".join(name for name, _ in model.net.named_children())
-        raise UserError(f"`layer` {layer}: the network has none of that name; its first are {names}.") from None
+        raise UserError(f"`layer` {layer}: no such layer; the top-level layers are {names}.") from None
     output: list[torch.Tensor] = []
     hook = module.register_forward_hook(lambda _, given, made: output.append(made))
     heats = []
@@ -95,13 +95,12 @@ def grad_cam(model: PCamClassifier, image: torch.Tensor, layer: str) -> np.ndarr
 
 
 def cam_layer(model: PCamClassifier, image: torch.Tensor) -> str:
-    """Return the name of the layer that Grad-CAM looks at: the last one whose map has six cells a side, or more.
+    """Return the name of the layer for Grad-CAM: the last one with a feature map of at least 6 x 6.
 
-    Of a vision transformer it is the norm before the last block's attention: behind it nothing but the class token
-    reaches the logit.
+    For a vision transformer, this is the norm before the last attention, because only the class token is used after it.
 
     Raises:
-        UserError: there is none.
+        UserError: no layer has such a feature map.
     """
     if _tokens(model.net) is not None:
         blocks: Any = model.net.blocks
@@ -125,38 +124,38 @@ def cam_layer(model: PCamClassifier, image: torch.Tensor) -> str:
             hook.remove()
     if not found:
         name = model.hparams["backbone"]
-        raise UserError(f"no layer of {name} makes a map of {_CELLS} cells a side; `layer` names another one.")
+        raise UserError(f"no layer of {name} has a feature map of at least {_CELLS} x {_CELLS}; set `layer`.")
     return found[-1]
 
 
 def _tokens(net: nn.Module) -> tuple[int, int, int] | None:
-    """Return rows and columns of a vision transformer's tokens, and how many others stand before them."""
+    """Return the rows and columns of vision transformer tokens, and the number of prefix tokens."""
     grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
     return (*grid, getattr(net, "num_prefix_tokens", 0)) if grid is not None and hasattr(net, "blocks") else None
 
 
 def _as_map(net: nn.Module, output: torch.Tensor, layer: str) -> torch.Tensor:
-    """Bring a layer's output to (B, C, rows, columns)."""
+    """Reshape a layer output to (B, C, rows, columns)."""
     if output.ndim == 3 and (tokens := _tokens(net)) is not None:
         rows, columns, before = tokens
         return torch.unflatten(output[:, before:].transpose(1, 2), 2, (rows, columns))
     if output.ndim != 4:
-        raise UserError(f"`layer` {layer}: its output {tuple(output.shape)} is no map of the patch.")
+        raise UserError(f"`layer` {layer}: the output of shape {tuple(output.shape)} is not a feature map.")
     return output
 
 
 def center_heat_labels(heat: np.ndarray) -> list[str]:
-    """Return `center_heat_fraction` of each patch as text, for a title."""
+    """Return `center_heat_fraction` of each patch as text for a title."""
     return ["no heat" if np.isnan(share) else f"{share:.0%} inside" for share in center_heat_fraction(heat)]
 
 
 def center_heat_fraction(heat: np.ndarray) -> np.ndarray:
-    """Return the share of the heat (N, 96, 96) in the center 32 x 32, (N,); NaN where there is no heat.
+    """Return the share of heat (N, 96, 96) in the center 32 x 32, (N,); NaN without heat.
 
-    Heat that is the same everywhere has a ninth of it there.
+    Uniform heat gives 1/9.
     """
     total = heat.sum(axis=(1, 2), dtype=np.float64)
-    # Summed in another order, heat that lies inside alone may come out as more than all of it.
+    # Rounding could make the sum of the center exceed the total.
     inside = np.minimum(heat[:, 32:64, 32:64].sum(axis=(1, 2), dtype=np.float64), total)
     share: np.ndarray = np.divide(inside, total, out=np.full_like(total, np.nan), where=total > 0)
     return share

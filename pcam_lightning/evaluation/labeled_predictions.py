@@ -1,4 +1,4 @@
-"""A run, a cross-validation or a file of predictions -> labeled predictions, and why their score may be optimistic."""
+"""Labeled predictions of runs, cross-validations and files, and reasons why their scores may be optimistic."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,21 +22,21 @@ from pcam_lightning.training.predictions import read_predictions_csv
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.run_dir import BundledRun, Run, run_at
 
-FEW = 20  # slides: with fewer a bootstrap over them gives intervals that are too narrow
+FEW = 20  # with fewer slides, bootstrap intervals are too narrow
 
 
 class LabeledPredictions(NamedTuple):
-    """Labeled predictions: `rows` has id, label, logit and perhaps center, patient, slide and fold."""
+    """Labeled predictions: `rows` has id, label, logit and optionally center, patient, slide and fold."""
 
     rows: pd.DataFrame
-    report: Path  # of the page and the numbers, without .html and .json
-    data: PCamDataModule | None = None  # where its pictures are; of a cross-validation, split as for its first fold
+    report: Path  # path of the report, without .html and .json
+    data: PCamDataModule | None = None  # data with the images; for a cross-validation, split for the first fold
     made_by: dict[str, Any] | None = None  # checkpoint of a single run: `step` of training, `tta`
-    split: dict[str, Any] | None = None  # options that the folds, or validation part, were drawn by
-    chosen_by_these: bool = False  # the checkpoint is the epoch that was best on these very patches
-    overlap: int | None = None  # of these patches, how many trained the network; None: not known
-    slides: "pd.Series[str] | None" = None  # by id, where the user names a file of them
-    trained: TrainingPatches = TrainingPatches(known=False)  # what trained the network; the networks of all folds
+    split: dict[str, Any] | None = None  # options that define the folds or the validation split
+    chosen_by_these: bool = False  # the checkpoint was selected as the best epoch on these patches
+    overlap: int | None = None  # number of these patches that trained the network, if known
+    slides: "pd.Series[str] | None" = None  # slides by id, if the user provides a file
+    trained: TrainingPatches = TrainingPatches(known=False)  # training patches of the network, or of all folds
 
 
 def read_labeled_predictions(
@@ -47,18 +47,18 @@ def read_labeled_predictions(
     *,
     pictures: bool = True,
 ) -> LabeledPredictions:
-    """Read labeled predictions; a run's best checkpoint is validated again.
+    """Read labeled predictions; the best checkpoint of a run is validated again.
 
     Args:
-        target: a run's folder, a network that comes with the package, a cross-validation's folder, or a CSV; or what
-            `open_target` returns.
-        labels: CSV with id,label, for a CSV that has no labels itself.
-        slides: CSV with id,wsi, where the slides are not known already.
-        root: data folder, where it has moved since the run.
-        pictures: whether a cross-validation's pixels are wanted.
+        target: folder of a run or a cross-validation, network included in the package, CSV file, or result of
+            `open_target`.
+        labels: CSV file with id,label, if the predictions file has no labels.
+        slides: CSV file with id,wsi, if slides are not known yet.
+        root: data folder, if it has moved since the run.
+        pictures: whether to open the images of a cross-validation.
 
     Raises:
-        UserError: something is missing or malformed.
+        UserError: an input is missing or malformed.
     """
     target = open_target(target)
     if isinstance(target, LoadedRun):
@@ -66,7 +66,7 @@ def read_labeled_predictions(
     elif target.is_dir():
         predictions = _read_crossval(target, labels, root, pictures=pictures)
     else:
-        # Its own name: a run's report holds the temperature for predict, which no test label may have a say in.
+        # Use another name than the report of a run, whose temperature predict uses and test labels must not affect.
         predictions = LabeledPredictions(
             read_predictions_csv(target, labels), target.with_name(f"{target.stem}_report")
         )
@@ -76,16 +76,16 @@ def read_labeled_predictions(
         predictions.rows["slide"] = predictions.rows["id"].map(known)
         if unknown := int(predictions.rows["slide"].isna().sum()):
             raise UserError(
-                f"{slides}: {unknown:,} of {len(predictions.rows):,} patches have no slide there; complete it."
+                f"{slides}: {unknown:,} of {len(predictions.rows):,} patches have no slide; add them to the file."
             )
     return predictions
 
 
 def open_target(target: LoadedRun | Path) -> LoadedRun | Path:
-    """Read a checkpoint, that of a run, or of a network that comes with the package; return other paths as they are.
+    """Open a checkpoint, a run or a network included in the package; return other paths unchanged.
 
     Raises:
-        UserError: a folder is neither a run nor a finished cross-validation.
+        UserError: the folder is neither a run nor a finished cross-validation.
     """
     if isinstance(target, LoadedRun) or (target / "oof.csv").is_file():
         return target
@@ -93,21 +93,21 @@ def open_target(target: LoadedRun | Path) -> LoadedRun | Path:
     if isinstance(run, BundledRun) or run.checkpoint.is_file() or target.suffix in (".ckpt", ".safetensors"):
         return LoadedRun.open(target)
     if target.is_dir():
-        raise UserError(f"{target}: neither a run nor a finished cross-validation: no checkpoints/, no oof.csv.")
+        raise UserError(f"{target}: neither a run nor a finished cross-validation, without checkpoints/ and oof.csv.")
     return target
 
 
 def _validate_run(loaded: LoadedRun, labels: Path | None, root: Path | None) -> LabeledPredictions:
-    """Validate a run's best checkpoint again."""
+    """Validate the best checkpoint of a run again."""
     recorded = Path(loaded.config["data"]["root"])
     moved: dict[str, Any] = {} if root is None else {"root": str(root)}
     if loaded.bundled and layout_of(root or recorded) is PCamH5:
-        moved["val_fraction"] = 0.5  # any share keeps PCam's own parts; slides of its train part trained the network
+        moved["val_fraction"] = 0.5  # selects PCam's validation split; slides of its training split trained the network
     try:
         scores = validate(loaded, Config.of_run(loaded, data=moved))
     except UserError as error:
         if root is None and not recorded.exists():
-            raise UserError(f"{error} (`root` names a folder that has moved.)") from error
+            raise UserError(f"{error} (If the folder has moved, set `root`.)") from error
         raise
     return LabeledPredictions(
         read_predictions_csv(scores.predictions, labels),
@@ -122,7 +122,7 @@ def _validate_run(loaded: LoadedRun, labels: Path | None, root: Path | None) -> 
 
 
 def _read_crossval(folder: Path, labels: Path | None, root: Path | None, *, pictures: bool) -> LabeledPredictions:
-    """Read out-of-fold predictions; each patch is looked for among those that trained the network of its own fold."""
+    """Read out-of-fold predictions, and count patches that trained the network of their own fold."""
     options = yaml.safe_load(Run(folder).config.read_text(encoding="utf-8"))["data"]
     data = _data(options, root, Run(folder / "fold_0").split) if pictures else None
     rows = read_predictions_csv(folder / "oof.csv", labels)
@@ -135,7 +135,7 @@ def _read_crossval(folder: Path, labels: Path | None, root: Path | None, *, pict
         if data is None:
             continue
         if checkpoint and checkpoint["pcam"]["data"].get("pixels") not in (None, data.train_store.fingerprint):
-            rank_zero_info(f"no pictures: {data.root}: its patches have other pixels than those that trained {path}.")
+            rank_zero_info(f"no images: the pixels in {data.root} differ from those that trained {path}.")
             data = None
         else:
             overlap += own.count(data.table[data.table["id"].isin(of_fold["id"])])
@@ -144,20 +144,20 @@ def _read_crossval(folder: Path, labels: Path | None, root: Path | None, *, pict
 
 
 def _data(options: dict[str, Any], root: Path | None, split: Path) -> PCamDataModule | None:
-    """Return the data with the images; None, with a message, where it is not there any more."""
+    """Return the data with the images, or log a message and return None if it is missing."""
     cache_dir = Path(options["cache_dir"]) if options["cache_dir"] else None
     how: dict[str, Any] = {name: options.get(name) for name in READ_OPTIONS}
     data = PCamDataModule(root or Path(options["root"]), split_file=split, cache_dir=cache_dir, **how)
     try:
         data.setup("fit")
     except UserError as error:
-        rank_zero_info(f"no pictures: {error}")
+        rank_zero_info(f"no images: {error}")
         return None
     return data
 
 
 def describe_leakage(predictions: LabeledPredictions) -> str:
-    """Return why these scores are, or may be, optimistic, a certain reason first; of a CSV nothing is known."""
+    """Return the reasons why scores are or may be optimistic, certain reasons first; empty for a CSV file."""
     found = [_find_split_leakage(predictions)]
     if caution := predictions.trained.caution:
         found.append(SlideLeakage(f"the network was {caution}", certain=False))
@@ -165,18 +165,18 @@ def describe_leakage(predictions: LabeledPredictions) -> str:
 
 
 def _find_split_leakage(predictions: LabeledPredictions) -> SlideLeakage:
-    """Find out whether slides of these patches trained the network too."""
+    """Return whether other patches of the same slides trained the network."""
     rows, data, split, trained = predictions.rows, predictions.data, predictions.split, predictions.trained
     if split is None:
         return SlideLeakage()
     holdout = split.get("holdout")
-    if "fold" in rows:  # the levels that were known are in the file, other columns are in the data
+    if "fold" in rows:  # known levels are in the file, other columns in the data
         if data is not None and holdout is not None and holdout not in rows and holdout in data.table:
             rows = rows.assign(**{holdout: rows["id"].map(data.table.set_index("id")[holdout])})
         return find_slide_leakage(rows, rows["fold"].to_numpy(), holdout=holdout)
     assert data is not None
     if (trained.known or trained.origins) and not trained.count(data.table[~data.val_mask]):
-        return SlideLeakage()  # of another folder than the run's
+        return SlideLeakage()  # the patches are from another folder
     table = data.table
     if predictions.slides is not None:
         table = table.assign(slide=table["id"].map(predictions.slides))
@@ -184,9 +184,9 @@ def _find_split_leakage(predictions: LabeledPredictions) -> SlideLeakage:
 
 
 def clusters(rows: pd.DataFrame) -> tuple[np.ndarray, str]:
-    """Return what a bootstrap draws of each row, (N,), and what it is: centers, patients, slides or patches.
+    """Return the bootstrap cluster of each row, (N,), and its kind: centers, patients, slides or patches.
 
-    The highest level that is known and has enough groups counts; where none has, that with the most.
+    Uses the highest known level with at least `FEW` groups, or else the level with the most groups.
     """
     known = {level: rows[level].nunique() for level in LEVELS if level in rows}
     if not known:
@@ -199,7 +199,7 @@ def check_bootstrap(bootstrap_samples: int, seed: int) -> None:
     """Check the number of bootstrap samples and the seed.
 
     Raises:
-        UserError: too few draws, or a seed below 0.
+        UserError: there are too few samples, or the seed is negative.
     """
     if bootstrap_samples < 100:
         raise UserError(f"`bootstrap_samples` {bootstrap_samples}: should be at least 100, for 95 % intervals.")

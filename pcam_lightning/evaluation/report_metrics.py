@@ -1,4 +1,4 @@
-"""The scores that head a report, each an entry in one table."""
+"""The headline scores of a report, and their table by name."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,9 +15,10 @@ class ReportMetric(NamedTuple):
     """A score of labels (N,) and logits (N,).
 
     Attributes:
-        title: its heading in the page.
-        score: computes it.
-        column: of what `bootstrap_scores` returns; None computes it for each bootstrap sample, which is slower.
+        title: heading in the page.
+        score: function of labels and logits.
+        column: index in the result of `bootstrap_scores`; None calls `score` for each bootstrap sample, which is
+            slower.
     """
 
     title: str
@@ -25,7 +26,7 @@ class ReportMetric(NamedTuple):
     column: int | None = None
 
 
-# By the name that report.json has it under.
+# Keys are the names in report.json.
 REPORT_METRICS: dict[str, ReportMetric] = {
     "auroc": ReportMetric("AUROC", auroc, 0),
     "average_precision": ReportMetric("average precision", average_precision, 1),
@@ -38,23 +39,23 @@ def score_with_intervals(
     """Compute all scores, each with a 95 % bootstrap interval over clusters.
 
     Args:
-        label: 0 or 1, shape (N,).
-        logit: shape (N,).
-        cluster: of each patch, shape (N,).
-        samples: of the bootstrap.
-        seed: of the bootstrap.
+        label: labels, 0 or 1, shape (N,).
+        logit: logits, shape (N,).
+        cluster: cluster of each patch, shape (N,).
+        samples: number of bootstrap samples.
+        seed: random seed for the bootstrap.
 
     Returns:
-        The scores by name, and how many samples were of one class, so that they had no score.
+        The scores by name, and the number of samples without a score because they had a single class.
     """
     known = bootstrap_scores(label, logit, cluster, samples, seed)
     found = {}
     for name, metric in REPORT_METRICS.items():
-        drawn = known[metric.column] if metric.column is not None else None
-        if drawn is None:
+        sampled = known[metric.column] if metric.column is not None else None
+        if sampled is None:
             rows = bootstrap_rows(cluster, samples, seed)
-            drawn = np.array([_score(metric, label[chosen], logit[chosen]) for chosen in rows])
-        found[name] = percentile_interval(metric.score(label, logit), drawn)
+            sampled = np.array([_score(metric, label[chosen], logit[chosen]) for chosen in rows])
+        found[name] = percentile_interval(metric.score(label, logit), sampled)
     return found, int((~np.isfinite(known[0])).sum())
 
 

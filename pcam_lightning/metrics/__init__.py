@@ -1,1 +1,1 @@
-"""Labels and logits -> numbers."""
+"""Metrics computed from labels and logits."""

@@ -1,4 +1,4 @@
-"""When to abstain: conformal thresholds, and what is kept at which error."""
+"""Abstention: conformal thresholds, and error rate against coverage."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,16 @@ import numpy as np
 
 Array = np.ndarray
 
-ABSTAINS = -1  # of a decision
-DECISIONS = {0: "normal", 1: "tumor", ABSTAINS: "abstain"}  # in CSVs
+ABSTAINS = -1  # decision of a patch that is called neither
+DECISIONS = {0: "normal", 1: "tumor", ABSTAINS: "abstain"}  # names in CSV files
 
 
 class Thresholds(NamedTuple):
-    """Logits between which a patch is called neither normal nor tumor.
+    """Two logits; patches between them are called neither normal nor tumor.
 
     Attributes:
-        low: a patch below it is called normal.
-        high: a patch above it is called tumor.
+        low: patches with a lower logit are called normal.
+        high: patches with a higher logit are called tumor.
     """
 
     low: float
@@ -23,17 +23,17 @@ class Thresholds(NamedTuple):
 
 
 def conformal_thresholds(label: Array, logit: Array, error: float) -> Thresholds:
-    """Return thresholds by which at most a share of each class is called the other one.
+    """Return thresholds that bound the error rate of each class.
 
-    Split conformal prediction for each class (Vovk et al. 2005; Sadinle et al. 2019): of new patches that are drawn as
-    these were, a tumor is called normal with a probability of at most `error`, and normal tissue tumor likewise,
-    whatever the share of tumor. Patches of new slides or hospitals are not drawn as these were. Where the network errs
-    less than is allowed, no patch is left between the thresholds, which are then one, halfway.
+    Uses class-conditional split conformal prediction (Vovk et al. 2005; Sadinle et al. 2019). Each class of new patches
+    from the same distribution is called the other class with a probability of at most `error`. The bound holds for any
+    share of tumor. It does not cover new slides or hospitals, whose distribution differs. If the network makes fewer
+    errors than allowed, both thresholds are set to their midpoint and no patch is left between them.
 
     Args:
-        label: 0 or 1, shape (N,).
-        logit: shape (N,).
-        error: the share, in (0, 1).
+        label: labels, 0 or 1, shape (N,).
+        logit: logits, shape (N,).
+        error: maximum error rate of each class, in (0, 1).
     """
     normal, tumor = (np.sort(logit[label == value]) for value in (0, 1))
     low_rank, high_rank = (int(error * (len(values) + 1)) for values in (tumor, normal))
@@ -51,13 +51,13 @@ def decide(logit: Array, thresholds: Thresholds) -> Array:
 
 
 class Abstention(NamedTuple):
-    """What decisions come to.
+    """Coverage and error rates of a set of decisions.
 
     Attributes:
-        kept: share of the patches that are decided.
-        wrong: share of these that are wrong; NaN where none is decided.
-        normal_called_tumor: share of the normal patches.
-        tumor_called_normal: share of those with tumor.
+        kept: share of the patches that are called normal or tumor.
+        wrong: error rate among these; NaN if there are none.
+        normal_called_tumor: share of the normal patches that are called tumor.
+        tumor_called_normal: share of the tumor patches that are called normal.
     """
 
     kept: float
@@ -67,7 +67,7 @@ class Abstention(NamedTuple):
 
 
 def score_decisions(label: Array, decision: Array) -> Abstention:
-    """Count decisions, shape (N,), against labels; a share of no patches is NaN."""
+    """Compare decisions with labels, both of shape (N,); rates over an empty set are NaN."""
     kept = decision != ABSTAINS
     wrong = kept & (decision != label)
     of_class = (label == value for value in (0, 1))
@@ -76,17 +76,17 @@ def score_decisions(label: Array, decision: Array) -> Abstention:
 
 
 def risk_coverage(label: Array, logit: Array, confidence: Array) -> tuple[Array, Array]:
-    """Return the share of wrong ones among the most confident patches, for each share of patches that is kept.
+    """Return the risk-coverage curve: the error rate of the most confident patches at each coverage.
 
-    El-Yaniv and Wiener 2010. Patches of equal confidence are kept or left out together.
+    See El-Yaniv and Wiener 2010. Patches with equal confidence are kept or dropped together.
 
     Args:
-        label: 0 or 1, shape (N,).
-        logit: shape (N,); above 0 a patch is called tumor.
-        confidence: shape (N,).
+        label: labels, 0 or 1, shape (N,).
+        logit: logits, shape (N,); patches above 0 are called tumor.
+        confidence: confidence of each patch, shape (N,).
 
     Returns:
-        Shares kept, rising to 1, and shares of these that are wrong; shape (M,) each.
+        Coverages in increasing order up to 1, and the error rate at each; shape (M,) each.
     """
     order = np.argsort(-confidence, kind="stable")
     wrong = np.cumsum((logit[order] > 0) != (label[order] == 1))
@@ -95,6 +95,6 @@ def risk_coverage(label: Array, logit: Array, confidence: Array) -> tuple[Array,
 
 
 def area_under_risk_coverage(label: Array, logit: Array, confidence: Array) -> float:
-    """Return the mean share of wrong ones over all shares that are kept; lower is better."""
+    """Return the mean error rate over all coverages; lower is better."""
     kept, risk = risk_coverage(label, logit, confidence)
     return float((np.diff(kept, prepend=0) * risk).sum())

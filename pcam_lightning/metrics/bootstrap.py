@@ -1,4 +1,4 @@
-"""Intervals of a score: bootstrap over clusters, and DeLong's."""
+"""Confidence intervals: cluster bootstrap and DeLong's test."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from scipy.stats import norm, rankdata
 Array = np.ndarray
 
 
-_AT_ONCE = 4_000_000  # weights that one block of draws holds: 32 MB
+_AT_ONCE = 4_000_000  # weights in one block of samples: 32 MB
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % interval; the bounds are None where they are not known."""
+    """A value and its 95 % interval; unknown bounds are None."""
 
     value: float
     low: float | None
@@ -23,22 +23,22 @@ class Interval(NamedTuple):
 def bootstrap_scores(
     label: Array, logit: Array, cluster: Array, samples: int = 1000, seed: int = 0
 ) -> tuple[Array, Array]:
-    """Score bootstrap samples that are drawn by whole clusters, such as slides.
+    """Compute AUROC and average precision of bootstrap samples of whole clusters, such as slides.
 
-    Patches of one slide are alike: a draw of single patches takes them for so many independent witnesses, and its
-    interval is too narrow. Here a cluster comes as often as it is drawn, with all its patches. The logits are sorted
-    once, and a draw is a weight for each patch: 1,000 draws of 44,000 patches take a second or two.
+    Patches of one slide are similar. Resampling single patches treats them as independent and gives intervals that are
+    too narrow. Here whole clusters are resampled, with all their patches. The logits are sorted once, and each sample
+    is a vector of patch weights: 1,000 samples of 44,000 patches take one to two seconds.
 
     Args:
-        label: 0 or 1, shape (N,).
-        logit: shape (N,); any score does.
-        cluster: of each patch, shape (N,).
-        samples: how many to draw.
-        seed: of the draws.
+        label: labels, 0 or 1, shape (N,).
+        logit: logits or any other score, shape (N,).
+        cluster: cluster of each patch, shape (N,).
+        samples: number of bootstrap samples.
+        seed: random seed for the bootstrap.
 
     Returns:
-        AUROC and average precision of each sample, both shape (samples,), ties counted as a half; NaN where all drawn
-        patches are of one class.
+        AUROC and average precision of each sample, both of shape (samples,). Ties count as one half. Samples with a
+        single class are NaN.
     """
     order = np.argsort(-logit, kind="stable")
     positive = (label[order] == 1).astype(np.float64)
@@ -66,15 +66,15 @@ def bootstrap_scores(
 
 
 def bootstrap_rows(cluster: Array, samples: int = 1000, seed: int = 0) -> Iterator[Array]:
-    """Draw bootstrap samples by whole clusters, for a score that `bootstrap_scores` does not know.
+    """Yield bootstrap samples of whole clusters, for scores that `bootstrap_scores` does not compute.
 
     Args:
-        cluster: of each patch, shape (N,).
-        samples: how many to draw.
-        seed: of the draws.
+        cluster: cluster of each patch, shape (N,).
+        samples: number of bootstrap samples.
+        seed: random seed for the bootstrap.
 
     Yields:
-        The rows of one sample, int64; a row occurs as often as its cluster was drawn.
+        Row indices of one sample, int64; a row occurs as often as its cluster was sampled.
     """
     code = np.unique(cluster, return_inverse=True)[1]
     order = np.argsort(code, kind="stable")
@@ -84,27 +84,27 @@ def bootstrap_rows(cluster: Array, samples: int = 1000, seed: int = 0) -> Iterat
         yield np.concatenate([rows_of[one] for one in rng.integers(len(rows_of), size=len(rows_of))])
 
 
-def percentile_interval(value: float, drawn: Array) -> Interval:
-    """Put the 95 % percentile interval of a bootstrap around a value; draws of NaN are left out."""
-    drawn = drawn[np.isfinite(drawn)]
-    if not len(drawn) or drawn.min() == drawn.max():  # all of one slide, or without a mistake: no draw differs
+def percentile_interval(value: float, samples: Array) -> Interval:
+    """Return a value with the 95 % percentile interval of its bootstrap samples; NaN samples are ignored."""
+    samples = samples[np.isfinite(samples)]
+    if not len(samples) or samples.min() == samples.max():  # a single slide, or no errors: all samples are equal
         return Interval(value, None, None)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.quantile(samples, [0.025, 0.975])
     return Interval(value, float(low), float(high))
 
 
 def delong_test(label: Array, first: Array, second: Array) -> tuple[Interval, float]:
-    """Compare the AUROC of two scores of the same patches, which count as independent of each other.
+    """Compare the AUROCs of two scores on the same patches, assuming independent patches.
 
-    DeLong, DeLong and Clarke-Pearson 1988, by the midranks of Sun and Xu 2014: sorting, not all pairs.
+    See DeLong, DeLong and Clarke-Pearson 1988. Computed from midranks (Sun and Xu 2014), by sorting.
 
     Args:
-        label: 0 or 1, shape (N,).
-        first: score of each patch, shape (N,).
-        second: the other score, shape (N,).
+        label: labels, 0 or 1, shape (N,).
+        first: first score of each patch, shape (N,).
+        second: second score of each patch, shape (N,).
 
     Returns:
-        AUROC of `first` less AUROC of `second` with a 95 % interval, and the two-sided p value of no difference.
+        AUROC of `first` minus AUROC of `second` with a 95 % interval, and the two-sided p value.
     """
     positive = label == 1
     components = []

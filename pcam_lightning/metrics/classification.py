@@ -1,4 +1,4 @@
-"""Labels and logits -> AUROC, average precision, confusion counts and thresholds, on plain arrays."""
+"""AUROC, average precision, confusion counts and thresholds from arrays of labels and logits."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ Array = np.ndarray
 
 
 class ConfusionCounts(NamedTuple):
-    """Confusion counts, and the rates computed from them."""
+    """Confusion counts and the rates computed from them."""
 
     true_positive: int
     false_positive: int
@@ -18,17 +18,17 @@ class ConfusionCounts(NamedTuple):
 
     @property
     def sensitivity(self) -> float:
-        """Share of the positives that are found."""
+        """Share of positives that are called positive."""
         return self.true_positive / (self.true_positive + self.false_negative)
 
     @property
     def specificity(self) -> float:
-        """Share of the negatives that are called negative."""
+        """Share of negatives that are called negative."""
         return self.true_negative / (self.true_negative + self.false_positive)
 
     @property
     def accuracy(self) -> float:
-        """Share of all patches that are right."""
+        """Share of correct decisions."""
         return (self.true_positive + self.true_negative) / sum(self)
 
     @property
@@ -42,7 +42,7 @@ class ConfusionCounts(NamedTuple):
         return 2 * self.true_positive / (2 * self.true_positive + self.false_positive + self.false_negative)
 
 
-# What a report tells of a decision, by the name of the property: its heading.
+# Headings of the rates in a report, by property name.
 RATES = {
     "sensitivity": "sensitivity",
     "specificity": "specificity",
@@ -56,8 +56,8 @@ def confusion_counts(label: Array, decision: Array) -> ConfusionCounts:
     """Count true and false positives and negatives.
 
     Args:
-        label: 0 or 1, shape (N,).
-        decision: bool, shape (N,), True for tumor.
+        label: labels, 0 or 1, shape (N,).
+        decision: True for tumor, bool, shape (N,).
     """
     positive = label == 1
     return ConfusionCounts(
@@ -69,7 +69,7 @@ def confusion_counts(label: Array, decision: Array) -> ConfusionCounts:
 
 
 def top_errors(label: Array, logit: Array) -> dict[str, Array]:
-    """Return the rows of the patches that are wrong at 0.5, the largest errors first, by kind of error."""
+    """Return the rows of wrong patches at threshold 0.5 by kind of error, largest errors first."""
     kinds = {
         "called tumor, is normal": (label == 0) & (logit > 0),
         "called normal, is tumor": (label == 1) & (logit < 0),
@@ -80,9 +80,9 @@ def top_errors(label: Array, logit: Array) -> dict[str, Array]:
 
 
 def youden_threshold(label: Array, logit: Array) -> float:
-    """Return the logit from which on a patch is called tumor so that balanced accuracy is highest (Youden 1950).
+    """Return the logit threshold with the highest balanced accuracy (Youden 1950).
 
-    It lies half-way between two logits that were seen, so that neither is decided by a rounding.
+    The threshold is the midpoint of two observed logits, so rounding does not change a decision.
     """
     false, found, logits = roc_curve(label, logit, drop_intermediate=False)
     best = int(np.argmax(found - false))
@@ -93,22 +93,22 @@ def youden_threshold(label: Array, logit: Array) -> float:
 
 
 def sensitivity_at_specificity(label: Array, logit: Array, specificity: float) -> float:
-    """Return the highest sensitivity at a specificity of at least so much."""
+    """Return the highest sensitivity with at least the given specificity."""
     false, found, _ = roc_curve(label, logit, drop_intermediate=False)
     return float(found[1 - false >= specificity - 1e-12].max())
 
 
 def specificity_at_sensitivity(label: Array, logit: Array, sensitivity: float) -> float:
-    """Return the highest specificity at a sensitivity of at least so much."""
+    """Return the highest specificity with at least the given sensitivity."""
     false, found, _ = roc_curve(label, logit, drop_intermediate=False)
     return float((1 - false)[found >= sensitivity - 1e-12].max())
 
 
 def auroc(label: Array, logit: Array) -> float:
-    """Return the area under the ROC curve, ties counted as a half."""
+    """Return the area under the ROC curve; ties count as one half."""
     return float(roc_auc_score(label, logit))
 
 
 def average_precision(label: Array, logit: Array) -> float:
-    """Return the mean precision over the positives, without interpolation."""
+    """Return the average precision, without interpolation."""
     return float(average_precision_score(label, logit))

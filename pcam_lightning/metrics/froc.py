@@ -1,4 +1,4 @@
-"""Lesions and their FROC, sensitivity against false positives a slide, by CAMELYON16's rules."""
+"""Lesions and their FROC (sensitivity against false positives per slide), by the rules of CAMELYON16."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,19 +7,19 @@ import numpy as np
 from scipy import ndimage
 
 Array = np.ndarray
-MERGED = 75.0  # um: outlines less than this apart are one lesion
-SMALLEST = 275.0  # um: a lesion with a shorter major axis is ignored, as isolated tumor cells
-FALSE_POSITIVES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # a slide, at which sensitivity is averaged
+MERGED = 75.0  # um: outlines closer than this are one lesion
+SMALLEST = 275.0  # um: lesions with a shorter major axis (isolated tumor cells) are ignored
+FALSE_POSITIVES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # per slide; sensitivity is averaged at these rates
 
 
 class SlideDetections(NamedTuple):
     """Detections of one slide.
 
     Attributes:
-        lesions: number of lesions that are to be found.
-        found: confidence of each lesion that was hit, the highest of its hits.
-        false: confidence of each detection that hit no lesion; those of ignored lesions are in neither.
-        ignored: number of lesions that are too small.
+        lesions: number of lesions to find.
+        found: highest confidence among the hits of each detected lesion.
+        false: confidence of each false positive; hits of ignored lesions count in neither array.
+        ignored: number of ignored small lesions.
     """
 
     lesions: int
@@ -29,12 +29,12 @@ class SlideDetections(NamedTuple):
 
 
 class Froc(NamedTuple):
-    """A curve, from the highest threshold to the lowest, and its score.
+    """An FROC curve, from the highest threshold to the lowest, and its score.
 
     Attributes:
-        false_positives: mean number a slide, shape (N,).
-        sensitivity: share of the lesions found, shape (N,).
-        score: mean sensitivity at 1/4, 1/2, 1, 2, 4 and 8 false positives a slide.
+        false_positives: mean number per slide, shape (N,).
+        sensitivity: share of lesions detected, shape (N,).
+        score: mean sensitivity at 1/4, 1/2, 1, 2, 4 and 8 false positives per slide.
     """
 
     false_positives: Array
@@ -43,17 +43,17 @@ class Froc(NamedTuple):
 
 
 def number_lesions(mask: Array, mpp: float) -> tuple[Array, list[int]]:
-    """Number the lesions of a mask by CAMELYON16's rules.
+    """Label the lesions of a mask by the rules of CAMELYON16.
 
-    Outlines grow by half of 75 um, so that those less than that apart are one; holes are filled.
+    Outlines are dilated by half of 75 um, which merges those closer than 75 um. Holes are filled.
 
     Args:
-        mask: of tumor, bool (H, W).
+        mask: tumor mask, bool (H, W).
         mpp: um per pixel of the mask.
 
     Returns:
-        The number of each pixel's lesion, 0 for none, int (H, W); and the numbers of those whose major axis is shorter
-        than 275 um, which are ignored.
+        Lesion number of each pixel, 0 for none, int (H, W), and the numbers of ignored lesions, whose major axis is
+        shorter than 275 um.
     """
     if not mask.any():
         return np.zeros(mask.shape, dtype=np.int64), []
@@ -64,7 +64,7 @@ def number_lesions(mask: Array, mpp: float) -> tuple[Array, list[int]]:
 
 
 def major_axis(mask: Array) -> float:
-    """Return the length of the major axis of the ellipse with the same second moments as a mask, in pixels."""
+    """Return the major axis length, in pixels, of the ellipse with the same second moments as the mask."""
     points = np.argwhere(mask).astype(np.float64)
     variance = np.cov(points.T, bias=True) if len(points) > 1 else np.zeros((2, 2))
     return float(4 * np.sqrt(max(np.linalg.eigvalsh(variance)[-1], 0)))
@@ -73,14 +73,14 @@ def major_axis(mask: Array) -> float:
 def match_detections(
     mask: Array, ignored: Sequence[int], confidence: Array, row: Array, column: Array
 ) -> SlideDetections:
-    """Match the detections of a slide with its lesions.
+    """Match the detections of a slide to its lesions.
 
     Args:
-        mask: number of the lesion that each pixel belongs to, 0 for none, int (H, W).
-        ignored: numbers of lesions that neither count nor make a hit a false positive.
-        confidence: of each detection, shape (N,).
-        row: of the pixel that it lies in, int (N,); beyond the mask it hits nothing.
-        column: of the pixel, int (N,).
+        mask: lesion number of each pixel, 0 for none, int (H, W).
+        ignored: numbers of ignored lesions; their hits are no false positives.
+        confidence: confidence of each detection, shape (N,).
+        row: pixel row of each detection, int (N,); detections outside the mask hit no lesion.
+        column: pixel column of each detection, int (N,).
     """
     inside = (row >= 0) & (row < mask.shape[0]) & (column >= 0) & (column < mask.shape[1])
     hit = np.zeros(len(confidence), dtype=np.int64)
@@ -91,17 +91,17 @@ def match_detections(
 
 
 def froc(slides: Sequence[SlideDetections], camelyon16: bool = False) -> Froc:
-    """Compute the FROC of all slides together, at every confidence that a lesion or a false positive has.
+    """Compute the pooled FROC of all slides, with a threshold at each confidence.
 
-    Between two thresholds sensitivity is interpolated linearly; beyond the last one it stays.
+    Sensitivity is interpolated linearly between thresholds and constant after the last one.
 
     Args:
-        slides: their detections.
-        camelyon16: as CAMELYON16's script does: confidences of lesions are rounded to float32, and the lowest threshold
-            is left out, which is 0 where a lesion is not found or is too small.
+        slides: detections of each slide.
+        camelyon16: reproduce the script of CAMELYON16. It rounds the confidences of lesions to float32, and omits the
+            lowest threshold, which is 0 if a lesion is missed or ignored.
 
     Raises:
-        ValueError: there is no slide, or no lesion to find.
+        ValueError: there is no slide or no lesion to find.
     """
     lesions = sum(slide.lesions for slide in slides)
     if not lesions:

@@ -1,4 +1,4 @@
-"""AUROC, accuracy and loss of a whole epoch, as each stage logs them."""
+"""AUROC, accuracy and loss over a whole epoch, as logged by each stage."""
 
 from collections.abc import Callable
 
@@ -9,19 +9,19 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class AUROC(BinaryAUROC):
-    """Torchmetrics' AUROC of logits as they are, and NaN of patches of one class, where that says 0.
+    """AUROC of raw logits; NaN for a single class, where torchmetrics returns 0.
 
-    Torchmetrics applies the sigmoid to logits first, in their own precision: in float32 all above 17 become 1.0, and
-    ties cost AUROC.
+    Torchmetrics applies the sigmoid to logits first. In float32, all logits above 17 become 1.0, and these ties change
+    the AUROC.
     """
 
     def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
-        """Keep a batch: logits (B,) of any precision, and labels (B,), 0 or 1."""
+        """Add a batch: logits (B,) of any precision and labels (B,), 0 or 1."""
         self.preds.append(preds)
         self.target.append(target)
 
-    def compute(self) -> torch.Tensor:  # type: ignore[override]  # as torchmetrics has it
-        """Return the AUROC of all patches, a scalar."""
+    def compute(self) -> torch.Tensor:  # type: ignore[override]  # same signature as torchmetrics
+        """Return the AUROC of all patches as a scalar."""
         label = dim_zero_cat(self.target)
         if label.min() == label.max():
             return torch.full((), torch.nan, device=label.device)
@@ -30,18 +30,18 @@ class AUROC(BinaryAUROC):
 
 
 class Accuracy(BinaryAccuracy):
-    """Torchmetrics' accuracy at a probability of 0.5, of logits.
+    """Accuracy of logits at a probability of 0.5.
 
-    Torchmetrics takes a batch whose logits all lie in [0, 1] for probabilities.
+    Torchmetrics treats a batch as probabilities if all its logits are in [0, 1].
     """
 
     def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
-        """Count a batch: logits (B,) of any precision, and labels (B,), 0 or 1."""
+        """Add a batch: logits (B,) of any precision and labels (B,), 0 or 1."""
         super().update((preds > 0).int(), target)
 
 
-# By the name that a stage logs it under, after its slash. Each is updated with logits (B,) of any precision and integer
-# labels (B,), and should not look at them before the epoch ends: that would wait for the device in every step.
+# Keys are the logged names after `stage/`. Each metric is updated with logits (B,) of any precision and integer labels
+# (B,). It should not read their values before the epoch ends: this would wait for the device in every step.
 EPOCH_METRICS: dict[str, Callable[[], Metric]] = {
     "auroc": lambda: AUROC(validate_args=False),
     "accuracy": lambda: Accuracy(validate_args=False),
@@ -49,6 +49,6 @@ EPOCH_METRICS: dict[str, Callable[[], Metric]] = {
 
 
 def build_metrics(stage: str) -> tuple[MetricCollection, MeanMetric]:
-    """Return a stage's metrics of logits and labels, named `stage/name`, and the mean of its loss."""
+    """Return the metrics of a stage, named `stage/name`, and its mean loss."""
     metrics = MetricCollection({name: build() for name, build in EPOCH_METRICS.items()}, prefix=f"{stage}/")
     return metrics, MeanMetric(nan_strategy="disable")

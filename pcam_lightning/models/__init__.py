@@ -1,1 +1,1 @@
-"""The network, its starting weights, its optimizer and the LightningModule around it."""
+"""Networks, initial weights, losses, optimizers and the LightningModule."""

@@ -15,20 +15,20 @@ from pcam_lightning.models.p4m_resnet import P4MResNet
 from pcam_lightning.models.timm_networks import TIMM, build_timm, stages_of_timm
 from pcam_lightning.utils.errors import UserError
 
-P4M_SIDE = 16  # what the four halvings of p4m_resnet16 divide the side of an image by
+P4M_SIDE = 16  # total stride of p4m_resnet16
 
 
 class Backbone(NamedTuple):
-    """A network.
+    """A network that can be built by name.
 
     Attributes:
-        build: makes it from random weights.
-        head: name of the layer that gives way to the head.
-        stages: channels of the stages that `model.features` stages adds to the features, by name.
-        torchvision: whether torchvision has ImageNet weights for it.
-        package: of the Python package index, with ImageNet weights for it.
-        hub: repository of timm's, on the Hugging Face hub, with ImageNet weights under the network's own names.
-        multiple: what divides the side of its images.
+        build: function that builds it with random weights.
+        head: name of the layer to replace by the head.
+        stages: number of channels by name of the stages that `model.features` stages adds to the features.
+        torchvision: whether torchvision has ImageNet weights.
+        package: Python package with ImageNet weights.
+        hub: timm repository on the Hugging Face hub with ImageNet weights under the same tensor names.
+        multiple: required divisor of the image side.
     """
 
     build: Callable[[], nn.Module]
@@ -62,7 +62,7 @@ def _lite(name: str, *channels: int) -> Backbone:
 
 
 def _lite0_s16() -> nn.Module:
-    """Build EfficientNet-Lite0 without what follows its last stage of stride 16: a fifth of its parameters."""
+    """Build EfficientNet-Lite0 up to its last stage of stride 16, with a fifth of its parameters."""
     network = _timm("tf_efficientnet_lite0")
     network.blocks = network.blocks[:5]
     network.conv_head, network.bn2 = nn.Identity(), nn.Identity()
@@ -71,13 +71,13 @@ def _lite0_s16() -> nn.Module:
     return whole
 
 
-# Without the last stage, whose mean the features are already.
+# Without the last stage, because its mean already forms the features.
 _RESNET = _numbered("layer", 1, 1, 64, 128, 256)
 _BOTTLENECKS = _numbered("layer", 1, 1, 256, 512, 1024)
 
-# By the name that `model.backbone` takes.
+# Keys are the values of `model.backbone`.
 BACKBONES: dict[str, Backbone] = {
-    # timm has torchvision's first weights of these.
+    # timm hosts copies of torchvision's first weights for these.
     "resnet18": _torchvision("resnet18", "fc", _RESNET, "timm/resnet18.tv_in1k"),
     "resnet34": _torchvision("resnet34", "fc", _RESNET, "timm/resnet34.tv_in1k"),
     "resnet50": _torchvision("resnet50", "fc", _BOTTLENECKS, "timm/resnet50.tv_in1k"),
@@ -98,24 +98,24 @@ BACKBONES: dict[str, Backbone] = {
     ),
     "efficientnet_lite1": _lite("efficientnet_lite1", 24, 40, 80, 112, 192, 320),
     "efficientnet_lite2": _lite("efficientnet_lite2", 24, 48, 88, 120, 208, 352),
-    # Each halving of an odd side would drop one border of two, another one of a turned patch.
+    # Halving an odd side would drop one border, and a different one for a rotated patch.
     "p4m_resnet16": Backbone(partial(P4MResNet, 2, (4, 8, 16, 32), (1, 2, 2, 2)), "fc", multiple=P4M_SIDE),
 }
 
 
 def build_backbone(name: str, side: int = 96, features: str = "last") -> nn.Module:
-    """Build a network from random weights.
+    """Build a network with random weights.
 
     Args:
-        name: one of `BACKBONES`, or timm/ and one of timm's names, see `build_timm`.
-        side: of the images, in pixels; networks of convolutions take any.
-        features: what the head is given: `last`, the network's own, or `stages`, see `StageHead`.
+        name: a key of `BACKBONES`, or timm/NAME, see `build_timm`.
+        side: image side in pixels; convolutional networks accept any side.
+        features: input of the head: `last` (the features of the network) or `stages` (see `StageHead`).
 
     Returns:
-        Module that takes float (B, 3, side, side) and returns float32 logits (B, 1).
+        Module that maps float (B, 3, side, side) to float32 logits (B, 1).
 
     Raises:
-        UserError: no such name, a network without stages, or one that would not see all of an image.
+        UserError: the name is unknown, the network has no stages, or it would ignore image borders.
     """
     network: Any
     stages: Mapping[str, int]
@@ -124,15 +124,14 @@ def build_backbone(name: str, side: int = 96, features: str = "last") -> nn.Modu
         stages = stages_of_timm(network)
     elif name in BACKBONES:
         backbone = BACKBONES[name]
-        _check_side(name, side, backbone.multiple, "gives turned and mirrored patches the same logit for")
+        _check_side(name, side, backbone.multiple, "is invariant to rotations and flips only for")
         network, head, stages = backbone.build(), backbone.head, backbone.stages
     else:
         names = ", ".join(BACKBONES)
         raise UserError(
-            f"`model.backbone` {name}: unknown; one of {names}, or timm/ and a name of timm's; "
-            "`import` MODULE adds others."
+            f"`model.backbone` {name}: unknown; use one of {names}, or timm/NAME. `import` MODULE adds others."
         )
-    _check_side(name, side, _patch_side(network), "sees all of")
+    _check_side(name, side, _patch_side(network), "covers the whole image only for")
     if features == "stages" and not stages:
         raise UserError(f"`model.features` stages: {name} has none; use last.")
     replace_depthwise(network)
@@ -144,20 +143,20 @@ def build_backbone(name: str, side: int = 96, features: str = "last") -> nn.Modu
     return whole
 
 
-def _check_side(name: str, side: int, multiple: int, does: str) -> None:
-    """Check that a number divides the side of a network's images."""
+def _check_side(name: str, side: int, multiple: int, reason: str) -> None:
+    """Check that the image side is a multiple of a number."""
     if side % multiple:
         nearest = min(range(-(-32 // multiple) * multiple, 513, multiple), key=lambda other: abs(other - side))
         raise UserError(
-            f"`model.backbone` {name}: {does} images with a side that {multiple} divides, and {side} pixels is none; "
-            f"the nearest is {nearest} (`model.size`)."
+            f"`model.backbone` {name}: {reason} sides that are multiples of {multiple}, not {side} pixels; use "
+            f"`model.size` {nearest}."
         )
 
 
 def _patch_side(network: nn.Module) -> int:
-    """Return the side of the squares that a network cuts its images into; 1 where these overlap or borders are padded.
+    """Return the patch side of a patch embedding; 1 for overlapping or padded convolutions.
 
-    What is left over at two borders of an image gets no square, and no output depends on it.
+    Borders beyond the last whole patch are ignored by the network.
     """
     stems = [one for one in network.modules() if isinstance(one, nn.Conv2d) and one.in_channels == 3]
     cuts = [one.stride[0] for one in stems if one.kernel_size == one.stride and one.padding in (0, (0, 0))]
@@ -165,7 +164,7 @@ def _patch_side(network: nn.Module) -> int:
 
 
 def _set_stage_head(network: Any, name: str, head: str, side: int, stages: Mapping[str, int]) -> None:
-    """Give a network a `StageHead`, and check it by one forward pass: timm lists stages of some that are no modules."""
+    """Set a `StageHead` and check it by a forward pass, because some stages listed by timm are not modules."""
     width, training = network.get_submodule(head).in_features, network.training
     try:
         network.set_submodule(head, StageHead(network, width, stages))
@@ -177,14 +176,14 @@ def _set_stage_head(network: Any, name: str, head: str, side: int, stages: Mappi
 
 
 def early_stages(network: nn.Module, name: str) -> list[str]:
-    """Return the names of a network's stages within it, the first ones first; at least one.
+    """Return the module names of at least one stage of a network, in order.
 
     Args:
-        network: what `build_backbone` returns.
-        name: of it.
+        network: network from `build_backbone`.
+        name: name of the network.
     """
     stages = list(stages_of_timm(network) if name.startswith(TIMM) else BACKBONES[name].stages)
-    if not stages:  # whatever has layers one after another
+    if not stages:  # use the child with the most layers
         inner = max(network.children(), key=lambda layer: len(list(layer.children())))
         prefix = next(str(child) for child, layer in network.named_children() if layer is inner)
         stages = [f"{prefix}.{child}" for child, _ in inner.named_children()] or [prefix]
@@ -192,9 +191,9 @@ def early_stages(network: nn.Module, name: str) -> list[str]:
 
 
 def freeze(network: nn.Module, frozen: bool) -> None:
-    """Freeze all but the head, or unfreeze all.
+    """Freeze or unfreeze all layers except the head.
 
-    What is frozen is in evaluation mode: BatchNorm leaves its running statistics alone.
+    Frozen layers are in evaluation mode, so BatchNorm does not update its running statistics.
     """
     head = find_head(network)
     network.requires_grad_(not frozen)

@@ -1,4 +1,4 @@
-"""BatchNorm: its statistics measured anew, and its folding into the convolution before it."""
+"""BatchNorm: measuring its statistics, and folding it into convolutions."""
 
 import copy
 from collections import Counter
@@ -18,16 +18,16 @@ from pcam_lightning.models.heads import StageHead
 def measure_statistics(
     network: nn.Module, norms: Sequence[Any], images: Iterator[torch.Tensor], reduce: Callable[[torch.Tensor], Any]
 ) -> None:
-    """Set running statistics to their mean over some batches.
+    """Set running statistics to their mean over the given batches.
 
-    Averaged weights need it: the average of running statistics is not that of the averaged network (Izmailov et al.
-    2018).
+    Averaged weights need this: averaged running statistics are not the statistics of the averaged network (Izmailov et
+    al. 2018).
 
     Args:
-        network: maps images to logits, in evaluation mode.
-        norms: its BatchNorm layers to measure.
-        images: preprocessed training patches, float (B, 3, H, W) each, at least one batch.
-        reduce: maps a mean over this process's batches to that over the batches of all processes.
+        network: network that maps images to logits, in evaluation mode.
+        norms: BatchNorm layers to measure.
+        images: one or more batches of preprocessed training patches, float (B, 3, H, W).
+        reduce: function that averages a tensor over all processes.
     """
     statistics = list(chain.from_iterable((norm.running_mean, norm.running_var) for norm in norms))
     total = [torch.zeros_like(value) for value in statistics]
@@ -44,7 +44,7 @@ def measure_statistics(
 
 @contextmanager
 def _follows_each_batch(norms: Sequence[Any]) -> Iterator[None]:
-    """Let the running statistics be those of the latest batch alone."""
+    """Set running statistics to those of the latest batch."""
     before = [(norm, norm.training, norm.momentum) for norm in norms]
     for norm in norms:
         norm.training, norm.momentum = True, 1.0
@@ -56,17 +56,17 @@ def _follows_each_batch(norms: Sequence[Any]) -> Iterator[None]:
 
 
 def fold_batchnorm(network: nn.Module, image: torch.Tensor) -> nn.Module | None:
-    """Fold the BatchNorm layers of a network, in evaluation mode, into the convolutions whose outputs they are given.
+    """Fold the BatchNorm layers of a network, in evaluation mode, into the convolutions before them.
 
-    Predicting then takes fewer passes over memory.
+    The folded network reads and writes less memory.
 
     Args:
-        network: maps images to logits; left as it is.
-        image: an example, float (1, 3, H, W): which layers follow each other is seen by running it.
+        network: network that maps images to logits; not modified.
+        image: example input, float (1, 3, H, W), used to trace the order of layers.
 
     Returns:
-        A copy that gives the same outputs but for rounding. None where nothing can be folded, where hooks are
-        registered, or where outputs differ, as where that of a convolution is used by more than its BatchNorm.
+        A copy with equal outputs up to rounding. None if nothing can be folded, hooks are registered, or outputs
+        differ, for example if other layers use the output of a convolution too.
     """
     if not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()) or _has_foreign_hooks(network):
         return None
@@ -81,15 +81,15 @@ def fold_batchnorm(network: nn.Module, image: torch.Tensor) -> nn.Module | None:
 
 
 def _has_foreign_hooks(network: nn.Module) -> bool:
-    """Return whether anybody but a `StageHead` looks at a layer: a copy would leave him out."""
+    """Return whether a layer has hooks of others than `StageHead`, which a copy would not call."""
     each = ((*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()) for layer in network.modules())
     hooks = chain.from_iterable(each)
     return not all(isinstance(getattr(hook, "__self__", None), StageHead) for hook in hooks)
 
 
 def _pairs(network: nn.Module, image: torch.Tensor) -> tuple[list[tuple[str, str]], torch.Tensor]:
-    """Return the names of convolutions and of the BatchNorm layers that are given their outputs, and the logits."""
-    made: dict[int, tuple[str, torch.Tensor]] = {}  # with the tensor, so that no other one gets its number
+    """Return name pairs of a convolution and the BatchNorm layer after it, and the logits."""
+    made: dict[int, tuple[str, torch.Tensor]] = {}  # keeps the tensor alive, so that its id is unique
     calls: Counter[str] = Counter()
     pairs: list[tuple[str, str]] = []
 
@@ -123,7 +123,7 @@ def _pairs(network: nn.Module, image: torch.Tensor) -> tuple[list[tuple[str, str
 
 
 def _is_replaceable(layer: nn.Module) -> bool:
-    """Return whether nothing else looks at a layer's output, such as a `StageHead`, and it has the statistics."""
+    """Return whether no hook, such as that of a `StageHead`, uses the output, and running statistics exist."""
     return not layer._forward_hooks and getattr(layer, "running_mean", layer) is not None
 
 
@@ -139,5 +139,5 @@ def _fold(network: nn.Module, convolution: str, norm: str) -> None:
         norm_layer.weight,
         norm_layer.bias,
     )
-    # timm's layer of a norm and an activation keeps the activation.
+    # Keep the activation of timm's combined norm and activation layers.
     network.set_submodule(norm, getattr(norm_layer, "act", None) or nn.Identity())

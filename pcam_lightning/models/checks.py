@@ -1,4 +1,4 @@
-"""Checks of PCamClassifier's options, and of checkpoints against them."""
+"""Checks of the options of PCamClassifier and of checkpoints."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -22,13 +22,13 @@ _NAMES: dict[str, Collection[str]] = {
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Check the type and the range of each option, and that they go together.
+    """Check the type, the range and the combination of options.
 
     Args:
-        options: as PCamClassifier explains them.
+        options: options of PCamClassifier.
 
     Raises:
-        UserError: one is out of its range, or two do not go together.
+        UserError: an option has the wrong type or range, or two options cannot be combined.
     """
     for name in _NUMBERS:
         check_number(f"model.{name}", options[name])
@@ -38,7 +38,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     if not 0 <= smoothing < 1:
         raise UserError(f"`model.label_smoothing` {smoothing}: should be at least 0 and less than 1.")
     if not 32 <= crop <= 96 or crop % 2:
-        raise UserError(f"`model.crop` {crop}: should be even, from 32, the square that labels are about, to 96.")
+        raise UserError(f"`model.crop` {crop}: should be an even number from 32 (the labeled center) to 96.")
     if size is not None and not 32 <= size <= 512:
         raise UserError(f"`model.size` {size}: should be from 32 to 512 pixels.")
     if not options["positive_weight"]:
@@ -46,35 +46,36 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name, names in _NAMES.items():
         if options[name] not in names:
             others = "; `import` MODULE adds others" if isinstance(names, dict) else ""
-            raise UserError(f"`model.{name}` {options[name]!r}: unknown; one of {', '.join(names)}{others}.")
+            raise UserError(f"`model.{name}` {options[name]!r}: unknown; use one of {', '.join(names)}{others}.")
     if options["warmup_epochs"] and not SCHEDULES[options["schedule"]].warms_up:
-        raise UserError(f"`model.schedule` {options['schedule']}: goes with `model.warmup_epochs` 0 alone.")
+        raise UserError(f"`model.schedule` {options['schedule']}: requires `model.warmup_epochs` 0.")
 
 
 def check_checkpoint(
     checkpoint: Mapping[str, Any], own: Mapping[str, torch.Tensor], options: Mapping[str, Any]
 ) -> None:
-    """Check that a checkpoint is of the same network and preprocessing.
+    """Check that a checkpoint has the same network and preprocessing.
 
     Args:
-        checkpoint: with `state_dict` and perhaps `hyper_parameters`.
+        checkpoint: mapping with `state_dict` and optionally `hyper_parameters`.
         own: state dict of the network.
-        options: as PCamClassifier explains them.
+        options: options of PCamClassifier.
 
     Raises:
-        UserError: an option of preprocessing, a name or a shape differs.
+        UserError: a preprocessing option, a tensor name or a shape differs.
     """
     recorded, state = checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"]
     for name in ("normalize", "stain", "crop", "size", "features"):
         if name in recorded and recorded[name] != options[name]:
             raise UserError(
-                f"`model.{name}` {options[name]}: the checkpoint's network was trained with {recorded[name]}; leave "
-                "the option out, it comes with the checkpoint."
+                f"`model.{name}` {options[name]}: the checkpoint was trained with {recorded[name]}; omit the option to "
+                "use the value of the checkpoint."
             )
     different = sorted(set(own) ^ set(state))
     different += [name for name in own if name in state and own[name].shape != state[name].shape]
     if different:
+        tensors = "1 tensor differs" if len(different) == 1 else f"{len(different)} tensors differ"
         raise UserError(
-            f"the checkpoint does not fit `model.backbone` {options['backbone']}: {len(different)} names or shapes "
-            f"differ, {different[0]} for one; leave the option out, it comes with the checkpoint."
+            f"the checkpoint does not match `model.backbone` {options['backbone']}: {tensors} in name or shape, such "
+            f"as {different[0]}; omit the option to use the value of the checkpoint."
         )

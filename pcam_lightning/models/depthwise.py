@@ -1,4 +1,4 @@
-"""Depthwise convolutions whose gradients are fast on a CPU in bfloat16."""
+"""Depthwise convolutions with fast bfloat16 gradients on a CPU."""
 
 import math
 from typing import Any
@@ -12,12 +12,12 @@ Padding = tuple[int, int]  # zeros before and after each row and each column
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution: the parameters, names and outputs of the layer that it replaces.
+    """A depthwise convolution with the parameters, names and outputs of the layer that it replaces.
 
-    In bfloat16 on a CPU, oneDNN has no depthwise kernel for the gradient of a weight of more than 3 x 3, nor for that
-    of the input where the stride is 2: it takes the kernels of ordinary convolutions, which are far slower. Both
-    gradients can be computed with kernels that it has: the weight's in overlapping squares of 3 x 3, and the input's as
-    a convolution of the output's gradient with zeros in between. `benchmarks/layers.py` measures both.
+    In bfloat16 on a CPU, oneDNN has no depthwise kernel for weight gradients larger than 3 x 3 or for input gradients
+    with stride 2. It uses kernels of ordinary convolutions, which are far slower. This class computes weight
+    gradients in overlapping 3 x 3 squares, and input gradients as a convolution of the upsampled output gradient.
+    `benchmarks/layers.py` measures both.
 
     Args:
         layer: the layer to replace, nn.Conv2d or timm's Conv2dSame.
@@ -25,7 +25,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def __init__(self, layer: nn.Conv2d) -> None:
         nn.Module.__init__(self)
-        self.__dict__.update(layer.__dict__)  # parameters and options, not copies of them
+        self.__dict__.update(layer.__dict__)  # shares parameters and options
         self.pads_as_tensorflow = type(layer) is not nn.Conv2d
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -45,7 +45,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def replace_depthwise(network: nn.Module) -> None:
-    """Replace the depthwise convolutions of a network that are square; parameters, names and outputs stay."""
+    """Replace the square depthwise convolutions of a network; parameters, names and outputs do not change."""
     for name, layer in list(network.named_modules()):
         if (
             (type(layer) is nn.Conv2d or type(layer).__name__ == "Conv2dSame")
@@ -62,7 +62,7 @@ def replace_depthwise(network: nn.Module) -> None:
 
 
 def _same(side: int, kernel: int, stride: int) -> Padding:
-    """Return TensorFlow's padding of a side: the output has ceil(side / stride) pixels."""
+    """Return TensorFlow's padding of a side, which gives ceil(side / stride) output pixels."""
     total = max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
     return total // 2, total - total // 2
 
@@ -70,7 +70,7 @@ def _same(side: int, kernel: int, stride: int) -> Padding:
 def _convolve(
     image: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, rows: Padding, columns: Padding
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return the output, and the input with the padding that is left to the convolution: zeros on all four sides."""
+    """Return the output, the padded input, and the padding applied by the convolution itself."""
     padding = rows[0]
     if len({*rows, *columns}) > 1:
         image, padding = functional.pad(image, [*columns, *rows]), 0
@@ -119,18 +119,18 @@ def input_gradient(
     rows: Padding,
     columns: Padding,
 ) -> torch.Tensor:
-    """Return the gradient of a depthwise convolution's input.
+    """Return the input gradient of a depthwise convolution.
 
     Args:
-        gradient: of the output, (B, C, H', W').
-        weight: (C, 1, K, K).
+        gradient: output gradient, (B, C, H', W').
+        weight: weight, (C, 1, K, K).
         sides: H and W of the input.
-        stride: of the convolution.
-        rows: zeros that were added above and below the input, fewer than K.
-        columns: and on its left and right.
+        stride: stride of the convolution.
+        rows: zero rows added above and below the input, fewer than K.
+        columns: zero columns added left and right of the input, fewer than K.
 
     Returns:
-        (B, C, H, W).
+        Input gradient, (B, C, H, W).
     """
     reach = weight.shape[-1] - 1
     padding = [reach - max(added) for added in (rows, columns)]
@@ -153,25 +153,25 @@ def input_gradient(
 def weight_gradient(
     gradient: torch.Tensor, image: torch.Tensor, weight: torch.Tensor, stride: int, padding: int
 ) -> torch.Tensor:
-    """Return the gradient of a depthwise convolution's weight.
+    """Return the weight gradient of a depthwise convolution.
 
     Args:
-        gradient: of the output, (B, C, H', W').
-        image: the input, (B, C, H, W).
-        weight: (C, 1, K, K), K odd.
-        stride: of the convolution.
-        padding: zeros that were added on all four sides of the input.
+        gradient: output gradient, (B, C, H', W').
+        image: input, (B, C, H, W).
+        weight: weight, (C, 1, K, K), with odd K.
+        stride: stride of the convolution.
+        padding: zeros added on all four sides of the input.
 
     Returns:
-        (C, 1, K, K).
+        Weight gradient, (C, 1, K, K).
     """
     kernel, (height, width) = weight.shape[-1], gradient.shape[2:]
     if kernel == 3:
         return _weight_gradient(gradient, image, weight, stride, padding)
     image = functional.pad(image, [padding] * 4) if padding else image
-    # The pixels that three rows, or three columns, of the weight meet.
+    # Input rows and columns that overlap three rows or columns of the weight.
     rows, columns = (height - 1) * stride + 3, (width - 1) * stride + 3
-    part = weight[:, :, :3, :3].contiguous()  # whose shape alone matters
+    part = weight[:, :, :3, :3].contiguous()  # only its shape is used
     whole = torch.empty_like(weight)
     for top in range(0, kernel - 2, 2):
         for left in range(0, kernel - 2, 2):

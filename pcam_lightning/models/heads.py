@@ -8,10 +8,10 @@ from torch import nn
 
 
 class Head(nn.Linear):
-    """A linear layer in float32 whatever autocast says: logits of half precision tie, and ties cost AUROC.
+    """A linear layer that runs in float32 under autocast, because ties of half-precision logits reduce the AUROC.
 
     Args:
-        features: number of its inputs.
+        features: number of input features.
     """
 
     def __init__(self, features: int) -> None:
@@ -24,20 +24,20 @@ class Head(nn.Linear):
 
 
 class StageHead(Head):
-    """A head on the network's features and the spatial mean of each stage's output.
+    """A head on the features of a network and the spatial mean of each stage output.
 
-    Early stages respond to the texture and color of a few pixels, which the last features may lack.
+    Early stages encode local texture and color, which the last features may lack.
 
     Args:
-        network: whose stages are hooked.
-        features: number of the network's own features.
-        stages: the channels of each stage by its name within the network.
+        network: network on whose stages hooks are registered.
+        features: number of features of the network.
+        stages: number of channels of each stage by module name.
     """
 
     def __init__(self, network: nn.Module, features: int, stages: Mapping[str, int]) -> None:
         super().__init__(features + sum(stages.values()))
         self._means: list[torch.Tensor] = []
-        # timm's attributes: the order of a map's axes, and tokens of a transformer that belong to no place.
+        # Attributes of timm: the order of axes, and the number of tokens without a position in the image.
         self._channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
         self._prefix_tokens = int(getattr(network, "num_prefix_tokens", 0))
         network.register_forward_pre_hook(self._clear)
@@ -46,11 +46,11 @@ class StageHead(Head):
         self.register_forward_pre_hook(self._join)
 
     def _clear(self, network: nn.Module, given: Any) -> None:
-        """Forget what a forward pass left that ended with an error."""
+        """Drop the means of a forward pass that ended with an error."""
         self._means = []
 
     def _add(self, stage: nn.Module, given: Any, output: torch.Tensor) -> None:
-        """Note the mean of a map, (B, C, H, W) or (B, H, W, C), or of tokens, (B, N, C)."""
+        """Store the mean of a feature map, (B, C, H, W) or (B, H, W, C), or of tokens, (B, N, C)."""
         if output.ndim == 3:
             mean = output[:, self._prefix_tokens :].mean(dim=1, dtype=torch.float32)
         else:
@@ -58,16 +58,16 @@ class StageHead(Head):
         self._means.append(mean)
 
     def _join(self, head: nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        """Return all features (B, F), as hooks that are registered later see them."""
+        """Return all features (B, F); hooks that are registered later receive them too."""
         means, self._means = self._means, []
         return (torch.cat([given[0].float(), *means], dim=1),)
 
 
 def head_of(network: nn.Module) -> str:
-    """Return the name of a network's head."""
+    """Return the module name of the head of a network."""
     return next(str(name) for name, module in network.named_modules() if isinstance(module, Head))
 
 
 def find_head(network: nn.Module) -> Head:
-    """Return a network's head."""
+    """Return the head of a network."""
     return next(module for module in network.modules() if isinstance(module, Head))

@@ -1,4 +1,4 @@
-"""Optimizers and learning rate schedules, each an entry in one table."""
+"""Optimizers and learning rate schedules, and their tables by name."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-Options = Mapping[str, Any]  # of PCamClassifier
+Options = Mapping[str, Any]  # options of PCamClassifier
 
 
 def _adamw(groups: Any, options: Options, *, fused: bool) -> Optimizer:
@@ -21,7 +21,7 @@ def _sgd(groups: Any, options: Options, *, fused: bool) -> Optimizer:
     return torch.optim.SGD(groups, options["lr"], options["momentum"], weight_decay=decay, fused=fused)
 
 
-# By the name that `model.optimizer` takes: from parameter groups, the options and whether to fuse kernels.
+# Keys are the values of `model.optimizer`. Functions of parameter groups, options and `fused`.
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
 
 
@@ -29,11 +29,11 @@ class Schedule(NamedTuple):
     """A learning rate schedule.
 
     Attributes:
-        build: from the optimizer, whose rates are the highest ones, the model's options, the steps of the run and those
-            of an epoch: a scheduler of torch's.
-        warms_up: whether `model.warmup_epochs` goes with it.
-        by_score: whether it is stepped with val/auroc after each validation, as ReduceLROnPlateau is; others are
-            stepped after each step of the optimizer.
+        build: function that returns a torch scheduler. Arguments: the optimizer with peak learning rates, the model
+            options, the number of steps, and the number of steps per epoch.
+        warms_up: whether it supports `model.warmup_epochs`.
+        by_score: whether it is stepped with val/auroc after each validation, like ReduceLROnPlateau. Other schedules
+            are stepped after each optimizer step.
     """
 
     build: Callable[[Optimizer, Options, int, int], LRScheduler]
@@ -42,10 +42,10 @@ class Schedule(NamedTuple):
 
 
 class StepSchedule(LambdaLR):
-    """A factor of the highest rates for each step."""
+    """A schedule that multiplies the peak learning rates by a factor in each step."""
 
     def restore(self) -> None:
-        """Set the rates of the present step: a resumed optimizer has those of its earlier, perhaps shorter run."""
+        """Set the rates of the current step, because a resumed optimizer may have those of a shorter run."""
         for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
             group["lr"] = base * factor(self.last_epoch)
 
@@ -66,7 +66,7 @@ def _plateau(optimizer: Optimizer, options: Options, steps: int, steps_per_epoch
     return ReduceLROnPlateau(optimizer, mode="max", patience=options["patience"])
 
 
-# By the name that `model.schedule` takes.
+# Keys are the values of `model.schedule`.
 SCHEDULES: dict[str, Schedule] = {
     "cosine": Schedule(_cosine, warms_up=True),
     "plateau": Schedule(_plateau, by_score=True),
@@ -77,21 +77,21 @@ def build_optimizer(net: nn.Module, options: Options, *, fused: bool) -> Optimiz
     """Build the optimizer of a network.
 
     Args:
-        net: from `build_backbone`.
-        options: `optimizer`, `lr`, `weight_decay` and `momentum`, as PCamClassifier explains them.
-        fused: run one kernel for all parameters.
+        net: network from `build_backbone`.
+        options: options of PCamClassifier; `optimizer`, `lr`, `weight_decay` and `momentum` are used.
+        fused: use fused kernels.
     """
     options = {**options, "lr": float(options["lr"]), "weight_decay": float(options["weight_decay"])}
     return OPTIMIZERS[options["optimizer"]](net.parameters(), options, fused=fused)
 
 
 def build_schedule(optimizer: Optimizer, options: Options, steps: int, steps_per_epoch: int) -> LRScheduler:
-    """Build the schedule of the learning rate.
+    """Build the learning rate schedule.
 
     Args:
-        optimizer: whose rates are the highest ones.
-        options: `schedule` and its own, as PCamClassifier explains them.
-        steps: of the whole run.
-        steps_per_epoch: of one epoch.
+        optimizer: optimizer with peak learning rates.
+        options: options of PCamClassifier; `schedule` and the options of the schedule are used.
+        steps: number of optimizer steps of the run.
+        steps_per_epoch: number of optimizer steps per epoch.
     """
     return SCHEDULES[options["schedule"]].build(optimizer, options, steps, steps_per_epoch)

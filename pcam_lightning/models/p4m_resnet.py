@@ -1,25 +1,24 @@
-"""A ResNet whose filters come in all eight symmetries of the square: turned or mirrored patches get the same logit.
+"""A D4-equivariant ResNet: rotated and mirrored patches get the same logit.
 
-Group convolutions of p4m (Cohen and Welling 2016), which Veeling et al. 2018 brought to these very patches. A layer of
-C features has 8 C channels, those of one symmetry after those of another; its filters are an eighth of the weights that
-as many channels would have, and each step teaches all eight of their poses.
+Uses p4m group convolutions (Cohen and Welling 2016), applied to PCam by Veeling et al. 2018. A layer with C features
+has 8 C channels, ordered by symmetry. It has one eighth of the weights of a plain convolution with as many channels.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-ORDER = 8  # quarter turns, of the image and of its mirror image
+ORDER = 8  # four rotations of the image and of its mirror image
 
 
 def act(element: int, image: torch.Tensor) -> torch.Tensor:
-    """Apply one of the eight symmetries to (..., H, W), H = W: from 4 on mirrored first, then turned; 0 leaves it."""
+    """Apply a symmetry to (..., H, W) with H = W: element % 4 quarter turns, after a flip if element >= 4."""
     mirrored = image.flip(-1) if element >= 4 else image
     return torch.rot90(mirrored, element % 4, (-2, -1))
 
 
 def _differences() -> list[list[int]]:
-    """Return which symmetry leads from each one to each other one: of g and h it is g^-1 h, 8 x 8."""
+    """Return the table of g^-1 h for all pairs of symmetries g and h, 8 x 8."""
     probe = torch.arange(9).view(3, 3)
     seen = {tuple(act(element, probe).flatten().tolist()): element for element in range(ORDER)}
 
@@ -34,23 +33,23 @@ _DIFFERENCES = _differences()
 
 
 class GroupConv(nn.Module):
-    """Convolution of symmetries: turns of what comes in turn what goes out, and move it on from symmetry to symmetry.
+    """A group convolution: rotating the input rotates the output and permutes its symmetry channels.
 
     Args:
-        features: that come in: an image's channels where it lifts, else features of eight channels each.
-        made: features that go out, of eight channels each.
-        kernel: side of the filters; an odd one keeps the size of the image, padded by zeros.
-        lifts: whether an image comes in.
+        features: number of input features with eight channels each; with `lifts`, number of image channels.
+        made: number of output features with eight channels each.
+        kernel: side of the filters; odd sides keep the image size, with zero padding.
+        lifts: whether the input is an image.
     """
 
     def __init__(self, features: int, made: int, kernel: int, *, lifts: bool = False) -> None:
         super().__init__()
         self.lifts = lifts
         self.weight = nn.Parameter(torch.empty(made, features if lifts else ORDER * features, kernel, kernel))
-        nn.init.normal_(self.weight, std=(2 / (ORDER * made * kernel**2)) ** 0.5)  # He et al. 2015, by what goes out
+        nn.init.normal_(self.weight, std=(2 / (ORDER * made * kernel**2)) ** 0.5)  # He et al. 2015, fan-out
 
     def filters(self) -> torch.Tensor:
-        """Return the weights in all eight poses, (8 made, channels, kernel, kernel)."""
+        """Return the weights in all eight symmetries, (8 made, channels, kernel, kernel)."""
         if self.lifts:
             return torch.cat([act(element, self.weight) for element in range(ORDER)])
         weight = self.weight.unflatten(1, (ORDER, -1))  # type: ignore[no-untyped-call]
@@ -63,13 +62,14 @@ class GroupConv(nn.Module):
 
 
 class GroupBatchNorm(nn.Module):
-    """Batch norm with one scale, shift, mean and variance for the eight channels of a feature.
+    """BatchNorm with one scale, shift, mean and variance for the eight channels of a feature.
 
-    In training each channel goes by its own batch; their mean is kept, so that evaluation does not depend on the
-    pose. (Statistics over all eight at once would take more time than the convolutions.)
+    In training, each channel is normalized by its own batch statistics. The running statistics are their mean over the
+    eight channels, so evaluation is equivariant. Batch statistics over all eight channels would take more time than the
+    convolutions.
 
     Args:
-        features: of eight channels each.
+        features: number of features with eight channels each.
         momentum: weight of a new batch in the running statistics, as in `torch.nn.BatchNorm2d`.
     """
 
@@ -95,9 +95,9 @@ class GroupBatchNorm(nn.Module):
 
 
 def as_plain_layers(network: nn.Module) -> None:
-    """Replace the group layers of a network in evaluation mode by plain ones with the same outputs, in place.
+    """Replace the group layers of a network in evaluation mode by plain layers with equal outputs, in place.
 
-    Their filters are then computed once instead of for each batch, and can be folded and exported like others.
+    Their filters are then computed once instead of for each batch, and can be folded and exported.
     """
     for name, layer in list(network.named_modules()):
         if isinstance(layer, GroupConv):
@@ -109,17 +109,17 @@ def as_plain_layers(network: nn.Module) -> None:
         elif isinstance(layer, GroupBatchNorm):
             norm = nn.BatchNorm2d(ORDER * len(layer.weight), momentum=layer.momentum, device=layer.weight.device)
             state = {key: value.repeat(ORDER) for key, value in layer.state_dict().items()}
-            norm.load_state_dict(state, strict=False)  # which has no count of batches
+            norm.load_state_dict(state, strict=False)  # the state has no num_batches_tracked
             network.set_submodule(name, norm.eval())
 
 
 class GroupBlock(nn.Module):
-    """Two group convolutions beside a way around them (He et al. 2016).
+    """A residual block of two group convolutions (He et al. 2016).
 
     Args:
-        features: that come in.
-        made: features that go out.
-        halves: whether the image is halved first, by means of 2 x 2 pixels: strides would prefer one corner.
+        features: number of input features.
+        made: number of output features.
+        halves: average 2 x 2 pixels first; a stride would not be equivariant.
     """
 
     def __init__(self, features: int, made: int, *, halves: bool) -> None:
@@ -140,12 +140,12 @@ class GroupBlock(nn.Module):
 
 
 class P4MResNet(nn.Module):
-    """Lifting convolution, blocks of group convolutions, the mean over places and symmetries, and one logit.
+    """Lifting convolution, residual blocks, mean over positions and symmetries, and one logit.
 
     Args:
-        stem: features of the lifting convolution, at the full size of the image.
-        made: features of each stage, whose first block halves the image.
-        blocks: how many each stage has.
+        stem: number of features of the lifting convolution, at full image size.
+        made: number of features of each stage; its first block halves the image.
+        blocks: number of blocks of each stage.
     """
 
     def __init__(self, stem: int, made: tuple[int, ...], blocks: tuple[int, ...]) -> None:
@@ -160,7 +160,7 @@ class P4MResNet(nn.Module):
         self.fc = nn.Linear(before, 1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Map (B, 3, H, W) to logits (B, 1); H and W are halved by every stage without a remainder."""
+        """Map (B, 3, H, W) to logits (B, 1); each stage must halve H and W without a remainder."""
         made = self.blocks(functional.relu(self.bn1(self.conv1(image)), inplace=True))
         pooled = made.float().mean(dim=(2, 3)).unflatten(1, (ORDER, -1)).mean(dim=1)
         logit: torch.Tensor = self.fc(pooled)

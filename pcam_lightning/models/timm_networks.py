@@ -1,4 +1,4 @@
-"""Networks of timm's: by name, from a folder, or from the Hugging Face hub."""
+"""timm networks by name, from a folder, or from the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Any
@@ -7,44 +7,46 @@ from torch import nn
 
 from pcam_lightning.utils.errors import UserError
 
-TIMM = "timm/"  # prefix of any network of timm's
-HUB = "hf-hub:"  # prefix, after that, of a model on the Hugging Face hub
-FOLDER = "local-dir:"  # or of a folder with the files of such a model
+TIMM = "timm/"  # prefix of timm networks
+HUB = "hf-hub:"  # second prefix of a model on the Hugging Face hub
+FOLDER = "local-dir:"  # second prefix of a folder with the files of such a model
 
 
 def build_timm(name: str, side: int, **options: Any) -> tuple[Any, str]:
-    """Return one of timm's networks and the name of its last layer.
+    """Return a timm network and the name of its last layer.
 
     Args:
-        name: timm/ and one of timm's names, hf-hub:OWNER/NAME, or local-dir:PATH of a folder with config.json.
-        side: of the images, in pixels.
-        options: of timm.create_model; with any, errors are raised as they come.
+        name: timm/NAME, timm/hf-hub:OWNER/NAME, or timm/local-dir:PATH of a folder with config.json.
+        side: image side in pixels.
+        options: options of timm.create_model; if any are given, original errors are raised.
 
     Raises:
-        UserError: no such network, or it cannot be built.
+        UserError: the network does not exist or cannot be built.
     """
-    import timm  # half a second, which networks of torchvision's do without
+    import timm  # takes half a second; not needed for torchvision networks
 
     plain = name.removeprefix(TIMM)
     if not plain.startswith((HUB, FOLDER)) and not timm.is_model(plain):
-        raise UserError(f"`model.backbone` {name}: timm has no such network; timm.list_models() has their names.")
+        raise UserError(f"`model.backbone` {name}: unknown to timm; timm.list_models() lists all names.")
     if plain.startswith(HUB):
         _check_hub(name, plain.removeprefix(HUB))
     network: Any
     try:
         try:
             network = timm.create_model(plain, num_classes=1, img_size=side, **options)
-        except TypeError:  # most networks take images of any size, and no such option
+        except TypeError:  # most networks accept images of any size and have no such option
             network = timm.create_model(plain, num_classes=1, **options)
     except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         if options:
             raise
-        what = next((of for prefix, of in _SOURCES.items() if plain.startswith(prefix)), f"for {side} x {side} pixels")
-        raise UserError(f"`model.backbone` {name}: cannot be built {what} ({first_line(error)}).") from None
+        how = next(
+            (text for prefix, text in _SOURCES.items() if plain.startswith(prefix)), f"for {side} x {side} pixels"
+        )
+        raise UserError(f"`model.backbone` {name}: cannot be built {how} ({first_line(error)}).") from None
     last = network.get_classifier()
     head = next((str(layer) for layer, module in network.named_modules() if module is last), "")
     if not isinstance(last, nn.Linear):
-        raise UserError(f"`model.backbone` {name}: does not end in one linear layer, which the logit needs.")
+        raise UserError(f"`model.backbone` {name}: not supported, because the last layer is not linear.")
     return network, head
 
 
@@ -52,10 +54,10 @@ _SOURCES = {HUB: "from its repository", FOLDER: "from its folder"}
 
 
 def _check_hub(name: str, repository: str) -> None:
-    """Check that a repository's config.json is in the cache or can be read: one request, which a download repeats.
+    """Check with one request that the config.json of a repository is cached or readable.
 
     Raises:
-        UserError: it cannot be.
+        UserError: config.json cannot be read.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
@@ -64,33 +66,32 @@ def _check_hub(name: str, repository: str) -> None:
     try:
         if not isinstance(try_to_load_from_cache(owner_and_name, file, revision=revision), str):
             get_hf_file_metadata(hf_hub_url(owner_and_name, file, revision=revision), timeout=10)
-    except Exception as error:  # of whatever the library that asks raises
+    except Exception as error:  # the hub library raises many types
         raise UserError(
             f"`model.backbone` {name}: cannot be built from its repository ({first_line(error)}); {HOW_TO_ACCESS}."
         ) from None
 
 
 HOW_TO_ACCESS = (
-    "where access is restricted, ask for it on the page of the repository, and give this machine a token of yours "
-    "(HF_TOKEN, or hf auth login)"
+    "for gated repositories, request access on the page of the repository and set HF_TOKEN or run hf auth login"
 )
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type."""
+    """Return the first line of an error message, or the name of its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def absolute_name(name: str) -> str:
-    """Return a network's name with the folder that it may name absolute, for use from elsewhere."""
+    """Return a network name with an absolute folder, so that it can be used from other working folders."""
     prefix = TIMM + FOLDER
     return f"{prefix}{Path(name.removeprefix(prefix)).expanduser().absolute()}" if name.startswith(prefix) else name
 
 
 def stages_of_timm(network: Any) -> dict[str, int]:
-    """Return the stages that one of timm's networks lists, about four of a transformer's many blocks."""
+    """Return the stages that a timm network lists, about four of the blocks of a transformer."""
     listed = [(info["module"], info["num_chs"]) for info in getattr(network, "feature_info", [])]
-    # Of networks of convolutions without layers in between, the features are the mean of the last stage already.
+    # If a convolutional network has no layers after the last stage, its mean already forms the features.
     if listed and listed[-1][1] == network.num_features and not getattr(network, "num_prefix_tokens", 0):
         listed.pop()
     every = max(1, len(listed) // 4)

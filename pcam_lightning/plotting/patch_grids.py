@@ -1,4 +1,4 @@
-"""Patches -> matplotlib figures: side by side, top errors, augmented ones, heat maps."""
+"""Matplotlib figures of patches: grids, top errors, augmented patches, heat maps."""
 
 import matplotlib as mpl
 import numpy as np
@@ -14,12 +14,12 @@ from pcam_lightning.metrics.classification import top_errors
 from pcam_lightning.plotting.style import styled
 
 Array = np.ndarray
-_GAP, _LINE, _INCH = 8, 10, 80  # between patches, a line of text and an inch, in pixels of the patches
+_GAP, _LINE, _INCH = 8, 10, 80  # space between patches, a line of text and an inch, in patch pixels
 
 
 @styled
 def patch_grid(images: Array, titles: list[str], columns: int = 8) -> Figure:
-    """Draw patches, uint8 (N, 96, 96, 3), with a title each and the center 32 x 32 that the label is about."""
+    """Plot patches, uint8 (N, 96, 96, 3), each with a title and its labeled center, 32 x 32."""
     rows = max(-(-len(images) // columns), 1)
     band = _GAP + _LINE * max((title.count("\n") + 1 for title in titles if title), default=0)
     canvas = np.full((rows * (96 + band), columns * (96 + _GAP), 3), 255, dtype=np.uint8)
@@ -41,14 +41,14 @@ def patch_grid(images: Array, titles: list[str], columns: int = 8) -> Figure:
 
 
 def patch_titles(ids: "pd.Series[str]", logit: Array) -> list[str]:
-    """Return a title for each patch: the beginning of its id, and its probability of tumor."""
+    """Return a title for each patch: the start of its id and its tumor probability."""
     return [f"{patch_id[:12]}\n{prob:.3f}" for patch_id, prob in zip(ids, expit(logit), strict=True)]
 
 
 def error_grids(
     ids: "pd.Series[str]", label: Array, logit: Array, store: PackedStore, limit: int = 16
 ) -> dict[str, tuple[int, Figure]]:
-    """Draw the largest errors at 0.5: of each kind, how many there are, and the picture."""
+    """Plot the largest errors at 0.5; return the number of errors and the figure of each kind."""
     found = {}
     for kind, errors in top_errors(label, logit).items():
         first = ids.iloc[errors[:limit]]
@@ -58,13 +58,13 @@ def error_grids(
 
 
 def augmented_grid(images: Array, unit: torch.Tensor, titles: list[str]) -> Figure:
-    """Draw patches, uint8 (N, 96, 96, 3), each with an augmented one beside it, float in [0, 1] (N, 3, 96, 96)."""
+    """Plot patches, uint8 (N, 96, 96, 3), beside augmented copies, float in [0, 1] (N, 3, 96, 96)."""
     seen = (255 * unit.permute(0, 2, 3, 1)).round().to(torch.uint8).cpu().numpy()
     return patch_grid(_beside(images, seen), [text for title in titles for text in (title, "augmented")], 10)
 
 
 def heatmap_grid(images: Array, heat: Array, titles: list[str]) -> Figure:
-    """Draw patches, uint8 (N, 96, 96, 3), each with its heat beside it, float in [0, 1] (N, 96, 96)."""
+    """Plot patches, uint8 (N, 96, 96, 3), beside their heat maps, float in [0, 1] (N, 96, 96)."""
     color = mpl.colormaps["viridis"](heat)[..., :3]
     share = 0.15 + 0.6 * heat[..., None]
     over = (255 * ((1 - share) * (images / 255) + share * color)).round().astype(np.uint8)
@@ -72,5 +72,5 @@ def heatmap_grid(images: Array, heat: Array, titles: list[str]) -> Figure:
 
 
 def _beside(images: Array, others: Array) -> Array:
-    """Put each of the others behind the one that it belongs to, (N, ...) both, as (2 N, ...)."""
+    """Interleave two arrays of shape (N, ...) into one of shape (2 N, ...)."""
     return np.stack([images, others], axis=1).reshape(-1, *images.shape[1:])

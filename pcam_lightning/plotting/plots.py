@@ -1,4 +1,4 @@
-"""Arrays -> matplotlib figures: scores, curves and what a data folder holds, with n in every title."""
+"""Matplotlib figures of scores, curves and data sets, with n in every title."""
 
 from collections.abc import Mapping
 
@@ -27,7 +27,7 @@ from pcam_lightning.plotting.style import (
 )
 
 Array = np.ndarray
-_MOST = 1000  # points of a curve: finer than a screen shows
+_MOST = 1000  # points per curve, more than a screen resolves
 
 
 def _thin(*curves: Array) -> list[Array]:
@@ -37,7 +37,7 @@ def _thin(*curves: Array) -> list[Array]:
 
 @styled
 def roc(label: Array, logit: Array, point: ConfusionCounts | None = None, axes: Axes | None = None) -> Figure:
-    """Draw sensitivity against one less specificity, with the chosen operating point."""
+    """Plot the ROC curve and the chosen operating point."""
     figure, axes = square_axes(f"ROC, n = {len(label):,}", "1 - specificity", "sensitivity", axes)
     false, found, _ = roc_curve(label, logit)
     axes.plot([0, 1], [0, 1], color=GRAY, linewidth=0.8, linestyle=":")
@@ -50,7 +50,7 @@ def roc(label: Array, logit: Array, point: ConfusionCounts | None = None, axes: 
 
 @styled
 def precision_recall(label: Array, logit: Array) -> Figure:
-    """Draw precision against sensitivity; the dotted line is what guessing reaches."""
+    """Plot precision against sensitivity; the dotted line is a random classifier."""
     figure, axes = square_axes(f"Precision and sensitivity, n = {len(label):,}", "sensitivity", "precision", None)
     precision, found, _ = precision_recall_curve(label, logit)
     axes.axhline(float(np.mean(label)), color=GRAY, linewidth=0.8, linestyle=":")
@@ -62,10 +62,10 @@ def precision_recall(label: Array, logit: Array) -> Figure:
 def reliability_diagram(
     label: Array, logit: Array, calibrated: Array | None = None, axes: Axes | None = None
 ) -> Figure:
-    """Draw the share of tumor against the probability that was given, before and after temperature scaling."""
+    """Plot the share of tumor against the predicted probability, before and after temperature scaling."""
     figure, axes = square_axes(f"Reliability, n = {len(label):,}", "probability of tumor", "share with tumor", axes)
     axes.plot([0, 1], [0, 1], color=GRAY, linewidth=0.8, linestyle=":")
-    for values, color, marker, name in ((logit, NORMAL, "o", "as it is"), (calibrated, TUMOR, "s", "calibrated")):
+    for values, color, marker, name in ((logit, NORMAL, "o", "uncalibrated"), (calibrated, TUMOR, "s", "calibrated")):
         if values is not None:
             count, prob, share = reliability_curve(label, values)
             some = count > 0
@@ -77,7 +77,7 @@ def reliability_diagram(
 
 @styled
 def score_histogram(label: Array, logit: Array, axes: Axes | None = None) -> Figure:
-    """Draw how often each probability is given, by class."""
+    """Plot a histogram of predicted probabilities for each class."""
     figure, axes = new_axes(f"Scores by class, n = {len(label):,}", "probability of tumor", "patches", axes)
     prob, bins = expit(logit), np.linspace(0, 1, 41)
     for value, (name, color) in enumerate(CLASSES.items()):
@@ -91,8 +91,8 @@ def score_histogram(label: Array, logit: Array, axes: Axes | None = None) -> Fig
 
 @styled
 def confusion(point: ConfusionCounts, title: str, axes: Axes | None = None) -> Figure:
-    """Draw the four counts of a decision, and their share of the true class."""
-    figure, axes = new_axes(f"{title}, n = {sum(point):,}", "called", "is", axes)
+    """Plot the confusion matrix as counts and shares of each true class."""
+    figure, axes = new_axes(f"{title}, n = {sum(point):,}", "called", "label", axes)
     counts = np.array(
         [[point.true_negative, point.false_positive], [point.false_negative, point.true_positive]], dtype=float
     )
@@ -110,8 +110,8 @@ def confusion(point: ConfusionCounts, title: str, axes: Axes | None = None) -> F
 
 @styled
 def risk_coverage(label: Array, logit: Array, confidences: Mapping[str, Array]) -> Figure:
-    """Draw the share of wrong calls at 0.5 against the share of patches kept, the most confident ones first."""
-    figure, axes = new_axes(f"Risk and coverage, n = {len(label):,}", "share of patches kept", "share of these wrong")
+    """Plot the error rate at 0.5 against the share of patches kept, most confident patches first."""
+    figure, axes = new_axes(f"Risk and coverage, n = {len(label):,}", "share of patches kept", "error rate")
     for (name, confidence), color in zip(confidences.items(), COLORS, strict=False):
         axes.plot(*_thin(*curves.risk_coverage(label, logit, confidence)), color=color, label=name)
     axes.set_xlim(0, 1)
@@ -122,8 +122,8 @@ def risk_coverage(label: Array, logit: Array, confidences: Mapping[str, Array]) 
 
 @styled
 def evaluation_panel(label: Array, logit: Array) -> Figure:
-    """Draw ROC, reliability, scores by class and the decisions at 0.5 side by side."""
-    figure, panels = new_panels(2, 2, fit=False)  # to fit the layout takes as long as all the drawing
+    """Plot ROC, reliability, scores by class and the confusion matrix at 0.5 side by side."""
+    figure, panels = new_panels(2, 2, fit=False)  # fitting the layout would double the time
     figure.subplots_adjust(left=0.09, right=0.98, bottom=0.08, top=0.96, wspace=0.25, hspace=0.32)
     roc(label, logit, axes=panels[0])
     reliability_diagram(label, logit, axes=panels[1])
@@ -133,13 +133,13 @@ def evaluation_panel(label: Array, logit: Array) -> Figure:
 
 
 def best_epoch(rows: pd.DataFrame) -> "pd.Series[float]":
-    """Return the row of `metrics.csv` with the highest val/auroc, the first of several."""
+    """Return the first row of `metrics.csv` with the highest val/auroc."""
     return rows.iloc[int(np.nanargmax(rows["val/auroc"].to_numpy(dtype=float)))]
 
 
 @styled
 def learning_curves(runs: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw loss and AUROC of runs, by name, each with a row an epoch of `metrics.csv`; rings mark the best epoch."""
+    """Plot loss and AUROC by epoch for each run, given the rows of its `metrics.csv`; rings mark the best epoch."""
     figure, panels = new_panels(1, 2)
     for name, axes in zip(("loss", "auroc"), panels, strict=True):
         title = f"{'Loss' if name == 'loss' else 'AUROC'}, n = {len(runs)} {'run' if len(runs) == 1 else 'runs'}"
@@ -173,9 +173,9 @@ def learning_curves(runs: Mapping[str, pd.DataFrame]) -> Figure:
 
 @styled
 def class_balance(counts: Mapping[str, int]) -> Figure:
-    """Draw the number of patches of each group, such as normal, tumor and unlabeled ones."""
+    """Plot the number of patches per group, such as normal, tumor and unlabeled."""
     total, labeled = sum(counts.values()), sum(counts.get(name, 0) for name in CLASSES)
-    note = "" if labeled in (0, total) else "\nshares are of the labeled ones"
+    note = "" if labeled in (0, total) else "\npercentages of labeled patches"
     figure, axes = new_axes(f"Patches by class, n = {total:,}{note}", "", "patches")
     bars = axes.bar(list(counts), list(counts.values()), width=0.6, color=[CLASSES.get(name, GRAY) for name in counts])
     shares = [f"{count / labeled:.1%}" if name in CLASSES else "" for name, count in counts.items()]
@@ -188,11 +188,11 @@ def class_balance(counts: Mapping[str, int]) -> Figure:
 
 @styled
 def pixel_histograms(images: Array, group: Array) -> Figure:
-    """Draw how often each value occurs in red, green and blue.
+    """Plot histograms of the red, green and blue pixel values.
 
     Args:
-        images: uint8, (N, 96, 96, 3).
-        group: of each patch, such as normal and tumor, str (N,).
+        images: patches, uint8 (N, 96, 96, 3).
+        group: group of each patch, such as normal and tumor, str (N,).
     """
     figure, panels = new_panels(1, 3)
     for channel, (name, axes) in enumerate(zip(("Red", "Green", "Blue"), panels, strict=True)):
@@ -204,7 +204,7 @@ def pixel_histograms(images: Array, group: Array) -> Figure:
             axes.step(np.arange(256), share, color=CLASSES.get(one, GRAY), linewidth=1, label=one)
             highest = max(highest, share[1:255].max())
             ends[one] = share[[0, 255]]
-        axes.set_ylim(0, 1.15 * highest or 1)  # pixels at an end of the scale would flatten the rest
+        axes.set_ylim(0, 1.15 * highest or 1)  # saturated pixels would flatten the rest
         above = [
             f"at {value} {', '.join(f'{one} {share[end]:.0f} %' for one, share in ends.items())}"
             for end, value in enumerate((0, 255))
@@ -217,8 +217,8 @@ def pixel_histograms(images: Array, group: Array) -> Figure:
 
 @styled
 def brightness(values: Array, group: Array) -> Figure:
-    """Draw how often each mean pixel of a patch occurs, float (N,) from 0 to 255, by group of patches, str (N,)."""
-    figure, axes = new_axes(f"Brightness, n = {len(values):,} patches", "mean pixel of a patch", "share of patches, %")
+    """Plot histograms of the mean pixel value, float (N,) from 0 to 255, for each group, str (N,)."""
+    figure, axes = new_axes(f"Brightness, n = {len(values):,} patches", "mean pixel value", "share of patches, %")
     for one in np.unique(group):
         chosen, color = values[group == one], CLASSES.get(one, GRAY)
         share = np.full(len(chosen), 100 / len(chosen))
@@ -231,11 +231,11 @@ def brightness(values: Array, group: Array) -> Figure:
 
 @styled
 def slide_sizes(slide: Array, label: Array) -> Figure:
-    """Draw the patches of each slide, the largest first, by class: slide str (N,), label (N,)."""
+    """Plot the number of patches per slide and class, largest slides first: slide str (N,), label (N,)."""
     counts = pd.crosstab(slide, label).reindex(columns=[0, 1], fill_value=0)
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
     title = f"Patches by slide, n = {len(slide):,} of {len(counts):,} slides"
-    figure, axes = new_axes(title, "slides, the largest first", "patches")
+    figure, axes = new_axes(title, "slides, largest first", "patches")
     below = np.zeros(len(counts))
     for value, (name, color) in enumerate(CLASSES.items()):
         axes.bar(
@@ -256,7 +256,7 @@ def slide_sizes(slide: Array, label: Array) -> Figure:
 
 @styled
 def embedding(points: Array, group: Array, title: str) -> Figure:
-    """Draw points (N, 2) in the color of their group, str (N,); of many groups all but the largest are gray."""
+    """Plot points (N, 2) colored by group, str (N,); if there are many groups, small ones are gray."""
     names, counts = np.unique(group, return_counts=True)
     largest = [str(name) for name in names[np.argsort(-counts, kind="stable")][: len(COLORS)]]
     figure, axes = new_axes(f"{title}, n = {len(points):,}", "", "")

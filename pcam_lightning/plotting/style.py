@@ -1,4 +1,4 @@
-"""What all figures have in common: size, type, colors that most eyes tell apart; and what becomes of a figure."""
+"""The style of all figures (size, font, color-blind safe colors) and their conversion to files."""
 
 import base64
 import io
@@ -13,12 +13,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 P = ParamSpec("P")
-# Okabe and Ito 2008: told apart by those who confuse red and green too.
+# Okabe and Ito 2008: safe for red-green color blindness.
 NORMAL, TUMOR, GRAY = "#0072B2", "#D55E00", "#777777"
 _MORE = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 COLORS = (NORMAL, TUMOR, *_MORE)
 CLASSES = {"normal": NORMAL, "tumor": TUMOR}  # other groups of patches are gray
-MARKERS = "osD^vPX"  # beside the color, for those who see none
+MARKERS = "osD^vPX"  # so that figures do not depend on color alone
 SIZE = (4.4, 3.6)  # inches
 _STYLE: Any = {
     "font.size": 9,
@@ -31,29 +31,29 @@ _STYLE: Any = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "svg.hashsalt": "pcam_lightning",  # the same numbers make the same file
+    "svg.hashsalt": "pcam_lightning",  # makes files reproducible
 }
 
 
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Have a figure drawn in the style of all."""
+def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Apply the common style to a plotting function."""
 
-    @wraps(draw)
+    @wraps(plot)
     def with_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.rc_context(_STYLE):
-            return draw(*args, **kwargs)
+            return plot(*args, **kwargs)
 
     return with_style
 
 
 def new_panels(rows: int, columns: int, *, fit: bool = True) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its axes, row by row; `fit` lets the layout follow from what is drawn."""
+    """Return a figure and its axes, row by row; `fit` adapts the layout to the content."""
     figure = Figure((SIZE[0] * columns, SIZE[1] * rows), layout="constrained" if fit else None)
     return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
 
 
 def new_axes(title: str, x: str, y: str, axes: Axes | None = None) -> tuple[Figure, Axes]:
-    """Return a figure and its axes with a title and names, or those that are given."""
+    """Return a figure and its axes with a title and axis labels; existing axes are reused."""
     axes = axes or new_panels(1, 1)[1][0]
     axes.set(title=title, xlabel=x, ylabel=y)
     assert isinstance(axes.figure, Figure)
@@ -61,14 +61,14 @@ def new_axes(title: str, x: str, y: str, axes: Axes | None = None) -> tuple[Figu
 
 
 def square_axes(title: str, x: str, y: str, axes: Axes | None) -> tuple[Figure, Axes]:
-    """Return axes on which one share is drawn against another."""
+    """Return square axes from 0 to 1."""
     figure, axes = new_axes(title, x, y, axes)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     return figure, axes
 
 
 def as_svg(figure: Figure) -> str:
-    """Return a figure as an SVG element, to stand in a page."""
+    """Return a figure as an SVG element to embed in a page."""
     buffer = io.StringIO()
     with mpl.rc_context(_STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -77,19 +77,19 @@ def as_svg(figure: Figure) -> str:
 
 
 def as_png(figure: Figure, dpi: int = 160) -> bytes:
-    """Return a figure as a PNG file; at 160 a pixel of a patch is drawn as two by two."""
+    """Return a figure as a PNG file; at 160 dpi, a patch pixel covers 2 x 2 pixels."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 
 def data_uri(png: bytes) -> str:
-    """Return a picture as the address of one in a page, data:image/png."""
+    """Return an image as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def as_array(figure: Figure, dpi: int = 100) -> np.ndarray:
-    """Return a figure as pixels, uint8 (H, W, 3)."""
+    """Return a figure as an image, uint8 (H, W, 3)."""
     figure.set_dpi(dpi)
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()

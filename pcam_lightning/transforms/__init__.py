@@ -1,1 +1,1 @@
-"""What happens to a batch between the loader and the network."""
+"""Transforms of a batch between the data loader and the network."""

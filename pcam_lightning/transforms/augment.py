@@ -1,4 +1,4 @@
-"""The options of all augmentations, and how a batch is augmented on its device."""
+"""The options of all augmentations, and the augmentation of a batch on its device."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from pcam_lightning.transforms.augmentations import (
     AUGMENTATIONS,
     ColorJitter,
     CutMix,
-    FlipAndTurn,
+    FlipAndRotate,
     MixUp,
     RandomErasing,
     StainJitter,
@@ -28,34 +28,34 @@ class Augmentation(
     StainJitter,
     CutMix,
     RandomErasing,
-    FlipAndTurn,
+    FlipAndRotate,
 ):
-    """What happens to training patches, each with a draw of its own; without options they are flipped."""
+    """Options of the training augmentation, sampled per patch; by default patches are only flipped."""
 
     @classmethod
     def of(cls, options: "Augmentation | Mapping[str, Any]") -> "Augmentation":
-        """Return the options, given as such or as a mapping, checked.
+        """Convert a mapping to options if needed, and check them.
 
         Raises:
-            UserError: they are neither, or an option is unknown or out of its range.
+            UserError: the type is wrong, or an option is unknown or out of range.
         """
         if isinstance(options, Mapping):
             names = augmentation_options()
             if unknown := sorted(map(str, set(options) - set(names))):
-                raise UserError(f"`model.augment`: no option {unknown[0]}; it has {', '.join(names)}.")
+                raise UserError(f"`model.augment`: unknown option {unknown[0]}; the options are {', '.join(names)}.")
             options = cls(**options)
         elif not isinstance(options, cls):
             raise UserError(
-                f"`model.augment` {options!r}: should be an Augmentation or a mapping of its options; {{}} flips alone."
+                f"`model.augment` {options!r}: should be an Augmentation or a mapping of its options, such as {{}}."
             )
         options.check()
         return options
 
     def check(self) -> None:
-        """Check the range of each option, and that they go together.
+        """Check the range and the combination of the options.
 
         Raises:
-            UserError: a value is out of its range, or two do not go together.
+            UserError: a value is out of range, or two options cannot be combined.
         """
         for step in AUGMENTATIONS:
             for name, highest in step.highest.items():
@@ -74,20 +74,20 @@ def augmentation_options() -> tuple[str, ...]:
 
 
 def add_augmentation(step: type[Step], before: type[Step] | None = None) -> None:
-    """Add an augmentation of one's own, whose options become options of `Augmentation`.
+    """Register a custom augmentation; its options become options of `Augmentation`.
 
     Args:
-        step: what `Step` says.
-        before: the augmentation that it is applied before; by default it is the last of its stage.
+        step: subclass of `Step`.
+        before: augmentation to apply after this one; by default, this one is the last of its stage.
     """
     AUGMENTATIONS.insert(len(AUGMENTATIONS) if before is None else AUGMENTATIONS.index(before), step)
     set_bases((step, *Augmentation.__bases__))
 
 
 def set_bases(bases: tuple[type, ...]) -> None:
-    """Give `Augmentation` the options of these classes."""
+    """Set the base classes of `Augmentation`, which define its options."""
     Augmentation.__bases__ = bases
-    for name in ("__init__", "__repr__", "__eq__", "__match_args__"):  # dataclass replaces none of them
+    for name in ("__init__", "__repr__", "__eq__", "__match_args__"):  # dataclass does not replace existing ones
         delattr(Augmentation, name)
     dataclass(Augmentation)
 
@@ -100,17 +100,17 @@ def augment(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Augment a training batch.
 
-    All draws are made on the CPU from torch's default generator, the same on every device. Autocast should be off: in
-    half precision an eighth of the gray levels is left, and pixels come from a neighbor's place.
+    Random parameters are sampled on the CPU from torch's default generator, so they are the same on every device.
+    Disable autocast: half precision keeps one eighth of the gray levels and shifts pixels by rounding.
 
     Args:
-        image: uint8, (B, 96, 96, 3).
-        label: float, (B,).
-        augmentation: what to do.
-        normalize: what to do to float images (B, 3, 96, 96) in [0, 1] before their pixels are moved or colored.
+        image: patches, uint8 (B, 96, 96, 3).
+        label: labels, float (B,).
+        augmentation: options of the augmentation.
+        normalize: function applied to float images (B, 3, 96, 96) in [0, 1] before geometric and color transforms.
 
     Returns:
-        float32 in [0, 1], (B, 3, 96, 96), channels_last, and labels (B,), between 0 and 1 where patches were mixed.
+        Patches, float32 (B, 3, 96, 96) in [0, 1], channels_last, and labels (B,). MixUp gives labels between 0 and 1.
     """
     patches = _apply("uint8", augmentation, Patches(image, label))
     floats = to_float(patches.image)
@@ -130,9 +130,9 @@ def to_float(image: torch.Tensor) -> torch.Tensor:
     """Scale uint8 pixels to [0, 1].
 
     Args:
-        image: uint8, (B, H, W, 3).
+        image: patches, uint8 (B, H, W, 3).
 
     Returns:
-        float32, (B, 3, H, W) in channels_last memory: no pixel is moved.
+        Patches, float32 (B, 3, H, W) in channels_last memory format, without a copy to another layout.
     """
     return image.permute(0, 3, 1, 2).float().div_(255)

@@ -1,7 +1,7 @@
-"""Augmentations of a whole batch on its device, a draw per patch; each is one class.
+"""Augmentations of a batch on its device, sampled per patch; one class each.
 
-To add one, write it here, put it into `AUGMENTATIONS` at the place where it is applied, and add it to the bases of
-`Augmentation`. All draws come from one generator, so that the order is part of what a seed means.
+To add one, write a class here, insert it into `AUGMENTATIONS` where it should be applied, and add it to the bases of
+`Augmentation`. All augmentations sample from one generator, so results for a seed depend on their order.
 """
 
 import math
@@ -11,14 +11,14 @@ from typing import ClassVar
 
 import torch
 
-from pcam_lightning.transforms.color import draw_colors, draw_stains, jitter_colors, jitter_stains
+from pcam_lightning.transforms.color import jitter_colors, jitter_stains, sample_colors, sample_stains
 from pcam_lightning.transforms.geometry import (
     apply_symmetries,
-    draw_flips_and_turns,
-    draw_rectangles,
-    draw_symmetries,
-    draw_windows,
-    flip_and_turn,
+    flip_and_rotate,
+    sample_flips_and_rotations,
+    sample_rectangles,
+    sample_symmetries,
+    sample_windows,
 )
 from pcam_lightning.transforms.step import Patches, Step, neighbors
 from pcam_lightning.utils.errors import UserError
@@ -29,8 +29,8 @@ class D4(Step):
     """The eight symmetries of the square.
 
     Args:
-        d4: patches go through one of the eight symmetries of the square, instead of flips and a rotation: no corner is
-            black, no pixel moves by a fraction. Needs degrees 0.
+        d4: apply one of the eight symmetries of the square instead of flips and a rotation. Leaves no black corners and
+            does not resample pixels. Requires degrees 0.
     """
 
     d4: bool = False
@@ -42,16 +42,16 @@ class D4(Step):
         """Flip and transpose each patch."""
         if not self.d4:
             return patches
-        return patches._replace(image=apply_symmetries(patches.image, draw_symmetries(len(patches.image))))
+        return patches._replace(image=apply_symmetries(patches.image, sample_symmetries(len(patches.image))))
 
 
 @dataclass
 class RandomErasing(Step):
-    """Random erasing (Zhong et al. 2020), outside the center.
+    """Random erasing (Zhong et al. 2020) outside the center.
 
     Args:
-        random_erasing: share of the patches in which a rectangle is painted in their mean color, but never the center
-            32 x 32.
+        random_erasing: share of patches in which a rectangle is filled with the mean color of the patch. The center
+            32 x 32 is never filled.
     """
 
     random_erasing: float = 0.0
@@ -59,22 +59,22 @@ class RandomErasing(Step):
     highest: ClassVar[Mapping[str, float]] = {"random_erasing": 1}
 
     def apply(self, patches: Patches) -> Patches:
-        """Paint a rectangle, before patches are moved: the square that the label is about keeps its pixels."""
+        """Fill a rectangle, before geometric transforms, so that the labeled center keeps its pixels."""
         if not self.random_erasing:
             return patches
         image = patches.image
         mean = image.mean(dim=(2, 3), keepdim=True)
-        mask = draw_rectangles(len(image), self.random_erasing).to(image.device, non_blocking=True)
+        mask = sample_rectangles(len(image), self.random_erasing).to(image.device, non_blocking=True)
         return patches._replace(image=torch.where(mask, mean, image))
 
 
 @dataclass
 class CutMix(Step):
-    """CutMix (Yun et al. 2019) of the surroundings of the center.
+    """CutMix (Yun et al. 2019) outside the center.
 
     Args:
-        cutmix: share of the patches that keep a window around their center alone; what surrounds it is another's, and
-            the label stays, since it is the center's.
+        cutmix: share of patches whose surroundings are replaced by those of another patch. A window around the center
+            and the label, which describes the center, are kept.
     """
 
     cutmix: float = 0.0
@@ -82,20 +82,20 @@ class CutMix(Step):
     highest: ClassVar[Mapping[str, float]] = {"cutmix": 1}
 
     def apply(self, patches: Patches) -> Patches:
-        """Replace the surroundings of a window."""
+        """Replace the pixels outside a window."""
         if not self.cutmix:
             return patches
         image = patches.image
-        window = draw_windows(len(image), self.cutmix).to(image.device, non_blocking=True)
+        window = sample_windows(len(image), self.cutmix).to(image.device, non_blocking=True)
         return patches._replace(image=torch.where(window, image, neighbors(image)))
 
 
 @dataclass
-class FlipAndTurn(D4):
+class FlipAndRotate(D4):
     """Flips and rotation.
 
     Args:
-        degrees: patches are flipped, and rotated by an angle drawn from [-degrees, degrees]; corners are black.
+        degrees: rotate flipped patches by a random angle in [-degrees, degrees]; corners are black.
     """
 
     degrees: float = 0.0
@@ -104,18 +104,16 @@ class FlipAndTurn(D4):
     stage: ClassVar[str] = "float"
 
     def apply(self, patches: Patches) -> Patches:
-        """Move the pixels of each patch; flips alone are always drawn, unless `d4` has made them."""
+        """Flip and rotate each patch; with `d4`, do nothing."""
         if self.d4:
             return patches
-        draws = draw_flips_and_turns(len(patches.image), self.degrees)
-        return patches._replace(image=flip_and_turn(patches.image, draws))
+        parameters = sample_flips_and_rotations(len(patches.image), self.degrees)
+        return patches._replace(image=flip_and_rotate(patches.image, parameters))
 
     def check(self) -> None:
-        """Check that there is no rotation beside the symmetries."""
+        """Check that `d4` and `degrees` are not combined."""
         if self.d4 and self.degrees:
-            raise UserError(
-                f"`model.augment.d4` {self.d4}: goes with `model.augment.degrees` 0, symmetries instead of angles."
-            )
+            raise UserError(f"`model.augment.d4` {self.d4}: requires `model.augment.degrees` 0.")
 
 
 @dataclass
@@ -123,8 +121,8 @@ class StainJitter(Step):
     """Stain jitter in HED color space (Tellez et al. 2018).
 
     Args:
-        stain: hematoxylin, eosin and DAB each get a factor from [1 - stain, 1 + stain], and a shift of optical density
-            from [-stain, stain].
+        stain: scale the amounts of hematoxylin, eosin and DAB by random factors in [1 - stain, 1 + stain]. Shift their
+            optical densities by random values in [-stain, stain].
     """
 
     stain: float = 0.0
@@ -132,11 +130,11 @@ class StainJitter(Step):
     highest: ClassVar[Mapping[str, float]] = {"stain": 1}
 
     def apply(self, patches: Patches) -> Patches:
-        """Change how much of each stain the patches took up."""
+        """Change the amount of each stain."""
         if not self.stain:
             return patches
         image = patches.image.contiguous()
-        return patches._replace(image=jitter_stains(image, *draw_stains(len(image), self.stain)))
+        return patches._replace(image=jitter_stains(image, *sample_stains(len(image), self.stain)))
 
 
 @dataclass
@@ -144,10 +142,10 @@ class ColorJitter(Step):
     """Brightness, contrast, saturation and hue.
 
     Args:
-        brightness: factor from [1 - brightness, 1 + brightness].
-        contrast: the same, of the distance to the patch's mean gray.
-        saturation: the same, of the distance to the pixel's gray.
-        hue: colors are turned by up to so many whole turns about the gray axis, at most 0.5.
+        brightness: scale pixels by a random factor in [1 - brightness, 1 + brightness].
+        contrast: scale differences from the mean gray of the patch by a factor in [1 - contrast, 1 + contrast].
+        saturation: scale differences from the gray of the pixel by a factor in [1 - saturation, 1 + saturation].
+        hue: rotate colors about the gray axis by a random number of full turns in [-hue, hue], at most 0.5.
     """
 
     brightness: float = 0.0
@@ -163,7 +161,7 @@ class ColorJitter(Step):
         if not any(options):
             return patches
         image = patches.image.contiguous()
-        return patches._replace(image=jitter_colors(image, draw_colors(len(image), *options)))
+        return patches._replace(image=jitter_colors(image, sample_colors(len(image), *options)))
 
 
 @dataclass
@@ -171,8 +169,8 @@ class MixUp(Step):
     """MixUp of patches and labels (Zhang et al. 2018).
 
     Args:
-        mixup: patches are mixed with others, labels too, in shares drawn from Beta(mixup, mixup), the larger of which
-            they have themselves; 0 for none.
+        mixup: mix patches and labels with those of other patches. Weights are sampled from Beta(mixup, mixup); the
+            larger weight is for the patch itself. 0 disables mixing.
     """
 
     mixup: float = 0.0
@@ -181,23 +179,23 @@ class MixUp(Step):
     stage: ClassVar[str] = "mixed"
 
     def apply(self, patches: Patches) -> Patches:
-        """Mix each patch with another one."""
+        """Mix each patch with another patch."""
         if not self.mixup:
             return patches
         image, label = patches
         share = torch.distributions.Beta(self.mixup, self.mixup, validate_args=False).sample((len(image),))
-        # The patch has the larger share, so that its own label still says what it is to the training metrics.
+        # The patch gets the larger weight, so that training metrics can use its own label.
         share = torch.maximum(share, 1 - share).to(image.device, non_blocking=True)
         mixed = torch.lerp(neighbors(image), image, share[:, None, None, None])
         return Patches(mixed, torch.lerp(neighbors(label), label, share))
 
 
-# In the order in which those of one stage draw and are applied. The bases of `Augmentation` are the reverse of it.
+# Order of sampling and application within a stage. The bases of `Augmentation` are in reverse order.
 AUGMENTATIONS: list[type[Step]] = [
     D4,
     RandomErasing,
     CutMix,
-    FlipAndTurn,
+    FlipAndRotate,
     StainJitter,
     ColorJitter,
     MixUp,

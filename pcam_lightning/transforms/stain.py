@@ -1,4 +1,4 @@
-"""Stain normalization to a target; whole batches on their device."""
+"""Stain normalization of batches on their device."""
 
 from typing import Literal
 
@@ -7,10 +7,10 @@ from torch import nn
 
 from pcam_lightning.transforms.color import DARKEST, map_pixels
 
-_LIGHT = 240 / 255  # Macenko's: what glass lets through
-_GLASS = 0.15  # optical density below which a pixel shows no stain
-_INK = 4.0  # and from which on it is black
-_FEWEST = 92  # stained pixels, a hundredth of a patch: fewer tell nothing of its stains
+_LIGHT = 240 / 255  # transmission of glass, from Macenko et al.
+_GLASS = 0.15  # pixels with a lower optical density have no stain
+_INK = 4.0  # pixels with this optical density or more are black
+_FEWEST = 92  # minimum number of stained pixels, 1 % of a patch, to estimate stains
 _XYZ = torch.tensor([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 _WHITE = torch.tensor([0.95047, 1.0, 1.08883])  # D65
 _TO_XYZ: list[list[float]] = (_XYZ / _WHITE[:, None]).tolist()
@@ -18,16 +18,16 @@ _FROM_XYZ: list[list[float]] = torch.linalg.inv(_XYZ / _WHITE[:, None]).tolist()
 
 
 class StainNormalizer(nn.Module):
-    """Brings each patch's stains to those of a target, which is stored with the network's weights.
+    """Stain normalization of patches to a target, which is stored with the weights of the network.
 
     Args:
-        method: macenko (Macenko et al. 2009: the two stains of a patch are found in its optical densities, and
-            replaced by the target's at the target's strength) or reinhard (Reinhard et al. 2001: mean and deviation of
-            each channel of CIE L*a*b* become the target's).
+        method: macenko or reinhard. macenko (Macenko et al. 2009) estimates two stains from optical densities and
+            replaces them by those of the target. reinhard (Reinhard et al. 2001) matches the mean and the standard
+            deviation of each CIE L*a*b* channel.
     """
 
-    first: torch.Tensor  # of the target: stains, (3, 2), or means, (3, 1)
-    second: torch.Tensor  # strengths, (2,), or deviations, (3, 1)
+    first: torch.Tensor  # target stains, (3, 2), or means, (3, 1)
+    second: torch.Tensor  # target stain strengths, (2,), or standard deviations, (3, 1)
 
     def __init__(self, method: Literal["macenko", "reinhard"]) -> None:
         super().__init__()
@@ -37,13 +37,13 @@ class StainNormalizer(nn.Module):
         self.register_buffer("second", torch.ones(2) if macenko else torch.ones(3, 1))
 
     def fit(self, image: torch.Tensor) -> None:
-        """Take the medians over some patches for the target; patches without stains have no say.
+        """Set the target to the medians over the given patches; patches without stain are ignored.
 
         Args:
-            image: float in [0, 1], (N, 3, H, W).
+            image: patches, float (N, 3, H, W) in [0, 1].
 
         Raises:
-            ValueError: no patch shows any stain.
+            ValueError: no patch contains stain.
         """
         if self.method == "macenko":
             first, second, _, found = find_stains(image)
@@ -58,7 +58,7 @@ class StainNormalizer(nn.Module):
         self.second.copy_(_median(second[found]))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Map patches, float (B, 3, H, W) in [0, 1], to the target; those without stains stay as they are."""
+        """Normalize patches, float (B, 3, H, W) in [0, 1]; patches without stain do not change."""
         with torch.autocast(image.device.type, enabled=False):
             normal = self._macenko(image) if self.method == "macenko" else self._reinhard(image)
         invalid = ~normal.isfinite().all(dim=3).all(dim=2).all(dim=1)
@@ -66,7 +66,7 @@ class StainNormalizer(nn.Module):
 
     def _macenko(self, image: torch.Tensor) -> torch.Tensor:
         _, strength, unmix, found = find_stains(image)
-        matrix = (self.first * (self.second / strength)[:, None]) @ unmix  # (B, 3, 3), of optical densities
+        matrix = (self.first * (self.second / strength)[:, None]) @ unmix  # (B, 3, 3), maps optical densities
         normal = map_pixels(_log(image).contiguous(), matrix, torch.zeros_like(matrix[:, 0])).exp_().mul_(_LIGHT)
         return torch.where((found & shows_stain(image))[:, None, None, None], normal, image)
 
@@ -79,31 +79,31 @@ class StainNormalizer(nn.Module):
 
 def _median(values: torch.Tensor) -> torch.Tensor:
     if not len(values):
-        raise ValueError("no patch shows any stain")
+        raise ValueError("no patch contains stain")
     return values.quantile(0.5, dim=0)
 
 
 def shows_stain(image: torch.Tensor) -> torch.Tensor:
-    """Tell which patches, float (B, 3, H, W) in [0, 1], have enough pixels that are neither glass nor black, (B,)."""
+    """Return which patches, float (B, 3, H, W) in [0, 1], have enough pixels that are neither glass nor black, (B,)."""
     density = -_log(image)
     return ((density >= _GLASS).all(dim=1) & (density < _INK).any(dim=1)).flatten(1).sum(dim=1) >= _FEWEST
 
 
 def _log(image: torch.Tensor) -> torch.Tensor:
-    """Return the negative optical density against glass, of pixels in [0, 1]; black ones count as one level above."""
+    """Return the negative optical density relative to glass of pixels in [0, 1], offset by one gray level."""
     return ((image + DARKEST) / _LIGHT).log_()
 
 
 def find_stains(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Find the two stains of each patch, by Macenko et al. 2009.
+    """Estimate the two stains of each patch (Macenko et al. 2009).
 
     Args:
-        image: float in [0, 1], (B, 3, H, W).
+        image: patches, float (B, 3, H, W) in [0, 1].
 
     Returns:
-        The stains' optical densities of red, green and blue, hematoxylin first, (B, 3, 2), their strengths (99th
-        percentile), (B, 2), the map from densities to amounts of the two, (B, 2, 3), and where two were found, (B,);
-        elsewhere the others mean nothing.
+        Red, green and blue optical densities of the stains, hematoxylin first, (B, 3, 2). Their strengths (99th
+        percentile), (B, 2). The map from densities to stain amounts, (B, 2, 3). Whether two stains were found, (B,);
+        if not, the other values are undefined.
     """
     density = -_log(image).flatten(2)  # (B, 3, N)
     stained = (density >= _GLASS).all(dim=1)  # (B, N)
@@ -111,13 +111,13 @@ def find_stains(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     weight = stained[:, None] / count.clamp(min=1)[:, None, None]
     centered = (density - (density * weight).sum(dim=2, keepdim=True)) * stained[:, None]
     covariance = centered @ centered.mT / (count - 1).clamp(min=1)[:, None, None]
-    axes = eigenvectors(covariance)[..., 1:]  # (B, 3, 2): the plane that the stains span
-    axes = torch.where(axes.sum(dim=1, keepdim=True) < 0, -axes, axes)  # densities lie along the stronger one, upwards
+    axes = eigenvectors(covariance)[..., 1:]  # (B, 3, 2), the plane of the stains
+    axes = torch.where(axes.sum(dim=1, keepdim=True) < 0, -axes, axes)  # orient axes towards positive densities
     weaker, stronger = (axes.mT @ density).unbind(dim=1)
     angle = torch.atan2(stronger, weaker).masked_fill(~stained, torch.inf)
     ends = _percentiles(angle, count, (0.01, 0.99))  # (B, 2)
     ends = axes @ torch.stack([ends.cos(), ends.sin()], dim=1)  # (B, 3, 2)
-    swap = (ends[:, 0, 0] <= ends[:, 0, 1])[:, None, None]  # hematoxylin takes more of the red
+    swap = (ends[:, 0, 0] <= ends[:, 0, 1])[:, None, None]  # hematoxylin absorbs more red
     stains = torch.where(swap, ends.flip(2), ends)
     gram = stains.mT @ stains
     determinant = gram[:, 0, 0] * gram[:, 1, 1] - gram[:, 0, 1] ** 2
@@ -134,12 +134,12 @@ def find_stains(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def eigenvectors(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the eigenvectors of symmetric matrices (B, 3, 3), as columns by rising eigenvalue.
+    """Return the eigenvectors of symmetric matrices (B, 3, 3) as columns, by increasing eigenvalue.
 
-    By Jacobi's rotations, which are plain arithmetic: `torch.linalg.eigh` cannot be exported.
+    Uses Jacobi rotations, which can be exported; `torch.linalg.eigh` cannot.
     """
     vectors = _rotation(matrix[:, 0, 0] * 0, 0, 1)
-    for first, second in ((0, 1), (0, 2), (1, 2)) * 5:  # five sweeps are more than float32 can tell from more
+    for first, second in ((0, 1), (0, 2), (1, 2)) * 5:  # five sweeps reach float32 precision
         twice = 2 * matrix[:, first, second]
         angle = torch.atan2(twice, matrix[:, second, second] - matrix[:, first, first]) / 2
         rotation = _rotation(angle, first, second)
@@ -150,8 +150,8 @@ def eigenvectors(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _rotation(angle: torch.Tensor, first: int, second: int) -> torch.Tensor:
-    """Return rotations in the plane of two axes, by angles (B,), as matrices (B, 3, 3)."""
-    zero = angle * 0  # zeros_like would be traced with its device
+    """Return rotation matrices (B, 3, 3) in the plane of two axes by angles (B,)."""
+    zero = angle * 0  # tracing zeros_like would fix the device
     rows = [[zero + 1 if i == j else zero for j in range(3)] for i in range(3)]
     rows[first][first] = rows[second][second] = angle.cos()
     rows[first][second] = angle.sin()
@@ -160,7 +160,7 @@ def _rotation(angle: torch.Tensor, first: int, second: int) -> torch.Tensor:
 
 
 def _percentiles(values: torch.Tensor, count: torch.Tensor | None, shares: tuple[float, ...]) -> torch.Tensor:
-    """Return the value at each share of the first `count` (by default, all) in order, (B, len(shares))."""
+    """Return percentiles of the `count` smallest values (by default, all), (B, len(shares))."""
     ordered = values.sort(dim=1).values
     last = (torch.isnan(ordered[:, 0]).float() * 0 + values.shape[1] if count is None else count.float()) - 1
     index = torch.stack([last.clamp(min=0) * share for share in shares], dim=1).round().long()
@@ -168,7 +168,7 @@ def _percentiles(values: torch.Tensor, count: torch.Tensor | None, shares: tuple
 
 
 def to_lab(image: torch.Tensor) -> torch.Tensor:
-    """Map sRGB in [0, 1] to CIE L*a*b* under D65, (B, 3, H, W) both."""
+    """Convert sRGB in [0, 1] to CIE L*a*b* under D65, both (B, 3, H, W)."""
     linear = torch.where(image > 0.04045, ((image + 0.055) / 1.055) ** 2.4, image / 12.92)
     xyz = _mix(_TO_XYZ, linear)
     x, y, z = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 16 / 116).unbind(dim=1)
@@ -176,7 +176,7 @@ def to_lab(image: torch.Tensor) -> torch.Tensor:
 
 
 def from_lab(lab: torch.Tensor) -> torch.Tensor:
-    """Map CIE L*a*b* under D65 to sRGB, (B, 3, H, W) both, clipped to [0, 1]."""
+    """Convert CIE L*a*b* under D65 to sRGB clipped to [0, 1], both (B, 3, H, W)."""
     lightness, a, b = lab.unbind(dim=1)
     y = (lightness + 16) / 116
     xyz = torch.stack([a / 500 + y, y, y - b / 200], dim=1)
@@ -186,6 +186,6 @@ def from_lab(lab: torch.Tensor) -> torch.Tensor:
 
 
 def _mix(matrix: list[list[float]], image: torch.Tensor) -> torch.Tensor:
-    """Multiply colors (B, 3, H, W) by a matrix of numbers: a tensor would be traced with its device."""
+    """Multiply colors (B, 3, H, W) by a matrix of floats; tracing a tensor would fix its device."""
     red, green, blue = image.unbind(dim=1)
     return torch.stack([a * red + b * green + c * blue for a, b, c in matrix], dim=1)

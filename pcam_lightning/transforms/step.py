@@ -1,4 +1,4 @@
-"""What an augmentation is: options with their ranges, what is checked, what is drawn and what is done."""
+"""The base class of augmentations: options, their ranges, checks and the transform."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 
 
 class Patches(NamedTuple):
-    """A training batch on its way: `image`, uint8 (B, 96, 96, 3) or float (B, 3, 96, 96), and `label`, float (B,)."""
+    """A training batch: `image`, uint8 (B, 96, 96, 3) or float (B, 3, 96, 96), and `label`, float (B,)."""
 
     image: torch.Tensor
     label: torch.Tensor
@@ -19,26 +19,26 @@ class Step:
     """One augmentation.
 
     Attributes:
-        highest: of each of its options, the highest value that makes sense.
-        stage: when it is applied: to `uint8` pixels, to `float` ones, which other steps may have taken out of [0, 1],
-            or to `mixed` patches, when pixels are in [0, 1] again.
+        highest: largest allowed value of each option.
+        stage: time of application: on `uint8` pixels; on `float` pixels, which may be outside [0, 1]; or `mixed`, after
+            pixels are clipped to [0, 1].
     """
 
     highest: ClassVar[Mapping[str, float]] = {}
     stage: ClassVar[str] = "float"
 
     def apply(self, patches: Patches) -> Patches:
-        """Draw on the CPU, the same on every device, and augment; nothing is drawn where its options are 0."""
+        """Sample parameters on the CPU and augment; sample nothing if the options are 0."""
         return patches
 
     def check(self) -> None:
-        """Check that the options go together.
+        """Check that the options can be combined.
 
         Raises:
-            UserError: two do not.
+            UserError: two options cannot be combined.
         """
 
 
 def neighbors(batch: torch.Tensor) -> torch.Tensor:
-    """Give each patch another one: the one before it, since batches are shuffled already."""
+    """Return another patch for each patch: the one before it, since batches are shuffled."""
     return batch.roll(1, dims=0)

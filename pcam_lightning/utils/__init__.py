@@ -1,1 +1,1 @@
-"""Utilities that are independent of the subject of the project."""
+"""General utilities."""

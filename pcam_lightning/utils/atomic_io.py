@@ -1,4 +1,4 @@
-"""Atomic writing of files, and the cache folder."""
+"""Atomic writes, and the cache folder."""
 
 import errno
 import os
@@ -12,13 +12,13 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`, and rename it at the end: a reader sees the old file or the new one.
+    """Open a temporary file beside `path` and rename it at the end, so that readers never see a partial file.
 
     Args:
-        path: the file; its folder must be there.
+        path: file to write; its folder must exist.
 
     Raises:
-        OSError: the folder is missing, read-only or full. Whatever stood at `path` is still there; `filename` is it.
+        OSError: the folder is missing, read-only or full. An existing file at `path` is kept. `filename` is `path`.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -27,31 +27,31 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:  # when a disk is full, Python gives no file name, and numpy no error number
+    except OSError as error:  # for a full disk, Python sets no file name and numpy sets no error number
         raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all; text is written as UTF-8. See `atomic_open`."""
+    """Write a file atomically, see `atomic_open`; text is encoded as UTF-8."""
     with atomic_open(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Make a temporary folder beside `path`, and rename it at the end; after an error nothing is left of it.
+    """Create a temporary folder beside `path` and rename it at the end; it is removed after an error.
 
     Args:
-        path: the folder to make; one that is there must be empty.
+        path: folder to create; an existing folder must be empty.
 
     Raises:
-        FileExistsError: there is something at `path`.
-        OSError: it cannot be written.
+        FileExistsError: `path` exists and is not an empty folder.
+        OSError: the folder cannot be written.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(errno.EEXIST, "is there already, and not an empty folder", os.fspath(path))
+        raise FileExistsError(errno.EEXIST, "exists and is not an empty folder", os.fspath(path))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir(parents=True)
     try:
@@ -64,11 +64,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def atomic_link(source: Path, path: Path) -> None:
-    """Give a file a second name atomically; a copy where the file system has no links.
+    """Create a hard link atomically, or a copy if the file system does not support links.
 
     Args:
-        source: a file that is only ever replaced, never written into.
-        path: the second name, in the same folder or another one; what stood there is replaced.
+        source: file that is only replaced as a whole, never modified.
+        path: path of the link; an existing file is replaced.
 
     Raises:
         OSError: the folder is missing, read-only or full.
@@ -87,5 +87,5 @@ def atomic_link(source: Path, path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Return the user's own cache folder, below `$XDG_CACHE_HOME` or `~/.cache`; it may not be there yet."""
+    """Return the cache folder of the user, below `$XDG_CACHE_HOME` or `~/.cache`; it may not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "pcam_lightning"

@@ -1,7 +1,7 @@
-"""The error that a user can correct, and messages on stderr.
+"""Errors that users can correct, and messages on stderr.
 
-A message names an option as it is called in Python and YAML, in backticks: `` `model.lr` ``. The command line shows it
-as a flag, and nothing else in a message stands in backticks.
+Messages write options in backticks, with their names in Python and YAML: `` `model.lr` ``. The command line shows them
+as flags. Nothing else in a message is in backticks.
 """
 
 import logging
@@ -14,15 +14,15 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 
 class UserError(Exception):
-    """Something the user can correct: an option, a file, a folder, a checkpoint.
+    """An error that the user can correct, in an option, a file, a folder or a checkpoint.
 
-    The message is one line that names the file or option and what to do. The command line prints it after `error:` and
-    ends with exit status 2.
+    The message is one line that names the file or option and the correction. The command line prints it after `error:`
+    and exits with status 2.
     """
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at the time, which notebooks and tests replace."""
+    """Writes to the current `sys.stderr`, which notebooks and tests replace."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -34,7 +34,7 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
     @stream.setter
     def stream(self, value: TextIO) -> None:
-        """Do nothing: it is always `sys.stderr`."""
+        """Do nothing; the stream is always `sys.stderr`."""
 
 
 logger = logging.getLogger("pcam_lightning")
@@ -45,38 +45,38 @@ if not logger.handlers:
 
 
 def shorten(text: str) -> str:
-    """Cut a text from a user's file to a length that a message can hold."""
+    """Shorten a text from a user file for a message."""
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def is_rank_zero() -> bool:
-    """Return whether this is the first of several processes, or the only one."""
+    """Return whether this is the first process or the only one."""
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
 def rank_zero_info(text: str) -> None:
-    """Log one line, in the first of several processes only."""
+    """Log one line, in the first process only."""
     if is_rank_zero():
         logger.info(text)
 
 
 def rank_zero_warn(text: str) -> None:
-    """Log one line that starts with `warning:`, in the first of several processes only."""
+    """Log one line that starts with `warning:`, in the first process only."""
     if is_rank_zero():
         logger.warning(f"warning: {text}")
 
 
 def check_number(option: str, value: Any, least: float = 0, *, whole: bool = False) -> None:
-    """Refuse a value that is not a number, not finite or too small; None is accepted.
+    """Check that a value is None or a finite number above a lower bound.
 
     Args:
-        option: its name, such as model.lr.
-        value: its value.
-        least: the lowest value that is allowed.
-        whole: whether it must be an integer.
+        option: name of the option, such as model.lr.
+        value: value of the option.
+        least: smallest allowed value.
+        whole: whether the value must be an integer.
 
     Raises:
-        UserError: it is refused.
+        UserError: the value is invalid.
     """
     if value is None:
         return

@@ -1,4 +1,4 @@
-"""Modules of the user's own, which add entries to the tables of this package."""
+"""User modules that add entries to the tables of this package."""
 
 import sys
 import traceback
@@ -10,25 +10,25 @@ from pcam_lightning.utils.errors import UserError
 
 
 def import_modules(names: Any) -> None:
-    """Import modules by name; those of the working folder are found too, after what is installed.
+    """Import modules by name, from installed packages, PYTHONPATH, or the working folder.
 
     Args:
-        names: list of the modules, such as `mine` for mine.py.
+        names: list of module names, such as `my_losses` for my_losses.py.
 
     Raises:
-        UserError: that is no list of names, or one cannot be imported.
+        UserError: `names` is not a list of names, or a module cannot be imported.
     """
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"`import` {names}: should be a list of names of modules, such as [mine].")
+        raise UserError(f"`import` {names}: should be a list of module names, such as [my_losses].")
     for name in names:
         if (here := str(Path.cwd())) not in sys.path and "" not in sys.path:
             sys.path.append(here)
         try:
             import_module(name)
-        except Exception as error:  # of whatever the module raises
+        except Exception as error:  # the module can raise any type
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = "" if "importlib" in place.filename else f", {place.filename}, line {place.lineno}"
             raise UserError(
-                f"`import` {name}: cannot be imported ({type(error).__name__}: {error}{where}); modules of the working "
-                "folder, of PYTHONPATH and installed ones are found by their names."
+                f"`import` {name}: cannot be imported ({type(error).__name__}: {error}{where}); modules are searched "
+                "in installed packages, PYTHONPATH and the working folder."
             ) from error

@@ -1,4 +1,4 @@
-"""A map over independent tasks on all cores, with results in order."""
+"""Parallel maps over independent tasks, with ordered results."""
 
 import os
 import signal
@@ -18,24 +18,23 @@ from pcam_lightning.utils.signals import stop_if_asked
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_POLL = 0.1  # seconds between looks for a signal while a result is waited for
+_POLL = 0.1  # seconds between signal checks while waiting for a result
 
 
 @contextmanager
 def process_map(most: int, chunksize: int = 1) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Start a process for each core and hand out a `map` that runs on them; none is left when the block ends.
+    """Start one process per core and yield a `map` that runs on them; the processes end with the block.
 
-    The processes are joblib's: none is forked from this one, whose libraries may have threads that a fork does not
-    copy, and none imports `__main__` again, which runs a script that has no guard a second time. They take a second to
-    start.
+    Uses joblib's processes, which take a second to start. They are not forked, because a fork does not copy the threads
+    of libraries. They do not import `__main__`, which would run scripts without a guard again.
 
     Args:
-        most: processes that are of use. With 1, on one core, and in a daemon, such as a process of
-            `multiprocessing.Pool`, which may start none, the tasks run in this process.
-        chunksize: tasks handed to a process at a time.
+        most: maximum number of processes. Tasks run in this process if `most` is 1, on a single core, and in daemons,
+            which cannot start processes.
+        chunksize: number of tasks sent to a process at once.
 
     Raises:
-        UserError: from the map, a process was killed.
+        UserError: a process was killed (raised by the map).
     """
     if most <= 1 or current_process().daemon:
         yield _map_here
@@ -46,12 +45,12 @@ def process_map(most: int, chunksize: int = 1) -> Iterator[Callable[..., Iterato
     if workers <= 1:
         yield _map_here
         return
-    reader, writer = Pipe(duplex=False)  # closed at the other end when this process ends, whatever ends it
+    reader, writer = Pipe(duplex=False)  # the other end closes when this process ends for any reason
     with reader, writer:
         pool = ProcessPoolExecutor(workers, initializer=_start, initargs=(reader,))
         try:
             with _ctrl_c_blocked():
-                pool.submit(os.getpid)  # starts all of them
+                pool.submit(os.getpid)  # starts all processes
             yield partial(_map_on, pool, workers, chunksize)
         finally:
             pool.shutdown(kill_workers=True)
@@ -60,10 +59,10 @@ def process_map(most: int, chunksize: int = 1) -> Iterator[Callable[..., Iterato
 def map_ahead(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """Map on an executor, in order, with at most so many results that nothing has asked for yet.
+    """Map on an executor in order, with at most `ahead` pending results.
 
     Raises:
-        KeyboardInterrupt: a signal has arrived, see `catch_signals`.
+        KeyboardInterrupt: a signal was received, see `catch_signals`.
     """
     pending: deque[Any] = deque()
     try:
@@ -101,7 +100,7 @@ def _map_on(
             yield from results
     except BrokenExecutor:
         raise UserError(
-            "a worker process was killed, perhaps by the system because memory is short; run it again."
+            "a worker process was killed, possibly because the system ran out of memory; run the command again."
         ) from None
 
 
@@ -111,11 +110,11 @@ def _run(function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> list[Any
 
 @contextmanager
 def _ctrl_c_blocked() -> Iterator[None]:
-    """Block Ctrl-C for processes that start here: the terminal sends it to them too, before `_start` has run."""
+    """Block Ctrl-C in processes started here, because the terminal can send it before `_start` has run."""
     if sys.platform == "win32":
         yield
         return
-    resource_tracker.ensure_running()  # whose start unblocks them
+    resource_tracker.ensure_running()  # starting it unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -124,7 +123,7 @@ def _ctrl_c_blocked() -> Iterator[None]:
 
 
 def _start(parent: connection.Connection) -> None:
-    """Leave signals to the parent process, and end when it ends."""
+    """Ignore signals, which the parent handles, and end with the parent process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=lambda: (connection.wait([parent]), os._exit(1)), daemon=True).start()

@@ -1,4 +1,4 @@
-"""The folder of a run: its files, and how it is created and found."""
+"""Run folders: their files, creation and lookup."""
 
 import os
 from contextlib import suppress
@@ -11,23 +11,23 @@ from pcam_lightning.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder, `lightning_logs/<name>/version_N`."""
+    """The folder of a run, `lightning_logs/<name>/version_N`."""
 
     folder: Path
 
     @property
     def config(self) -> Path:
-        """The whole configuration, as it was run."""
+        """The complete configuration of the run."""
         return self.folder / "config.yaml"
 
     @property
     def split(self) -> Path:
-        """Which patches trained and which validated: id,split."""
+        """The split of each patch: id,split."""
         return self.folder / "split.csv"
 
     @property
     def metrics(self) -> Path:
-        """A row an epoch."""
+        """Metrics, one row per epoch."""
         return self.folder / "metrics.csv"
 
     @property
@@ -37,21 +37,21 @@ class Run:
 
     @property
     def last(self) -> Path:
-        """The checkpoint of the last whole epoch, or of the start."""
+        """The checkpoint of the last completed epoch, or of the start."""
         return self.folder / "checkpoints" / "last.ckpt"
 
     @property
     def checkpoint(self) -> Path:
-        """The best checkpoint, or the last one where nothing was validated."""
+        """The best checkpoint, or the last one if the run was not validated."""
         return self.best if self.best.is_file() else self.last
 
     def predictions(self, part: str) -> Path:
-        """Predictions for the labeled patches of `val` or `test`: id,label,logit and, where known, slide."""
+        """Predictions for the labeled patches of `val` or `test`: id,label,logit and, if known, slide."""
         return self.folder / f"{part}_predictions.csv"
 
     @property
     def diverged(self) -> Path:
-        """The patches of the step that stopped a run because its loss was NaN or infinite: id."""
+        """Patches of the step whose NaN or infinite loss stopped the run: id."""
         return self.folder / "diverged.csv"
 
     @property
@@ -62,33 +62,33 @@ class Run:
 
 @dataclass(frozen=True)
 class BundledRun(Run):
-    """Where results of a network that comes with the package go: `lightning_logs/<its name>` in the working folder.
+    """The result folder of a network included in the package, `lightning_logs/<name>` in the working folder.
 
     Args:
-        file: of its weights, which no run of this machine has made.
+        file: weights file in the package.
     """
 
     file: Path
 
     @property
     def last(self) -> Path:
-        """The file of its weights."""
+        """The weights file."""
         return self.file
 
     @property
     def checkpoint(self) -> Path:
-        """The file of its weights."""
+        """The weights file."""
         return self.file
 
 
 def run_at(target: Path | str) -> Run:
-    """Return the run whose folder is named, or that of a network that comes with the package."""
+    """Return the run of a folder, or that of a network included in the package."""
     file = bundled_file(target)
     return Run(Path(target)) if file is None else BundledRun(Path("lightning_logs") / file.stem, file)
 
 
 def create_run(runs: Path, kind: str = "version") -> Run:
-    """Make the next free `<kind>_N`, with `checkpoints/` in it; of several processes each gets its own.
+    """Create the next free folder `<kind>_N` with `checkpoints/`; concurrent processes get different folders.
 
     Raises:
         UserError: the folder cannot be written.
@@ -99,7 +99,7 @@ def create_run(runs: Path, kind: str = "version") -> Run:
 
 
 def create_numbered_folder(runs: Path, kind: str) -> Path:
-    """Make the next free `<kind>_N`; of several processes each gets its own.
+    """Create the next free folder `<kind>_N`; concurrent processes get different folders.
 
     Raises:
         UserError: the folder cannot be written.
@@ -117,12 +117,12 @@ def create_numbered_folder(runs: Path, kind: str) -> Path:
                 return folder
     except OSError as error:
         raise UserError(
-            f"{runs}: cannot be made or written ({error.strerror}); runs go below `trainer.default_root_dir`."
+            f"{runs}: cannot be created or written ({error.strerror}); set `trainer.default_root_dir` to another one."
         ) from None
 
 
 def numbered_folders(runs: Path, kind: str) -> list[Path]:
-    """Return the folders `<kind>_N`, the newest first."""
+    """Return the folders `<kind>_N`, newest first."""
     found = [path for path in runs.glob(f"{kind}_*") if _number(path, kind) >= 0]
     return sorted(found, key=lambda path: _number(path, kind), reverse=True)
 
@@ -131,7 +131,7 @@ def newest_run(runs: Path) -> Run:
     """Return the run with the highest version that has a `last.ckpt`.
 
     Raises:
-        UserError: there is none.
+        UserError: no run has a `last.ckpt`.
     """
     for folder in numbered_folders(runs, "version"):
         if Run(folder).last.is_file():
@@ -140,7 +140,7 @@ def newest_run(runs: Path) -> Run:
 
 
 def run_of(checkpoint: Path) -> Run:
-    """Return the run that a checkpoint lies in; of one that was moved away, the folder it lies in counts as the run."""
+    """Return the run that contains a checkpoint; outside a run, its folder is used as the run."""
     bundled = run_at(checkpoint)
     if isinstance(bundled, BundledRun):
         return bundled
@@ -150,26 +150,26 @@ def run_of(checkpoint: Path) -> Run:
 
 
 def run_to_resume(checkpoint: Path | str) -> Run | None:
-    """Return the run that a checkpoint is the last.ckpt of; None of any other checkpoint."""
+    """Return the run whose last.ckpt is this checkpoint, or None."""
     run = run_of(Path(checkpoint))
     return run if run.last == Path(checkpoint).absolute() else None
 
 
 def shown(path: Path) -> Path:
-    """Return a path as a message shows it: relative where it is below the working folder."""
+    """Return a path for a message, relative if it is below the working folder."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written before there is anything to write; it is made where it is missing.
+    """Create a folder if needed and check that it is writable.
 
     Raises:
-        UserError: it cannot.
+        UserError: the folder cannot be written.
     """
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder}: cannot be written, and results go there; copy the checkpoint elsewhere.")
+        raise UserError(f"{folder}: the result folder cannot be written; copy the checkpoint to another folder.")
 
 
 def check_output(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reading of untrusted files: tensors and plain values only, nothing that could run code."""
+"""Reading of untrusted files, limited to tensors and plain values."""
 
 import re
 from pathlib import Path
@@ -8,25 +8,25 @@ import torch
 
 from pcam_lightning.utils.weights_file import read_weights
 
-_WOULD_RUN = re.compile(r"GLOBAL (\S+)")  # what a pickle calls whatever it would import
+_WOULD_RUN = re.compile(r"GLOBAL (\S+)")  # an import in a pickle
 
 
 def safe_load(path: Path) -> Any:
-    """Read what torch.save wrote, or a .safetensors file, to the CPU.
+    """Load a file written by torch.save or a .safetensors file to the CPU.
 
     Returns:
-        Whatever the file holds: tensors, numbers, texts, lists and mappings; see `read_weights` of .safetensors.
+        Tensors, numbers, strings, lists and mappings in the file; for .safetensors, see `read_weights`.
 
     Raises:
-        ValueError: it holds more than that, which is named, or is damaged, or another kind of file.
+        ValueError: the file contains other objects, is damaged, or has another format.
     """
     try:
         if path.suffix == ".safetensors":
             return read_weights(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the parsers raise whatever they raise over foreign bytes
+    except Exception as error:  # parsers raise many types for invalid files
         if found := _WOULD_RUN.search(str(error)):
             raise ValueError(
-                f"holds more than tensors and plain values: to load it would run {found[1]}, so it is not loaded"
+                f"not loaded, because it contains more than tensors and plain values and would run {found[1]}"
             ) from None
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None

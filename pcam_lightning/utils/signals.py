@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noted when they arrive, and raised where nothing is lost."""
+"""Ctrl-C and SIGTERM: recorded on arrival and raised at safe points."""
 
 import signal
 import sys
@@ -7,40 +7,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_GRACE = 3.0  # seconds after which a command that reaches no `stop_if_asked` ends wherever it is
-_received: list[int] = []  # signals that the command in progress has received
+_GRACE = 3.0  # seconds to reach `stop_if_asked` before the command is interrupted anywhere
+_received: list[int] = []  # signals received by the current command
 
 
 def stop_if_asked() -> None:
-    """Raise KeyboardInterrupt if a signal has arrived; loops call this between two steps.
+    """Raise KeyboardInterrupt if a signal was received; loops call this between steps.
 
     Raises:
-        KeyboardInterrupt: `catch_signals` has noted SIGINT or SIGTERM.
+        KeyboardInterrupt: `catch_signals` has recorded SIGINT or SIGTERM.
     """
     if _received and threading.current_thread() is threading.main_thread():
-        _set_timer(0)  # what cleans up now may take its time
+        _set_timer(0)  # no time limit for cleanup
         raise KeyboardInterrupt
 
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM, for `stop_if_asked` to raise KeyboardInterrupt.
+    """Record SIGINT and SIGTERM, so that `stop_if_asked` raises KeyboardInterrupt.
 
-    The first signal raises nothing itself: Python runs a handler between any two instructions, also within a callback
-    or a destructor of another library, which prints the exception and drops it. A second signal, or a few seconds
-    without a call of `stop_if_asked` or an exception, raises KeyboardInterrupt at once.
+    The handler of the first signal does not raise. Python can run it inside a callback or destructor of another
+    library, which would drop the exception. KeyboardInterrupt is raised at once by a second signal, or after a few
+    seconds without an exception or a call of `stop_if_asked`.
 
     Yields:
-        The signals that have arrived.
+        The received signals.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield []  # Python lets the main thread alone set handlers
+        yield []  # only the main thread can set handlers
         return
 
     def note(number: int, frame: Any) -> None:
         _received.append(number)
         if number not in (signal.SIGINT, signal.SIGTERM) and sys.exc_info()[0] is not None:
-            return  # the timer, while an exception is cleaned up after
+            return  # the timer fired during cleanup
         if len(_received) > 1:
             raise KeyboardInterrupt
         _set_timer(_GRACE)
@@ -48,7 +48,7 @@ def catch_signals() -> Iterator[list[int]]:
     _received.clear()
     numbers = [signal.SIGINT, signal.SIGTERM]
     if sys.platform != "win32":
-        numbers.append(signal.SIGALRM)  # from the start: Lightning puts handlers back that it has found
+        numbers.append(signal.SIGALRM)  # set early, because Lightning restores the handlers it finds
     before: dict[int, Any] = {number: signal.signal(number, note) for number in numbers}
     try:
         yield _received
@@ -60,6 +60,6 @@ def catch_signals() -> Iterator[list[int]]:
 
 
 def _set_timer(seconds: float) -> None:
-    """Send SIGALRM in so many seconds; with 0, send none."""
+    """Send SIGALRM after a number of seconds; 0 cancels it."""
     if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_REAL, seconds)

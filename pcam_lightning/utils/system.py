@@ -1,4 +1,4 @@
-"""The machine and the terminal: precision, memory, the home folder, third-party messages."""
+"""Machine and terminal: precision, memory, home folder, third-party messages."""
 
 import ctypes
 import logging
@@ -14,24 +14,24 @@ from jsonargparse import Namespace
 
 from pcam_lightning.utils.errors import rank_zero_info
 
-CPU_INFO = Path("/proc/cpuinfo")  # Linux alone has it
+CPU_INFO = Path("/proc/cpuinfo")  # Linux only
 
 
 def supported_precision(accelerator: Any, precision: Any) -> Any:
-    """Return the precision to use on this machine, and report where it differs from the option.
+    """Return the precision supported by this machine, and report a change.
 
     Args:
-        accelerator: the trainer's option: auto, cpu, gpu, ...
-        precision: the trainer's option, such as 16-mixed.
+        accelerator: option of the trainer, such as auto, cpu or gpu.
+        precision: option of the trainer, such as 16-mixed.
 
     Returns:
-        16-mixed on a GPU without bf16 instructions. On a CPU, for 16-mixed bf16-mixed where it is faster than float32,
-        and float32 elsewhere; bf16-mixed where the CPU has the instructions. Float32 on a Mac's GPU. Else what was
-        asked for.
+        The given precision, with these exceptions. A GPU without bf16 instructions uses 16-mixed instead of bf16. A CPU
+        uses bf16-mixed instead of 16-mixed if it is faster than float32. Otherwise, and without bf16 instructions, it
+        uses float32. The GPU of a Mac uses float32.
     """
     if precision not in (16, "16", "16-mixed", "bf16", "bf16-mixed"):
         return precision
-    import torch  # the command line checks arguments without it
+    import torch  # not needed to check arguments
 
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         if precision in ("bf16", "bf16-mixed") and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -39,7 +39,7 @@ def supported_precision(accelerator: Any, precision: Any) -> Any:
             return "16-mixed"
         return precision
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        rank_zero_info(f"precision: float32 instead of {precision} on a Mac's GPU.")
+        rank_zero_info(f"precision: float32 instead of {precision}: unsupported on the GPU of a Mac.")
         return "32-true"
     if accelerator not in ("auto", "cpu"):
         return precision
@@ -49,23 +49,23 @@ def supported_precision(accelerator: Any, precision: Any) -> Any:
     if precision in ("bf16", "bf16-mixed"):
         return "bf16-mixed"
     if not cpu_is_faster_in_bf16():
-        rank_zero_info(f"precision: float32 instead of {precision}: this CPU is no faster in bf16.")
+        rank_zero_info(f"precision: float32 instead of {precision}: this CPU is not faster in bf16.")
         return "32-true"
     rank_zero_info(f"precision: bf16-mixed instead of {precision} on a CPU.")
     return "bf16-mixed"
 
 
 def cpu_has_bf16() -> bool:
-    """Return whether the CPU has bf16 instructions, by Linux's list of features; false on other systems."""
+    """Return whether Linux lists bf16 instructions of the CPU; False on other systems."""
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_cpu_words())
 
 
 def cpu_is_faster_in_bf16() -> bool:
-    """Return whether networks are faster in bf16 than in float32; on an Intel CPU its AMX alone makes them so.
+    """Return whether networks are faster in bf16 than in float32; an Intel CPU needs AMX for this.
 
-    With AVX-512 BF16 and without AMX, which a virtual machine may hide, ResNet-18 trains at 0.74 times its rate in
-    float32 and predicts at 0.67 times, EfficientNet-Lite0 at 1.05 and 0.83 times; on an AMD EPYC ResNet-18 at 1.6 and
-    1.8 times (docs/speed.md).
+    A virtual machine may hide AMX. With AVX-512 BF16 only, ResNet-18 trains at 0.74 times and predicts at 0.67 times
+    the float32 rate, and EfficientNet-Lite0 at 1.05 and 0.83 times. On an AMD EPYC, ResNet-18 reaches 1.6 and 1.8 times
+    (docs/speed.md).
     """
     words = _cpu_words()
     return cpu_has_bf16() and ("amx_bf16" in words or "GenuineIntel" not in words)
@@ -76,11 +76,11 @@ def _cpu_words() -> set[str]:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory instead of returning it to the system; return whether it does.
+    """Make glibc keep freed memory instead of returning it to the system; return whether it succeeded.
 
-    A training step on the CPU frees and takes a gigabyte of activations, and each page of it that comes back from the
-    system is cleared first: a twentieth of the step, see benchmarks/speed.py. It costs nothing in peak memory, but the
-    process stays at its peak until it ends.
+    A training step on the CPU frees and allocates a gigabyte of activations. The system clears each returned page,
+    which takes 5 % of a step (benchmarks/speed.py). Peak memory does not change, but the process keeps its peak memory
+    until it ends.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -91,9 +91,10 @@ def keep_freed_memory() -> bool:
 
 
 def expand_home(value: Any) -> Any:
-    """Return options with `~` at the start of a path replaced by the home folder, in lists and mappings too.
+    """Replace `~` at the start of paths by the home folder, in lists and mappings too.
 
-    A path is a `Path`, or text that is `~` or starts with `~` and has a slash. The name of an unknown user stays.
+    A path is a `Path`, the string `~`, or a string that starts with `~` and contains a slash. Names of unknown users do
+    not change.
     """
     if isinstance(value, Path):
         return Path(expand_home(str(value))) if str(value).startswith("~") else value
@@ -108,13 +109,13 @@ def expand_home(value: Any) -> Any:
     return value
 
 
-_INTENDED = (  # settings that Lightning warns of
+_INTENDED = (  # warnings of Lightning about intended settings
     ".*does not have many workers.*",  # a batch is one gather from a memory map; see PCamDataModule
-    ".*smaller than the logging interval.*",  # the rate's curve has fewer points then, no more
-    ".*callbacks used to create the checkpoint.*",  # those of fit have nothing to do in the other stages
+    ".*smaller than the logging interval.*",  # only the learning rate curve gets fewer points
+    ".*callbacks used to create the checkpoint.*",  # callbacks of fit are not needed in other stages
     r".*isinstance\(treespec, LeafSpec\).*",
 )
-_KNOWN = re.compile(  # what this project reports itself, or what Lightning advertises
+_KNOWN = re.compile(  # messages that this project reports itself, and advertisements
     r"💡|.*has Tensor Cores|\s*Detected KeyboardInterrupt|.*Received SIGTERM|[GTH]PU available|LOCAL_RANK"
     r"|Using .* Automatic Mixed Precision|Loaded model weights|Restor(ing|ed all) states"
     r"|Loading `train_dataloader` to estimate|`Trainer\.fit` stopped"
@@ -127,10 +128,10 @@ _LOGGERS = tuple(
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Hide Lightning's advertisements, and what it says on devices and on settings that are intended here.
+    """Hide Lightning's advertisements and its messages about devices and intended settings.
 
-    Everything else is shown, such as what callbacks and profilers of the user report. Afterwards Lightning's messages
-    are what they were: those of a `Trainer` of the user's own are not this package's to hide.
+    Other messages are shown, such as those of user callbacks and profilers. Filters are removed at the end, so a
+    `Trainer` of the user shows all messages.
     """
 
     def is_wanted(record: logging.LogRecord) -> bool:

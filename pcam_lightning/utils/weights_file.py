@@ -1,4 +1,4 @@
-"""Small files of a trained network: its weights, and what a checkpoint records of their training."""
+"""Weights files (.safetensors) with the training record of a checkpoint."""
 
 import json
 from pathlib import Path
@@ -13,18 +13,18 @@ from pcam_lightning.utils.atomic_io import atomic_write
 _KEYS = (
     "pcam", "hyper_parameters", "init_weights", "positive_fraction", "epoch", "global_step", "pytorch-lightning_version"
 )  # fmt: skip
-_RECORD = "pcam_lightning.checkpoint"  # of the metadata
-_TRAINED = "trained."  # before the names of the tensors of the patches that trained the network
-_FLOAT32 = ".running_var"  # variances that half precision may take for 0 or infinity
+_RECORD = "pcam_lightning.checkpoint"  # key in the metadata
+_TRAINED = "trained."  # prefix of tensors that list the training patches
+_FLOAT32 = ".running_var"  # variances, which half precision may round to 0 or infinity
 
 
 def write_weights(path: Path, checkpoint: dict[str, Any], *, half: bool = False) -> None:
-    """Write the network of a checkpoint of this project as a .safetensors file.
+    """Write the network of a checkpoint as a .safetensors file.
 
     Args:
-        path: of the file.
-        checkpoint: what `read_checkpoint` returns; states of optimizers and callbacks are left out.
-        half: store weights in half precision, which changes logits.
+        path: file to write.
+        checkpoint: checkpoint from `read_checkpoint`; states of optimizers and callbacks are omitted.
+        half: store weights in half precision, which changes the logits.
     """
     tensors = {
         name: value.half() if half and value.dtype == torch.float32 and not name.endswith(_FLOAT32) else value
@@ -42,7 +42,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     """Read a .safetensors file.
 
     Returns:
-        The checkpoint, its weights in float32, of a file that `write_weights` wrote; else tensors by name.
+        A checkpoint with float32 weights if `write_weights` wrote the file, otherwise tensors by name.
     """
     with safe_open(path, framework="pt") as file:
         record = (file.metadata() or {}).get(_RECORD)

@@ -63,7 +63,7 @@ def test_another_folder_with_the_same_file_names(
     assert "this is not the validation part of the checkpoint's run" in capsys.readouterr().err
     assert _fit(other) == 0
     assert main(["compare", str(run), str(RUNS / "version_1")]) == 2
-    assert "8 of their 8 patches have the same id and other pixels" in capsys.readouterr().err
+    assert "8 of 8 patches have the same id but different pixels" in capsys.readouterr().err
 
 
 def _parts_of(root: Path) -> tuple[pd.DataFrame, np.ndarray]:
@@ -93,7 +93,7 @@ def test_weights_of_a_run_with_another_split(
 
     run = RUNS / "version_0"
     assert main(["evaluate", str(run)]) == 0
-    sentence = f"{expected} of these {len(second)} patches trained the network: all numbers are optimistic."
+    sentence = f"{expected} of these {len(second)} patches trained the network: all scores are optimistic."
     assert sentence in capsys.readouterr().err
     assert sentence in (run / "report.html").read_text()
     report = json.loads((run / "report.json").read_text())

@@ -154,7 +154,7 @@ def test_patches_of_each_fold_that_trained_it_are_counted(
     capsys.readouterr()
     assert main(["evaluate", str(copy), f"--root={root}", "--bootstrap_samples=200"]) == 0
     printed = capsys.readouterr().err
-    assert f"no pictures: {root}: its patches have other pixels than those that trained {copy / 'fold_0'}" in printed
+    assert f"no images: the pixels in {root} differ from those that trained {copy / 'fold_0'}" in printed
     assert json.loads((copy / "report.json").read_text())["training_overlap"] is None
 
 

@@ -51,11 +51,11 @@ def test_lines_are_the_runs_epochs_and_the_ring_is_at_the_best() -> None:
     ("content", "message"),
     [
         (None, "cannot be read"),
-        ("", "not a run's metrics"),
-        ("a,b\n1,2\n", "not a run's metrics"),
-        ("epoch,train/loss\nx,y\n", "not a run's metrics"),
-        ("epoch,train/loss\n", "no epoch in it yet"),
-        ("\0\xff", "not a run's metrics"),
+        ("", "not the metrics of a run"),
+        ("a,b\n1,2\n", "not the metrics of a run"),
+        ("epoch,train/loss\nx,y\n", "not the metrics of a run"),
+        ("epoch,train/loss\n", "contains no epoch yet"),
+        ("\0\xff", "not the metrics of a run"),
     ],
 )
 def test_what_is_no_run_is_refused(content: str | None, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,6 +69,6 @@ def test_what_is_no_run_is_refused(content: str | None, message: str, capsys: py
 
 def test_a_run_is_drawn_once_and_the_folder_is_made(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["curves", str(run_copy), str(run_copy)]) == 2
-    assert "stands twice" in capsys.readouterr().err
+    assert "is listed twice" in capsys.readouterr().err
     assert main(["curves", str(run_copy), "--output", "no/where.png"]) == 2
-    assert "its folder is not there" in capsys.readouterr().err
+    assert "the folder does not exist" in capsys.readouterr().err

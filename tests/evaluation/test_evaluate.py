@@ -55,7 +55,7 @@ def test_a_file_of_predictions_with_slides(tmp_path: Path, capsys: pytest.Captur
 def test_without_slides_the_interval_is_called_too_narrow(tmp_path: Path) -> None:
     _predictions(tmp_path / "mine.csv", slides=False)
     assert main(["evaluate", str(tmp_path / "mine.csv"), FEW]) == 0
-    assert "take patches for independent, and are too narrow" in (tmp_path / "mine_report.html").read_text()
+    assert "Intervals are too narrow: slides are unknown" in (tmp_path / "mine_report.html").read_text()
     assert json.loads((tmp_path / "mine_report.json").read_text())["clustered_by"] == "patches"
 
 
@@ -129,7 +129,7 @@ def test_labels_without_a_prediction_are_counted(tmp_path: Path, capsys: pytest.
     assert report["warnings"][0] == message
     page = (tmp_path / "mine_report.html").read_text()
     assert message in page
-    assert "too narrow. <code>evaluate --slides FILE" in page
+    assert "<code>evaluate --slides FILE</code> (id,wsi) for intervals over slides." in page
 
 
 def test_a_temperature_is_of_one_checkpoint(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,13 +142,13 @@ def test_a_temperature_is_of_one_checkpoint(run_copy: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"slide": "one"}, "1 slides are few: intervals from fewer than 20 are too narrow."),
+        ({"slide": "one"}, "Intervals are too narrow: they are based on 1 slide, fewer than 20."),
         (
             {"logit": [9.0 if n % 2 else -9.0 for n in range(800)], "label": [n % 2 for n in range(800)]},
-            "No temperature",
+            "Temperature scaling failed",
         ),
-        ({"slide": "one"}, "Threshold and temperature are cross-fitted over patches, for want of slides."),
-        ({"fold": 0}, "No slides are known"),  # and one fold is none to fit without
+        ({"slide": "one"}, "Threshold and temperature are cross-fitted over patches, because there are too few"),
+        ({"fold": 0}, "slides are unknown"),  # and one fold is none to fit without
     ],
 )
 def test_what_cannot_be_scored_is_an_error(
@@ -198,7 +198,7 @@ def test_compare_tells_each_hospital_and_slide(tmp_path: Path, capsys: pytest.Ca
     for _, first, second, difference, low, high in centers:
         assert float(difference) == pytest.approx(float(first) - float(second), abs=2e-4)
         assert float(low) <= float(difference) <= float(high)
-    assert "difference by slide, the lowest first; the 10 lowest of 20:" in message
+    assert "difference by slide, lowest first; the 10 lowest of 20:" in message
     assert len(re.findall(r"^  s\d\d: \S+ - \S+ = \S+$", message, re.MULTILINE)) == 10
 
 
@@ -226,7 +226,7 @@ def test_compare_needs_the_same_patches(tmp_path: Path, capsys: pytest.CaptureFi
     _predictions(tmp_path / "one.csv")
     _predictions(tmp_path / "other.csv").iloc[1:].to_csv(tmp_path / "other.csv", index=False)
     assert main(["compare", str(tmp_path / "one.csv"), str(tmp_path / "other.csv")]) == 2
-    assert "799 of them the same" in capsys.readouterr().err
+    assert "799 in common" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_data_that_moved_are_named(
     state["pcam"]["config"]["data"]["root"] = str(tmp_path / "gone")
     torch.save(state, run_copy / "checkpoints" / "best.ckpt")
     assert main(["evaluate", str(run_copy), FEW]) == 2
-    assert re.search(r"error: .*gone: no such folder; .*\(--root names", capsys.readouterr().err)
+    assert re.search(r"error: .*gone: no such folder; .*\(If the folder has moved, set --root", capsys.readouterr().err)
     assert main(["evaluate", str(run_copy), "--root", str(drawn), FEW]) == 0
     score = pd.read_csv(run_copy / "metrics.csv")["val/auroc"].max()
     assert json.loads((run_copy / "report.json").read_text())["auroc"]["value"] == pytest.approx(score, abs=1e-6)
@@ -285,7 +285,7 @@ def test_compare_takes_runs_and_the_slides_of_either(
         assert main(["compare", *pair, FEW]) == 0
         message = capsys.readouterr().err
         assert "bootstrap over" in message
-    assert f"{run_copy} (best.ckpt, chosen by these patches): AUROC" in message
+    assert f"{run_copy} (best.ckpt, selected on these patches): AUROC" in message
 
 
 def test_hospitals_and_patients_are_told_apart(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_hospitals_and_patients_are_told_apart(tmp_path: Path) -> None:
     assert len(found.report["patients"]) == 30
     assert len(found.report["slides"]) == 60
     text = found.page.read_text()
-    assert "By center, the worst first" in text
+    assert "By center, highest error rate first" in text
     assert text.index("By center") < text.index("By patient") < text.index("By slide")
 
 
@@ -346,9 +346,9 @@ def test_decisions_of_a_file_are_counted(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["evaluate", str(tmp_path / "other.csv"), FEW]) == 0
     assert main(["evaluate", str(tmp_path / "mine.csv"), FEW, "--abstain", "0.6"]) == 2
     printed = capsys.readouterr().err
-    assert "--abstain: the file has a column decision already" in printed
-    assert "other.csv: column decision is not used, since 'perhaps' is not what predict writes there" in printed
-    assert "error: --abstain 0.6: the share of each class that may be called wrongly" in printed
+    assert "--abstain: the file already has a column decision" in printed
+    assert "other.csv: column decision is ignored, because predict does not write 'perhaps' there" in printed
+    assert "error: --abstain 0.6: should be an error rate between 0 and 0.5" in printed
 
 
 def test_a_runs_thresholds_decide_its_predictions(
@@ -397,4 +397,4 @@ def test_columns_of_another_kind_are_not_used(
     rows = _predictions(tmp_path / "mine.csv")
     rows.assign(**{name: [value, *["0.5"] * 799]}).to_csv(tmp_path / "mine.csv", index=False)
     assert main(["evaluate", str(tmp_path / "mine.csv"), FEW]) == 0
-    assert f"mine.csv: column {name} is not used, since" in capsys.readouterr().err
+    assert f"mine.csv: column {name} is ignored, because" in capsys.readouterr().err

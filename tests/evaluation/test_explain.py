@@ -105,11 +105,10 @@ def test_the_most_wrong_patches_and_the_share_of_a_sample(run_copy: Path, capsys
     message = capsys.readouterr().err
     assert "Grad-CAM of" in message
     assert "blocks.3.0.bn1" in message
-    assert "11.1% if it were everywhere the same" in message
+    assert "11.1% for uniform heat" in message
     blank, called = rows["inside"].isna(), rows["logit"] > 0
     assert (
-        f"{blank.sum()} have no heat in blocks.3.0.bn1, among them {(blank & called).sum()} of the {called.sum()} that"
-        in message
+        f"{blank.sum()} without heat in blocks.3.0.bn1, including {(blank & called).sum()} of {called.sum()}" in message
     )
 
 
@@ -124,9 +123,9 @@ def test_chosen_patches(run_copy: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--ids=nobody"], "--ids: nobody: not in the validation part"),
-        (["--layer=layer9"], "--layer layer9: the network has none of that name"),
-        (["--layer=classifier"], "--layer classifier: its output (16, 1) is no map"),
+        (["--ids=nobody"], "--ids: nobody: not in the validation split"),
+        (["--layer=layer9"], "--layer layer9: no such layer"),
+        (["--layer=classifier"], "--layer classifier: the output of shape (16, 1) is not a feature map"),
         (["--patches=0"], "--patches 0"),
     ],
 )

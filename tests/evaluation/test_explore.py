@@ -100,7 +100,7 @@ def test_without_data_the_demo_data_is_explored(drawn: Path, capsys: pytest.Capt
     ("args", "message"),
     [
         (["--data.root", "nowhere"], "nowhere: no such folder"),
-        (["--data.root", "DRAWN", "--output", "taken/explore"], "--output taken/explore: cannot be made or written"),
+        (["--data.root", "DRAWN", "--output", "taken/explore"], "--output taken/explore: cannot be created or written"),
         (["--data.root", "DRAWN", "--ckpt_path", "gone.ckpt"], "gone.ckpt: no such checkpoint"),
         (["--data.root", "DRAWN", "--model.weights", "gone.pth"], "gone.pth"),
         (["--data.root", "DRAWN", "--points", "0"], "points"),

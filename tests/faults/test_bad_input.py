@@ -372,9 +372,9 @@ CHECKPOINTS = {
     ),
     "newer": Case(NEWER, ("predict", *OTHER), r"written by pcam_lightning 9.9 in format 99, and this version"),
     "newer to go on with": Case(NEWER, FIT_ON, r"written by pcam_lightning 9.9 in format 99, and this version"),
-    "lacking": Case(LACKING, ("predict", *OTHER), r"does not fit .* 1 names .*, net.conv_stem.weight"),
-    "another shape": Case(SHORT, ("predict", *OTHER), r"does not fit .* 1 names .*, net.conv_stem.weight"),
-    "another network": Case(RESNET, ("predict", *OTHER), r"does not fit --model.backbone resnet18"),
+    "lacking": Case(LACKING, ("predict", *OTHER), r"does not match .* 1 tensor differs .* net.conv_stem.weight"),
+    "another shape": Case(SHORT, ("predict", *OTHER), r"does not match .* 1 tensor differs .* net.conv_stem.weight"),
+    "another network": Case(RESNET, ("predict", *OTHER), r"does not match --model.backbone resnet18"),
     "an unknown option": Case(
         _checkpoint(lambda state: state["pcam"]["config"]["model"].update(depth=3)), ("predict", *OTHER),
         r"last.ckpt: its run had options that this version.*depth",
@@ -383,8 +383,8 @@ CHECKPOINTS = {
         CLASSES, ("predict", *OTHER), r"last.ckpt: its run had options that this version.*Augmentation"
     ),
     "no numbers": Case(NO_NUMBERS, ("predict", *OTHER), r"4 of 4 predictions are NaN or infinite"),
-    "code": Case(CODE, ("predict", *OTHER), r"last.ckpt: .*would run \S*exec, so it is not loaded"),
-    "code to go on with": Case(CODE, FIT_ON, r"last.ckpt: .*would run \S*exec, so it is not loaded"),
+    "code": Case(CODE, ("predict", *OTHER), r"last.ckpt: .*not loaded, because .* would run \S*exec"),
+    "code to go on with": Case(CODE, FIT_ON, r"last.ckpt: .*not loaded, because .* would run \S*exec"),
     "no run to go on with": Case(None, (*FIT, "--ckpt_path=last"), r"no run with a last.ckpt to resume"),
     "untrained": Case(None, ("predict", *PREDICT[3:]), r"--ckpt_path is required: predict"),
     "another's submission": Case(_write("run/submission.csv", "id,label\n"), PREDICT, r"--overwrite replaces it"),
@@ -393,25 +393,25 @@ CHECKPOINTS = {
     ),
 }  # fmt: skip
 WEIGHT_FILES = {
-    "no weights": Case(None, WEIGHTS, r"mine.pth: no such file; imagenet, none, pcam, or the path"),
-    "junk weights": Case(_write("mine.pth", b"junk"), WEIGHTS, r"mine.pth: not a file of weights"),
+    "no weights": Case(None, WEIGHTS, r"mine.pth: no such file; use imagenet, none, pcam, or the path"),
+    "junk weights": Case(_write("mine.pth", b"junk"), WEIGHTS, r"mine.pth: not a weights file"),
     "no tensors": Case(
-        lambda place: torch.save({"epoch": 3}, place / "mine.pth"), WEIGHTS, r"holds no tensors by name"
+        lambda place: torch.save({"epoch": 3}, place / "mine.pth"), WEIGHTS, r"contains no named tensors"
     ),
     "weights of others": Case(
         lambda place: torch.save({"a.weight": torch.zeros(1)}, place / "mine.pth"),
         WEIGHTS,
-        r"not weights of this network",
+        r"does not match the network",
     ),
     "weights with code": Case(
         lambda place: torch.save({"a": Runs()}, place / "mine.pth"),
         WEIGHTS,
-        r"it would run \S*exec, so it is not loaded",
+        r"not loaded, because .* would run \S*exec",
     ),
     "junk safetensors": Case(
         _write("mine.safetensors", b"\xff" * 64),
         (*WEIGHTS[:-1], "mine.safetensors"),
-        r"mine.safetensors: not a file of w",
+        r"mine.safetensors: not a weights f",
     ),
 }
 PCAM_FILES = {
@@ -442,7 +442,7 @@ TOOLS = {
     "curves of nothing": Case(None, ("curves", "kaggle"), r"kaggle/metrics.csv"),
     "curves of junk": Case(_write("run/metrics.csv", b"\xff\0\xfe"), ("curves", "run"), r"run/metrics.csv"),
     "explain nothing": Case(None, ("explain", "kaggle"), r"neither a run nor a finished cross-validation"),
-    "explain nobody": Case(None, ("explain", "run", "--ids=nobody"), r"nobody: not in the validation part"),
+    "explain nobody": Case(None, ("explain", "run", "--ids=nobody"), r"nobody: not in the validation split"),
     "explore nothing": Case(None, ("explore", "--data.root=nowhere"), r"nowhere: no such folder"),
     "crossval of one": Case(None, ("crossval", *FIT[1:], "--folds=1"), r"--folds 1"),
     "slides of nothing": Case(None, ("slides", "nowhere", "--root=kaggle"), r"nowhere"),

@@ -168,7 +168,7 @@ def test_a_network_with_restricted_access_names_page_and_token_at_once(
         server.shutdown()
     message = str(caught.value)
     assert message.startswith("`model.backbone` timm/hf-hub:someone/gated@v1: cannot be built from its repository (")
-    assert "where access is restricted, ask for it on the page of the repository" in message
+    assert "for gated repositories, request access on the page of the repository" in message
     assert "HF_TOKEN" in message
     assert "\n" not in message
     assert _Gated.asked == ["/someone/gated/resolve/v1/config.json"]  # and not again and again
@@ -203,7 +203,7 @@ def test_a_folder_with_the_files_of_a_network(tmp_path: Path, monkeypatch: pytes
 )
 def test_a_network_that_would_not_see_the_borders_is_refused(name: str, side: int, nearest: int) -> None:
     with pytest.raises(
-        UserError, match=rf"{name}: sees all of images .* {side} pixels .* {nearest} \(`model.size`\)\.$"
+        UserError, match=rf"{name}: covers the whole image .* {side} pixels; use `model.size` {nearest}\.$"
     ):
         build_backbone(name, side)
 
@@ -294,7 +294,7 @@ class _Runs:
 
 
 def test_our_own_network_has_no_imagenet_weights() -> None:
-    with pytest.raises(UserError, match="there are none of p4m_resnet16"):
+    with pytest.raises(UserError, match="not available for p4m_resnet16"):
         load_weights(build_backbone("p4m_resnet16"), "p4m_resnet16", "imagenet")
 
 
@@ -307,11 +307,11 @@ def test_complaints_about_weights(imagenet_like: dict[str, torch.Tensor], tmp_pa
     torch.save({"state_dict": _Runs(tmp_path / "touched")}, tmp_path / "code.pth")
     (tmp_path / "junk.pth").write_bytes(b"junk")
     for name, expected in {
-        "partial.pth": r"not weights of this network: layer4.1.* and \d+ more missing.*not used: .*other.weight",
-        "empty.pth": "holds no tensors by name",
-        "code.pth": "not a file of weights alone, .*holds more than tensors .*to load it would run getattr",
-        "junk.pth": "not a file of weights",
-        "missing.pth": "no such file; imagenet, none, pcam, or the path",
+        "partial.pth": r"does not match the network: layer4.1.* and \d+ more missing.*not used: .*other.weight",
+        "empty.pth": "contains no named tensors",
+        "code.pth": "not a weights file, .*more than tensors .*would run getattr",
+        "junk.pth": "not a weights file",
+        "missing.pth": "no such file; use imagenet, none, pcam, or the path",
     }.items():
         with pytest.raises(UserError, match=f"`model.weights` .*{re.escape(name)}: {expected}"):
             load_weights(network, "resnet18", str(tmp_path / name))
@@ -320,9 +320,9 @@ def test_complaints_about_weights(imagenet_like: dict[str, torch.Tensor], tmp_pa
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UserError, match=r"`model.backbone` resnet19: unknown; one of resnet18"):
+    with pytest.raises(UserError, match=r"`model.backbone` resnet19: unknown; use one of resnet18"):
         build_backbone("resnet19")
-    with pytest.raises(UserError, match="timm has no such network"):
+    with pytest.raises(UserError, match="unknown to timm"):
         build_backbone("timm/resnet19")
 
 

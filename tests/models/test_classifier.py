@@ -331,7 +331,7 @@ def test_a_plain_trainer_measures_what_preprocessing_needs(drawn: Path) -> None:
         ({"size": 96.5}, "`model.size` 96.5: should be an integer, not float"),
         ({"freeze_epochs": "1"}, "`model.freeze_epochs` '1': should be an integer, not str"),
         ({"augment": None}, "`model.augment` None: should be an Augmentation or a mapping of its options"),
-        ({"augment": {"degres": 90}}, "`model.augment`: no option degres; it has d4, degrees, "),
+        ({"augment": {"degres": 90}}, "`model.augment`: unknown option degres; the options are d4, degrees, "),
         ({"augment": {"degrees": "90"}}, "`model.augment.degrees` '90': should be a number, not str"),
     ],
 )

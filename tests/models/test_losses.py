@@ -38,7 +38,7 @@ def test_the_focal_loss_is_that_of_lin_2017() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "hinge"}, "`model.loss` 'hinge': unknown; one of bce, focal"),
+        ({"loss": "hinge"}, "`model.loss` 'hinge': unknown; use one of bce, focal"),
         ({"positive_weight": 0.0}, "`model.positive_weight` 0"),
         ({"positive_weight": float("inf")}, "`model.positive_weight` inf"),
         ({"patience": 1.5}, "`model.patience` 1.5: should be an integer"),

@@ -58,7 +58,7 @@ def test_a_plateau_without_validation_is_refused(drawn: Path, capsys: pytest.Cap
     assert _fit(drawn, *PLATEAU, "--data.val_fraction=0", epochs=1) == 2
     assert "--model.schedule plateau: goes by val/auroc, and no patch is held out" in capsys.readouterr().err
     assert not Path("lightning_logs").exists()
-    with pytest.raises(UserError, match=r"`model.schedule` plateau: goes with `model.warmup_epochs` 0"):
+    with pytest.raises(UserError, match=r"`model.schedule` plateau: requires `model.warmup_epochs` 0"):
         PCamClassifier(NETWORK, "none", schedule="plateau", warmup_epochs=1)
 
 

@@ -81,7 +81,7 @@ def test_an_eighth_of_the_weights() -> None:
 def test_a_side_that_breaks_the_promise_is_refused_with_the_nearest_that_keeps_it(
     options: dict[str, int], nearest: int
 ) -> None:
-    with pytest.raises(UserError, match=rf"{next(iter(options.values()))} pixels is none; the nearest is {nearest}"):
+    with pytest.raises(UserError, match=rf"{next(iter(options.values()))} pixels; use `model.size` {nearest}"):
         PCamClassifier("p4m_resnet16", "none", **options)  # type: ignore[arg-type]
 
 

@@ -128,7 +128,7 @@ def test_a_name_that_the_user_has_too_is_refused(what: str, capsys: pytest.Captu
     Path(what).touch()
     for args in (["evaluate", "pcam"], ["predict", "--ckpt_path", "pcam"]):
         assert main(args) == 2
-        assert "error: pcam: a network that comes with this package has that name" in capsys.readouterr().err
+        assert "error: pcam: this name refers to a network included in the package" in capsys.readouterr().err
 
 
 def test_a_data_folder_of_that_name_is_no_other_network(drawn: Path) -> None:

@@ -71,7 +71,7 @@ def test_every_network_has_early_stages(backbone: str) -> None:
 
 def test_networks_whose_stages_cannot_be_looked_at_are_named() -> None:
     network = build_backbone("timm/pit_ti_224", 224).eval()
-    with pytest.raises(UserError, match="the early stages of timm/pit_ti_224 cannot be looked at"):  # noqa: PT012
+    with pytest.raises(UserError, match="the early stages of timm/pit_ti_224 cannot be read"):  # noqa: PT012
         statistics = StageStatistics(network, "timm/pit_ti_224")
         with torch.no_grad():
             network(torch.randn(1, 3, 224, 224))
@@ -101,7 +101,7 @@ def test_noise_is_unlike_tissue(run_copy: Path, drawn: Path, tmp_path: Path) -> 
     )
     page = (run_copy / "predictions_report.html").read_text()
     assert f"{int(rows['ood'].sum())} patches" in page
-    assert "nearness to training patches" in page
+    assert "similarity to training patches" in page
 
 
 def test_only_the_training_patches_of_the_run_are_measured(
@@ -113,7 +113,7 @@ def test_only_the_training_patches_of_the_run_are_measured(
     synthesize(other, train=60, test=1, slides=4, seed=9)
     assert main([*evaluate, f"--root={other}"]) == 0
     message = capsys.readouterr().err
-    assert f"will not be marked: {other}: not the patches and the split that trained {best}" in message
+    assert f"out-of-distribution patches: {other}: not the patches and the split that trained {best}" in message
     assert find_feature_distance(LoadedRun.open(best)) is None
     shutil.copytree(drawn, moved)
     assert main([*evaluate, f"--root={moved}"]) == 0
@@ -139,7 +139,8 @@ def test_training_patches_that_are_all_the_same_have_no_distance(
     run = "lightning_logs/base/version_0"
     assert main(["evaluate", run, "--bootstrap_samples=100", "--abstain=0.2"]) == 0
     told = capsys.readouterr().err
-    assert f"will not be marked: {root}: its 10 training patches that were measured are copies of one or two" in told
+    assert "will not mark out-of-distribution patches" in told
+    assert f"{root}: its 10 training patches that were measured are copies of one or two" in told
     for count in (1, 2, 3):
         features = torch.randn(count, 40, generator=torch.Generator().manual_seed(0)).repeat(12, 1)
         if count < 3:

@@ -259,7 +259,7 @@ def test_demo_run_without_data(
     assert message.count("NO DATA") == 1
     assert "batch size 64 instead of 512" in message
     assert "This was a demo run on synthetic tissue" in message
-    assert re.search(r"warning: ImageNet weights .* cannot be fetched; tried .* In this demo run alone", message)
+    assert re.search(r"warning: ImageNet weights .* cannot be downloaded; tried .* In this demo run alone", message)
     run = RUNS / "version_0"
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["batch_size"] == 64
     assert b"imagenet" not in _hparams(run)["_hparams_/session_start_info"]  # it began with random weights

@@ -11,11 +11,11 @@ from pcam_lightning.transforms.geometry import (
     CENTER,
     apply_symmetries,
     d4_views,
-    draw_flips_and_turns,
-    draw_rectangles,
-    draw_symmetries,
-    draw_windows,
-    flip_and_turn,
+    flip_and_rotate,
+    sample_flips_and_rotations,
+    sample_rectangles,
+    sample_symmetries,
+    sample_windows,
 )
 from pcam_lightning.utils.errors import UserError
 
@@ -33,15 +33,15 @@ def test_to_unit_scales_and_keeps_memory_channels_last() -> None:
 
 def test_symmetries_leave_memory_channels_last() -> None:
     torch.manual_seed(0)
-    turned = to_float(apply_symmetries(_patches(8), draw_symmetries(8)))
+    turned = to_float(apply_symmetries(_patches(8), sample_symmetries(8)))
     assert turned.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_same_as_torchvision_patch_by_patch() -> None:
     unit = to_float(_patches(64))
     torch.manual_seed(0)
-    draws = draw_flips_and_turns(64, 90.0)
-    ours = flip_and_turn(unit, draws)
+    draws = sample_flips_and_rotations(64, 90.0)
+    ours = flip_and_rotate(unit, draws)
     differing = 0
     for patch, draw, turned in zip(unit, draws, ours, strict=True):
         expected = patch
@@ -58,7 +58,7 @@ def test_same_as_torchvision_patch_by_patch() -> None:
 def test_quarter_turns_and_flips_are_exact() -> None:
     unit = to_float(_patches(4))
     draws = torch.tensor([[0, 0, 90], [0, 0, -90], [1, 0, 0], [0, 1, 0]], dtype=torch.float32)
-    turned = flip_and_turn(unit, draws)
+    turned = flip_and_rotate(unit, draws)
     assert torch.equal(turned[0], unit[0].rot90(1, (1, 2)))
     assert torch.equal(turned[1], unit[1].rot90(-1, (1, 2)))
     assert torch.equal(turned[2], unit[2].flip(2))
@@ -66,14 +66,14 @@ def test_quarter_turns_and_flips_are_exact() -> None:
 
 
 def test_corners_are_black_and_the_center_stays_tissue() -> None:
-    turned = flip_and_turn(torch.ones(1, 3, 96, 96), torch.tensor([[0.0, 0.0, 45.0]]))
+    turned = flip_and_rotate(torch.ones(1, 3, 96, 96), torch.tensor([[0.0, 0.0, 45.0]]))
     assert turned[0, :, 0, 0].sum() == 0
     assert turned[0, :, 32:64, 32:64].min() == 1
 
 
 def test_each_patch_has_a_draw_of_its_own_within_bounds() -> None:
     torch.manual_seed(0)
-    draws = draw_flips_and_turns(4000, 90.0)
+    draws = sample_flips_and_rotations(4000, 90.0)
     assert draws[:, 2].abs().max() <= 90
     assert len(set(draws[:, 2].tolist())) > 3900
     assert (draws[:, :2].mean(dim=0) - 0.5).abs().max() < 0.03
@@ -90,7 +90,7 @@ def test_symmetries_are_the_eight_of_the_square_and_move_pixels_only() -> None:
 
 def test_each_patch_has_a_symmetry_of_its_own_and_all_are_as_likely() -> None:
     torch.manual_seed(0)
-    draws = draw_symmetries(8000)
+    draws = sample_symmetries(8000)
     counts = torch.bincount((draws * torch.tensor([1, 2, 4])).sum(dim=1), minlength=8)
     assert ((counts - 1000).abs() < 120).all()  # four deviations
     images = _patches(3)
@@ -160,7 +160,7 @@ def test_stain_jitter_is_deconvolution_there_and_back() -> None:
 
 
 def test_rectangles_and_windows_leave_the_center_alone() -> None:
-    rectangles, windows = draw_rectangles(500, 0.5), draw_windows(500, 0.5)
+    rectangles, windows = sample_rectangles(500, 0.5), sample_windows(500, 0.5)
     assert not rectangles[..., CENTER, CENTER].any()
     assert windows[..., CENTER, CENTER].all()
     assert 0.4 < rectangles.flatten(1).any(dim=1).float().mean() < 0.6

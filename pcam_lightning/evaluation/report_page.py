@@ -1,4 +1,4 @@
-"""A report's numbers, figures and patches -> report.html, one self-contained page."""
+"""Rendering of report.html, a self-contained page with numbers, figures and patches."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader
 
 from pcam_lightning.data.datamodule import PCamDataModule
-from pcam_lightning.evaluation.abstain import confidences
+from pcam_lightning.evaluation.decisions import confidences
 from pcam_lightning.evaluation.report_metrics import REPORT_METRICS
 from pcam_lightning.metrics.classification import RATES, confusion_counts
 from pcam_lightning.plotting import patch_grids, plots
 from pcam_lightning.plotting.style import as_png, as_svg, data_uri
 
-WRONG = 16  # patches shown of each kind of mistake
+WRONG = 16  # patches shown of each kind of error
 
 
 def render(
@@ -23,12 +23,12 @@ def render(
     calibrated: np.ndarray,
     chosen: np.ndarray,
 ) -> str:
-    """Lay out a report as one page that needs no network; what comes from files is escaped.
+    """Render a report as one page without external resources; values from files are escaped.
 
     Args:
-        rows: labeled predictions, with columns `id`, `label` and `logit`.
-        data: where their pixels are; None for no pictures of patches.
-        report: the numbers.
+        rows: labeled predictions with columns `id`, `label` and `logit`.
+        data: data with the images; None omits patches.
+        report: contents of report.json.
         calibrated: logits after temperature scaling, shape (N,).
         chosen: decisions at the chosen threshold, bool, shape (N,).
     """
@@ -54,7 +54,7 @@ def render(
 
 
 def _wrong(rows: pd.DataFrame, data: PCamDataModule | None) -> dict[str, str]:
-    """Draw the patches with the largest errors, of each kind, where their pixels are available."""
+    """Plot the patches with the largest errors of each kind, if images are available."""
     if data is None:
         return {}
     label, logit = rows["label"].to_numpy(), rows["logit"].to_numpy()
@@ -66,7 +66,7 @@ def _wrong(rows: pd.DataFrame, data: PCamDataModule | None) -> dict[str, str]:
 
 
 def render_template(template: str, **values: Any) -> str:
-    """Fill in a template of this package, one that extends page.html; what comes from files is escaped."""
+    """Render a template that extends page.html; values are escaped."""
     loader = PackageLoader("pcam_lightning.evaluation", "templates")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(template).render(**values)

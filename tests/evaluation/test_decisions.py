@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from pcam_lightning.evaluation.abstain import confidences, find_decisions
+from pcam_lightning.evaluation.decisions import confidences, find_decisions
 from pcam_lightning.metrics.abstention import conformal_thresholds, decide
 
 

@@ -1,4 +1,4 @@
-"""Several runs in one folder, such as the folds of a cross-validation, which the same call resumes."""
+"""Folders with several runs, such as the folds of a cross-validation, and their resumption."""
 
 import hashlib
 import io
@@ -22,23 +22,22 @@ from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_war
 from pcam_lightning.utils.run_dir import create_numbered_folder, numbered_folders
 from pcam_lightning.utils.system import quiet_lightning
 
-FIRST = "fold_0", "rows/base"  # the folder of the first run
+FIRST = "fold_0", "rows/base"  # possible folders of the first run
 
 
 def check_options(config: Config, name: str) -> None:
-    """Check for options of a run that cannot be repeated over folds or rows.
+    """Check that the options of a run can be repeated over folds or rows.
 
     Raises:
-        UserError: there is one.
+        UserError: an option is not supported.
     """
     trainer = config.options.trainer
     for wrong, message in (
         (
             trainer.fast_dev_run or trainer.limit_val_batches is not None,
-            f"{name} validates on all held-out patches: leave `trainer.fast_dev_run` and `trainer.limit_val_batches` "
-            "out.",
+            f"{name} validates on all held-out patches: omit `trainer.fast_dev_run` and `trainer.limit_val_batches`.",
         ),
-        (str(trainer.devices) != "1", f"{name} trains on one device; fit trains one run on several."),
+        (str(trainer.devices) != "1", f"{name} trains on one device: set `trainer.devices` to 1."),
     ):
         if wrong:
             raise UserError(message)
@@ -46,12 +45,12 @@ def check_options(config: Config, name: str) -> None:
 
 @quiet_lightning()
 def try_build(config: Config) -> PCamClassifier:
-    """Build network and trainer without messages, to check the options; return the network.
+    """Build network and trainer without messages to check the options; return the network.
 
     Raises:
-        UserError: they are not.
+        UserError: an option is invalid.
     """
-    with redirect_stderr(io.StringIO()):  # each run says the same again when its turn comes
+    with redirect_stderr(io.StringIO()):  # each run prints the same messages later
         _, model, trainer = config.build()
         trainer.logger = False
         build_trainer(trainer, [], fits=True)
@@ -59,7 +58,7 @@ def try_build(config: Config) -> PCamClassifier:
 
 
 def fingerprint(data: PCamDataModule) -> dict[str, str]:
-    """Return what the data must have in common with those of an earlier call, for it to be resumed."""
+    """Return fingerprints of the data that must be unchanged to resume an earlier call."""
     slides = data.table[[name for name in ("id", "slide") if name in data.table]]
     record = data_record(data)
     more: dict[str, str] = {name: record[name] for name in ("extra_train", "extra_labels") if name in record}
@@ -75,29 +74,29 @@ def fingerprint(data: PCamDataModule) -> dict[str, str]:
 
 
 def claim_folder(runs: Path, kind: str, identity: dict[str, Any], result: str, stack: ExitStack) -> Path:
-    """Return the newest folder of the same identity, or a new one; hold its lock.
+    """Return the newest folder with the same identity, or a new one, and lock it.
 
-    A new one is removed with the stack where nothing was trained in it.
+    The stack releases the lock. It also removes a new folder if no run was started.
 
     Args:
-        runs: the folder of the config's runs.
-        kind: crossval or ablate: its folders are `<kind>_N`, and its record is `<kind>.json`.
-        identity: what it must have in common with an earlier one to resume it, `config` for one.
-        result: the file that a finished one has.
-        stack: that holds the lock.
+        runs: folder for the runs of the config.
+        kind: crossval or ablate; folders are named `<kind>_N` and the record is `<kind>.json`.
+        identity: values that must match an earlier call to resume it, including `config`.
+        result: name of a file that exists in finished folders.
+        stack: stack that holds the lock.
     """
     for folder in numbered_folders(runs, kind):
         try:
             recorded = read_record(folder, kind)["of"]
-            same = json.dumps(recorded) == json.dumps(identity)  # 1 and 1.0 are one batch and all of them
+            same = json.dumps(recorded) == json.dumps(identity)  # distinguishes 1 (one batch) from 1.0 (all batches)
         except (OSError, ValueError, KeyError, TypeError):
-            rank_zero_warn(f"{folder}: no {kind}.json to resume from; left alone.")
+            rank_zero_warn(f"{folder}: cannot be resumed without a valid {kind}.json; skipped.")
             continue
         if same:
             _lock(folder, stack)
             return folder
         if not (folder / result).is_file():
-            rank_zero_info(f"{folder} is not finished, and of other options or data; left alone.")
+            rank_zero_info(f"{folder}: unfinished, but with other options or data; skipped.")
     folder = create_numbered_folder(runs, kind)
     stack.callback(_remove_empty, folder)
     _lock(folder, stack)
@@ -107,7 +106,7 @@ def claim_folder(runs: Path, kind: str, identity: dict[str, Any], result: str, s
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove a folder in which nothing was trained, and the one around it where it is empty."""
+    """Remove a folder without a run, and its parent folder if empty."""
     if not any((folder / name).exists() for name in FIRST):
         shutil.rmtree(folder)
         with suppress(OSError):
@@ -118,15 +117,15 @@ def _lock(folder: Path, stack: ExitStack) -> None:
     try:
         stack.enter_context(filelock.FileLock(folder / ".lock", timeout=0))
     except filelock.Timeout:
-        raise UserError(f"{folder}: another process is using it; let it finish, or stop it first.") from None
+        raise UserError(f"{folder}: in use by another process; wait until it ends, or stop it.") from None
 
 
 def read_record(folder: Path, kind: str) -> dict[str, Any]:
-    """Read what has been done so far."""
+    """Read the progress record of a folder."""
     record: dict[str, Any] = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))
     return record
 
 
 def write_record(folder: Path, kind: str, record: dict[str, Any]) -> None:
-    """Write what has been done so far."""
+    """Write the progress record of a folder."""
     atomic_write(folder / f"{kind}.json", json.dumps(record, indent=2) + "\n")

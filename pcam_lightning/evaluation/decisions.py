@@ -1,4 +1,4 @@
-"""Which patches are called neither normal nor tumor, and what the others' calls come to."""
+"""Decisions with abstention, their error rates, and those of out-of-distribution patches."""
 
 import math
 from pathlib import Path
@@ -18,26 +18,26 @@ from pcam_lightning.metrics.calibration import cross_fit
 from pcam_lightning.utils.errors import UserError, rank_zero_warn
 
 _CODES = {name: code for code, name in DECISIONS.items()}
-# Columns that `predict` may write into a CSV, less of which is more certain.
-_CONFIDENCES = {"sd_views": "agreement of views or networks", "ood_distance": "nearness to training patches"}
+# Optional columns of `predict`; lower values are more certain.
+_CONFIDENCES = {"sd_views": "agreement of views or networks", "ood_distance": "similarity to training patches"}
 
 
 def check_abstain(error: float | None) -> None:
-    """Check the share of each class that may be called the other one.
+    """Check the maximum error rate of each class.
 
     Raises:
-        UserError: it is out of range.
+        UserError: the rate is out of range.
     """
     if error is not None and not 0 < error < 0.5:
-        raise UserError(f"`abstain` {error}: the share of each class that may be called wrongly, such as 0.05.")
+        raise UserError(f"`abstain` {error}: should be an error rate between 0 and 0.5, such as 0.05.")
 
 
 def drop_unknown(rows: pd.DataFrame, target: Path) -> pd.DataFrame:
-    """Drop columns that have the names of what `predict` writes, and other values; a warning names them.
+    """Drop columns with names used by `predict` but other values, and warn about them.
 
     Args:
-        rows: with any columns.
-        target: where they are from, for the message.
+        rows: predictions with any columns.
+        target: file of the predictions, for the warning.
     """
     for name in (*_CONFIDENCES, "ood", "decision"):
         if name not in rows:
@@ -52,38 +52,38 @@ def drop_unknown(rows: pd.DataFrame, target: Path) -> pd.DataFrame:
             rows = rows.assign(**{name: values})
         else:
             wrong = str(rows[name][~valid].iloc[0])
-            rank_zero_warn(f"{target}: column {name} is not used, since {wrong!r} is not what predict writes there.")
+            rank_zero_warn(f"{target}: column {name} is ignored, because predict does not write {wrong!r} there.")
             rows = rows.drop(columns=name)
     return rows
 
 
 def find_decisions(
-    rows: pd.DataFrame, part: np.ndarray, error: float | None
+    rows: pd.DataFrame, fold: np.ndarray, error: float | None
 ) -> tuple[pd.DataFrame, dict[str, float | None] | None]:
-    """Decide each patch by thresholds that are fitted without its part; decisions that are in a file stay.
+    """Decide each patch by thresholds fitted on the other folds; decisions in the file are kept.
 
     Args:
-        rows: with `label`, `logit` and, of a file that `predict` has written, `decision`, see `drop_unknown`.
-        part: of each patch, shape (N,).
-        error: see `conformal_thresholds`; None where nothing is to be decided.
+        rows: predictions with `label`, `logit` and optionally the `decision` column of `predict`.
+        fold: fold of each patch, shape (N,).
+        error: maximum error rate, see `conformal_thresholds`; None makes no decisions.
 
     Returns:
-        The rows with `decision`: 0, 1, or -1 where the network abstains, where there is one; and the thresholds that
-        all patches give, low and high, None each where it is infinite; None of a file that has its decisions.
+        The rows, with `decision` (0, 1, or -1 for abstention) if decisions are made. The thresholds `low` and `high`
+        fitted on all patches, None if infinite; None instead if the file contains decisions.
 
     Raises:
-        UserError: the file has decisions, and `error` is given.
+        UserError: the file contains decisions and `error` is given.
     """
     if "decision" in rows:
         if error is not None:
-            raise UserError("`abstain`: the file has a column decision already; leave the option out.")
+            raise UserError("`abstain`: the file already has a column decision; omit the option.")
         return rows.assign(decision=rows["decision"].astype(np.int64)), None
     if error is None:
         return rows, None
     label, logit = rows["label"].to_numpy(), rows["logit"].to_numpy()
     decision = np.empty(len(rows), dtype=np.int64)
     for mask, thresholds in cross_fit(
-        label, logit, part, lambda label, logit: conformal_thresholds(label, logit, error)
+        label, logit, fold, lambda label, logit: conformal_thresholds(label, logit, error)
     ):
         decision[mask] = decide(logit[mask], thresholds)
     found = conformal_thresholds(label, logit, error)._asdict()
@@ -93,7 +93,7 @@ def find_decisions(
 
 
 def report_abstention(rows: pd.DataFrame, error: float | None) -> dict[str, Any] | None:
-    """Return what decisions come to, for the report; None where nothing was decided."""
+    """Return coverage and error rates for the report; None without decisions."""
     if "decision" not in rows:
         return None
     found = score_decisions(rows["label"].to_numpy(), rows["decision"].to_numpy())._asdict()
@@ -102,9 +102,9 @@ def report_abstention(rows: pd.DataFrame, error: float | None) -> dict[str, Any]
 
 
 def report_ood(rows: pd.DataFrame) -> dict[str, Any] | None:
-    """Return how many patches are out of distribution, and how often their calls and the others at 0.5 are wrong.
+    """Return the number of out-of-distribution patches, and the error rates of these and other patches at 0.5.
 
-    None where it is not known; a share of no patches is None.
+    None if the predictions have no column `ood`; the error rate of an empty set is None.
     """
     if "ood" not in rows:
         return None
@@ -119,12 +119,12 @@ def report_ood(rows: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def confidences(rows: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Return by what patches can be put in order, the most certain first: higher is more certain, shape (N,) each."""
+    """Return the available confidence scores, shape (N,) each; higher is more certain."""
     known = {name: -rows[column].to_numpy() for column, name in _CONFIDENCES.items() if column in rows}
     return {"distance from 0.5": np.abs(rows["logit"].to_numpy()), **known}
 
 
 def areas_under_risk_coverage(rows: pd.DataFrame) -> dict[str, float]:
-    """Return the area under the risk-coverage curve for each of `confidences`."""
+    """Return the area under the risk-coverage curve for each confidence score."""
     label, logit = rows["label"].to_numpy(), rows["logit"].to_numpy()
     return {name: area_under_risk_coverage(label, logit, value) for name, value in confidences(rows).items()}
