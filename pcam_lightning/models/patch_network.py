@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn import functional
 
 from pcam_lightning.data.batches import Batch
-from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.models.batchnorm import fold_batchnorm
 from pcam_lightning.transforms.geometry import d4_views
 from pcam_lightning.transforms.preprocess import Preprocess
@@ -29,7 +28,6 @@ class PatchNetwork(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.ensemble: list[PatchNetwork] = []  # others, in predict; in no checkpoint of this one
-        self.trained = TrainingPatches()  # what trained its weights so far
         self._folded: list[nn.Module] = []  # `net` with BatchNorm folded; a list, to be no submodule
         self._largest_batch = 0  # patches of the largest batch that was not for training
 
