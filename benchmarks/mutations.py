@@ -63,14 +63,14 @@ MUTATIONS = [
     # data: the split
     Mutation(
         "exact duplicates stay on one side of the split",
-        "data/parts.py",
+        "data/validation_part.py",
         'group, blank = table["pixel_sha1"].to_numpy()',
         'group, blank = table["id"].to_numpy()',
         ("data/test_datamodule.py::test_exact_duplicates_stay_on_one_side",),
     ),
     Mutation(
         "slides that share a duplicate stay together",
-        "data/parts.py",
+        "data/validation_part.py",
         'np.where(blank, table["id"], group)',
         'table["id"].to_numpy()',
         ("data/test_datamodule.py::test_exact_duplicates_stay_on_one_side",),
@@ -161,7 +161,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a split file that separates duplicates is reported",
-        "data/parts.py",
+        "data/validation_part.py",
         "if copies := int(",
         "if copies := 0 * int(",
         ("data/test_training_patches.py::test_exact_copies_on_both_sides_of_a_split_file",),
@@ -262,8 +262,8 @@ MUTATIONS = [
     Mutation(
         "statistics are measured on the training part alone",
         "data/datamodule.py",
-        "return train[np.sort(chosen)]",
-        "return Patches(train.store, np.arange(len(train.store.ids)), None, 0)[np.sort(chosen)]",
+        "return self._train[np.sort(chosen)]",
+        "return Patches(self.train_store, np.arange(len(self.train_store.ids)), None, 0)[np.sort(chosen)]",
         ("data/test_datamodule.py::test_a_sample_is_of_the_training_part_alone",),
     ),
     # scores
@@ -413,9 +413,9 @@ MUTATIONS = [
     Mutation(
         "gradients are clipped",
         "models/classifier.py",
-        "    def on_save_checkpoint(self,",
+        "    def on_load_checkpoint(self,",
         "    def configure_gradient_clipping(self, *args: object, **kwargs: object) -> None:\n"
-        "        pass\n\n    def on_save_checkpoint(self,",
+        "        pass\n\n    def on_load_checkpoint(self,",
         ("models/test_classifier.py::test_gradients_are_clipped_in_any_precision",),
     ),
     Mutation(
@@ -456,7 +456,7 @@ MUTATIONS = [
     ),
     Mutation(
         "random weights are not frozen",
-        "models/classifier.py",
+        "models/trained_network.py",
         ' and self.init_weights != "none"',
         "",
         ("models/test_classifier.py::test_body_keeps_still_in_the_first_epoch_and_learns_in_the_second",),
@@ -560,16 +560,16 @@ MUTATIONS = [
     # resuming, metrics, overlap
     Mutation(
         "a plain trainer loads the weights that the module names",
-        "models/classifier.py",
+        "models/trained_network.py",
         "        if self._load_pretrained_weights:\n",
         "        if False:\n",
         ("models/test_classifier.py::test_a_plain_trainer_loads_the_weights_that_the_module_names",),
     ),
     Mutation(
         "a resumed epoch has its own order with loader workers",
-        "data/datamodule.py",
-        "max(self.start_epoch, trainer.current_epoch) if trainer and shuffle else 0",
-        "0",
+        "data/batches.py",
+        "        self.epoch = epoch\n",
+        "        self.epoch = 0\n",
         ("training/test_resume.py::test_a_new_run_from_a_checkpoint_draws_the_batches_of_its_epoch_with_workers",),
     ),
     Mutation(
@@ -644,7 +644,7 @@ MUTATIONS = [
     ),
     Mutation(
         "patches that trained earlier weights count",
-        "models/classifier.py",
+        "models/trained_network.py",
         "self.trained |= TrainingPatches.of(",
         "self.trained = TrainingPatches.of(",
         ("data/test_training_patches.py::test_patches_are_remembered_over_two_runs",),
@@ -700,7 +700,7 @@ MUTATIONS = [
     ),
     Mutation(
         "blank patches that slides share are not held out",
-        "data/parts.py",
+        "data/validation_part.py",
         "mask &= ~blank",
         "pass",
         ("data/test_splits.py::test_blank_patches_that_slides_share_do_not_join_them_and_train",),
@@ -735,9 +735,9 @@ MUTATIONS = [
     ),
     Mutation(
         "folds hold out slides of any layout that names them",
-        "training/options.py",
-        "        if not demo and not source.knows_slides():\n",
-        "        if True:\n",
+        "data/validation_part.py",
+        "or not source.knows_slides():\n",
+        "or True:\n",
         ("test_extending.py::test_folds_hold_out_whole_slides_of_any_layout_that_names_them",),
     ),
     Mutation(
@@ -856,14 +856,14 @@ MUTATIONS = [
     ),
     Mutation(
         "the last batches of an epoch make a step too",
-        "training/resume.py",
+        "training/run_record.py",
         "-(-batches_per_epoch(trainer, data) // trainer.accumulate_grad_batches)",
         "batches_per_epoch(trainer, data) // trainer.accumulate_grad_batches",
         ("training/test_resume.py::test_a_run_records_the_steps_that_its_epochs_have",),
     ),
     Mutation(
         "an epoch has no more batches than there are",
-        "training/resume.py",
+        "training/run_record.py",
         "min(batches, limit) if isinstance(limit, int)",
         "limit if isinstance(limit, int)",
         ("training/test_resume.py::test_a_run_records_the_steps_that_its_epochs_have",),

@@ -32,6 +32,7 @@ from pcam_lightning.models.backbones import BACKBONES
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.losses import LOSSES
 from pcam_lightning.models.optim import OPTIMIZERS, SCHEDULES, Schedule
+from pcam_lightning.training.fit import fit
 from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.training.options import Config
 from pcam_lightning.transforms.augment import Augmentation, augment, set_bases
@@ -124,13 +125,36 @@ def test_folds_hold_out_whole_slides_of_any_layout_that_names_them(folds: int, m
     patches = np.random.default_rng(0).integers(0, 256, (40, 96, 96, 3), dtype=np.uint8)
     for name, array in (("patches", patches), ("labels", np.arange(40) % 2), ("slides", np.arange(40) // 4)):
         np.save(root / f"{name}.npy", array)
-    config = Config.load(data={"root": str(root), "folds": folds})
-    config.resolve()
-    config.use_slides_for_folds()
-    data = config.data_module(fold=0)
+    data = PCamDataModule(root, folds=folds)
     data.setup("fit")
     assert not set(data.table["slide"][data.val_mask]) & set(data.table["slide"][~data.val_mask])
     assert data.val_mask.sum() == 40 / folds
+
+
+def test_fit_looks_for_the_layout_once_and_records_that_slides_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "SOURCES", [SlideArrays, *sources.SOURCES])
+    seen: list[str] = []
+    for layout in sources.SOURCES:
+
+        def detect(root: Path, layout: Any = layout, detect: Any = layout.detect) -> bool:
+            seen.append(layout.__name__)
+            return bool(detect(root))
+
+        monkeypatch.setattr(layout, "detect", detect)
+    root = Path("arrays")
+    root.mkdir()
+    patches = np.random.default_rng(0).integers(0, 256, (40, 96, 96, 3), dtype=np.uint8)
+    for name, array in (("patches", patches), ("labels", np.arange(40) % 2), ("slides", np.arange(40) // 4)):
+        np.save(root / f"{name}.npy", array)
+    model = {"backbone": NETWORK, "weights": "none", "crop": 32}
+    trainer = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    run = fit(Config.load(data={"root": str(root), "folds": 2}, model=model, trainer=trainer)).run
+    assert run is not None
+    looked = [name for name in seen if name != "TableFile"]  # a path is first asked whether it is a CSV
+    assert sorted(looked) == sorted(layout.__name__ for layout in sources.SOURCES if layout is not sources.TableFile)
+    assert yaml.safe_load(run.config.read_text())["data"]["holdout"] == "slide"
+    split = pd.read_csv(run.split)
+    assert split.assign(slide=np.arange(40) // 4).groupby("slide")["split"].nunique().max() == 1
 
 
 def test_a_metric_of_the_report_has_an_interval_and_a_place_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,15 +126,12 @@ class BatchSampler(Sampler[np.ndarray]):
         rank: of this process.
         world_size: number of processes. With a shuffle, all get the same number of whole batches, for which a few
             patches stand twice; without, each patch is seen by exactly one, and the last batch may be smaller.
-        epoch: the first one that is drawn. Loader threads read its batches before `set_epoch` is called.
     """
 
-    def __init__(
-        self, count: int, batch_size: int, seed: int | None, rank: int = 0, world_size: int = 1, epoch: int = 0
-    ) -> None:
+    def __init__(self, count: int, batch_size: int, seed: int | None, rank: int = 0, world_size: int = 1) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.epoch = epoch
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's order; Lightning calls this before each."""

@@ -43,6 +43,12 @@ class ImageFolder:
         """Map id to path for the images of a folder below `root`, see `find_images`."""
         return find_images(self.root, part, unique=unique, jpeg=self.resize is not None)
 
+    def missing_files(self, table: pd.DataFrame) -> "pd.Series[str]":
+        """Return the paths of a table that no file has; folders are listed, no file is looked for by itself."""
+        folders = table["path"].str.rpartition("/")[0].unique()
+        found = {path.removeprefix("./") for folder in folders for path in list_folder(self.root, str(folder) or ".")}
+        return table.loc[~table["path"].isin(found), "path"]
+
     @contextmanager
     def open(self, table: pd.DataFrame, scratch: Path) -> Iterator[list[FileChunk]]:
         """Cut a table with the column `path` into chunks to read."""

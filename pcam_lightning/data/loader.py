@@ -29,7 +29,10 @@ class ThreadedLoader(DataLoader[Any]):
         self.threads = threads
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield batches; a signal ends the loop between two of them."""
+        """Yield batches; a signal ends the loop between two of them.
+
+        Nothing is read before the first is asked for: Lightning makes the iterator before it sets the sampler's epoch.
+        """
         if not self.threads:
             for index in self.sampler:
                 stop_if_asked()

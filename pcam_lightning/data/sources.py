@@ -211,11 +211,6 @@ def layout_of(root: Path) -> type[PatchSource]:
     return next(layout for layout in SOURCES if layout.detect(root))
 
 
-def source_of(root: Path, columns: Mapping[str, str] | None = None) -> PatchSource:
-    """Return the source of a data folder which may be missing; `columns` as in `open_source`."""
-    return TableFile(root, columns) if columns and TableFile.detect(root) else layout_of(root)(root)
-
-
 def read_train(root: Path, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
     """Read the labeled patches of a data folder, see `PatchSource.read_train`."""
     return open_source(root, "train").read_train(slides, unknown_slides)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pcam_lightning.data.csv_tables import read_text
-from pcam_lightning.data.image_files import PART_NAMES, ImageFolder, list_folder
+from pcam_lightning.data.image_files import PART_NAMES, ImageFolder
 from pcam_lightning.utils.errors import UserError, rank_zero_info, shorten
 
 # Names that a column may have, the first that is there counts.
@@ -131,10 +131,7 @@ class TableFile(ImageFolder):
         if table.empty:
             hint = "" if "split" in table else ", since it has no column split"
             raise UserError(f"{self.file}: no row of split {part}{hint}; `data.root` may name other data.")
-        folders = table["path"].str.rpartition("/")[0].unique()
-        found = {path.removeprefix("./") for folder in folders for path in list_folder(self.root, str(folder) or ".")}
-        missing = table.loc[~table["path"].isin(found), "path"]
-        if len(missing):
+        if len(missing := self.missing_files(table)):
             raise UserError(
                 f"{self.file}, row {missing.index[0]}: {self.root / shorten(missing.iloc[0])}: no such file; paths are "
                 f"absolute or relative to the folder of the CSV ({len(missing):,} of {len(table):,} files are missing)."

@@ -1,12 +1,14 @@
 """Camelyon17-WILDS: metadata.csv and patches/, with its own split by center."""
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from pcam_lightning.data.csv_tables import read_text
-from pcam_lightning.data.image_files import ImageFolder, list_folder
+from pcam_lightning.data.image_files import ImageFolder
+from pcam_lightning.data.table_file import TableFile
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 
 _COLUMNS = ("patient", "node", "x_coord", "y_coord", "tumor", "slide", "center", "split")
@@ -14,8 +16,8 @@ _VAL_CENTER, _TEST_CENTER = 1, 2  # of WILDS (Koh et al. 2021): other hospitals 
 _HELD_OUT = 1  # its `split` of patches of the training hospitals: in-distribution validation
 
 
-class Wilds(ImageFolder):
-    """The unpacked archive of Camelyon17-WILDS.
+class Wilds(TableFile):
+    """The unpacked archive of Camelyon17-WILDS: metadata.csv, from which the paths of the patches follow.
 
     Hospitals 0, 3 and 4 train, 1 validates and 2 is the test part, as WILDS defines it. Its in-distribution validation
     patches, of the training hospitals, are left out.
@@ -25,43 +27,23 @@ class Wilds(ImageFolder):
     """
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root)
+        ImageFolder.__init__(self, root)
+        self.file = root / "metadata.csv"
         self.own_split = "WILDS's split: center 1 validates"
+        self._knows_slides, self._labeled, self._parts = True, True, ["train", "test"]
 
     @classmethod
     def detect(cls, root: Path) -> bool:
         """Return whether a folder has this layout."""
         return (root / "metadata.csv").is_file() and (root / "patches").is_dir()
 
-    def parts(self) -> list[str]:
-        """Return train and test."""
-        return ["train", "test"]
-
-    def knows_slides(self) -> bool:
-        """Return true: metadata.csv names them."""
-        return True
-
-    def read_train(self, slides: Path | None = None, unknown_slides: str = "error") -> pd.DataFrame:
-        """Read all patches but those of center 2, with `slide`, `patient` and `center`; `val` marks center 1.
-
-        Raises:
-            UserError: metadata.csv is malformed, files are missing, or `slides` is given.
-        """
-        if slides is not None:
-            raise UserError(f"{self.root}: metadata.csv names the slides; leave `data.slides` out.")
+    @cached_property
+    def _rows(self) -> pd.DataFrame:
+        """The patches that train, validate or test."""
         table = self.read_all()
         if left_out := int((table["part"] == "id_val").sum()):
             rank_zero_info(f"{self.root}: {left_out:,} patches of in-distribution validation are left out.")
-        table = table[table["part"].isin(["train", "val"])].sort_values("id", ignore_index=True)
-        table = table.assign(val=(table["part"] == "val").to_numpy())
-        return self._with_files(table.drop(columns="part"))
-
-    def read_test(self, *, answers: bool = False) -> pd.DataFrame:
-        """Read the patches of center 2, sorted by id."""
-        table = self.read_all()
-        table = table[table["part"] == "test"].drop(columns="part")
-        table = self._with_files(table.sort_values("id", ignore_index=True))
-        return table if answers else table.drop(columns="label")
+        return table[table["part"] != "id_val"].rename(columns={"part": "split"})
 
     def read_all(self) -> pd.DataFrame:
         """Read metadata.csv, whether the files are there or not.
@@ -73,7 +55,7 @@ class Wilds(ImageFolder):
         Raises:
             UserError: it is malformed; the message names the row.
         """
-        path = self.root / "metadata.csv"
+        path = self.file
         frame = read_text(path)
         if missing := [name for name in _COLUMNS if name not in frame]:
             raise UserError(f"{path}: no column {' nor '.join(missing)}, which that of Camelyon17-WILDS has.")
@@ -108,19 +90,3 @@ class Wilds(ImageFolder):
                 "part": part,
             }
         )
-
-    def _with_files(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Check that all files are there.
-
-        Raises:
-            UserError: some are not.
-        """
-        folders = table["path"].str.rpartition("/")[0].unique()
-        found = {path for folder in folders for path in list_folder(self.root, str(folder))}
-        missing = table.loc[~table["path"].isin(found), "path"]
-        if len(missing):
-            raise UserError(
-                f"{self.root}: {len(missing):,} of {len(table):,} patches of metadata.csv have no file, "
-                f"{missing.iloc[0]} first; unpack the archive again."
-            )
-        return table.reset_index(drop=True)

@@ -58,8 +58,6 @@ def ablate(config: Config, ablations: Path, seeds: int = 3) -> Path:
     check_options(config, KIND)
     rows = {BASE: {}, **_read(ablations)}
     config.resolve(what=KIND)
-    if config.options.data.folds is not None:
-        config.use_slides_for_folds()
     demo = is_demo_folder(config.options.data.root)
     starts: dict[tuple[str, str, int], str] = {}  # first row with each initial network
     for row, changes in rows.items():
@@ -68,6 +66,7 @@ def ablate(config: Config, ablations: Path, seeds: int = 3) -> Path:
         draw_demo_data()
     data = config.data_module()
     data.setup("fit")
+    config.record_groups(data)
     for start, row in starts.items():
         _try_weights(*start, f"{ablations}: row {row}", demo=demo)
     tried = {data.extra_train}

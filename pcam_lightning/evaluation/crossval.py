@@ -54,7 +54,6 @@ def crossval(config: Config, folds: int = 5) -> Path:
     """
     _check(config, folds)
     config.resolve(what=KIND)
-    config.use_slides_for_folds()
     try_build(config)
     root = config.options.data.root
     if is_demo_folder(root):
@@ -132,6 +131,7 @@ def _open(config: Config, folds: int, *, has_test: bool) -> tuple[PCamDataModule
         data.setup("predict")
         test = data.test_store.fingerprint
     data.setup("fit")
+    config.record_groups(data)
     return data, test
 
 

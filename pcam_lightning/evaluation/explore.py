@@ -14,7 +14,8 @@ from pcam_lightning.data.quality import KINDS, find_flagged
 from pcam_lightning.evaluation.dataset_overview import DatasetOverview, augment_patches, read_overview
 from pcam_lightning.evaluation.interpret import features, tsne
 from pcam_lightning.evaluation.report_page import render_template
-from pcam_lightning.models.classifier import FIT_PATCHES, PCamClassifier
+from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.models.trained_network import FIT_PATCHES
 from pcam_lightning.plotting import patch_grids, plots
 from pcam_lightning.plotting.style import CLASSES, as_png, data_uri
 from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder, is_synthetic, load_initial_weights

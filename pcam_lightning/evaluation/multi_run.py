@@ -15,7 +15,7 @@ from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.splits import split_digest
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.options import Config
-from pcam_lightning.training.resume import data_record
+from pcam_lightning.training.run_record import data_record
 from pcam_lightning.training.trainer import build_trainer
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn

@@ -1,10 +1,10 @@
 """PCamClassifier: one step for all stages; BCE, AUROC, AdamW, cosine."""
 
 import math
-import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,27 +13,21 @@ from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLR
 from torchmetrics import MeanMetric, MetricCollection
 
 from pcam_lightning.data.batches import Batch
-from pcam_lightning.data.datamodule import PCamDataModule
-from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.metrics.torch_metrics import build_metrics
 from pcam_lightning.models.backbones import build_backbone, freeze
 from pcam_lightning.models.checks import check_checkpoint, check_options
 from pcam_lightning.models.losses import LOSSES
 from pcam_lightning.models.optim import SCHEDULES, Schedule, StepSchedule, build_optimizer, build_schedule
-from pcam_lightning.models.patch_network import PatchNetwork, mean_logit
-from pcam_lightning.models.pretrained import load_weights
 from pcam_lightning.models.timm_networks import absolute_name
+from pcam_lightning.models.trained_network import TrainedNetwork
 from pcam_lightning.transforms.augment import Augmentation, augment
 from pcam_lightning.transforms.preprocess import Preprocess
-from pcam_lightning.utils.bundled import bundled_file
-from pcam_lightning.utils.errors import UserError, rank_zero_info
-from pcam_lightning.utils.safe_load import safe_load
+from pcam_lightning.utils.errors import rank_zero_info
 
 _NEVER = sys.maxsize  # epochs between two steps of a schedule that Lightning is to leave alone
-FIT_PATCHES = 512  # training patches that stains or pixel statistics are measured on
 
 
-class PCamClassifier(PatchNetwork):
+class PCamClassifier(TrainedNetwork):
     """A network with one logit: is there tumor in the center 32 x 32 of the patch?
 
     Args:
@@ -97,53 +91,22 @@ class PCamClassifier(PatchNetwork):
         tta: Literal["none", "d4"] = "none",
         compile: bool = False,  # noqa: A002 - what torch calls it
     ) -> None:
-        super().__init__()
+        super().__init__(weights)
         backbone = absolute_name(backbone)
         self.augmentation = Augmentation.of(augment)
         # A checkpoint carries its weights; where they once started from is no parameter for loading it.
         self.save_hyperparameters(ignore=["weights", "augment"], logger=False)
         self.hparams["augment"] = asdict(self.augmentation)  # a checkpoint holds plain values only
         check_options(self.hparams)
-        self.weights = os.fspath(weights)
-        self.init_weights = "none"  # what was loaded in truth; travels with the checkpoint
-        self.positive_fraction: float | None = None  # of the patches that it was last trained on
-        self._load_pretrained_weights = True  # whether the weights it starts from are still to be loaded
         self.preprocess = Preprocess(stain, crop, size, normalize)
         self.net = build_backbone(backbone, self.preprocess.side, features).to(memory_format=torch.channels_last)
-        self.teachers: list[PCamClassifier] = []  # of a distillation, in fit
-        self.teacher_share = 0.0  # of the targets
+        self.teach: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # set by Distillation, in fit
         self._seed = 0
         if compile:
             self.net.compile(dynamic=False)  # in place: checkpoints keep the names of the plain network
         self.train_metrics, self.train_loss = build_metrics("train")
         self.val_metrics, self.val_loss = build_metrics("val")
         self.test_metrics, self.test_loss = build_metrics("test")
-
-    def load_pretrained(self) -> None:
-        """Load the weights that training starts from; `fit` calls it where neither it nor a checkpoint has been loaded.
-
-        Raises:
-            UserError: see `backbone.load_weights`.
-        """
-        load_weights(self.net, self.hparams["backbone"], self.weights, self.preprocess.side)
-        self.init_weights = self.weights
-        if self.weights not in ("imagenet", "none"):
-            path = bundled_file(self.weights) or Path(self.weights).expanduser()
-            self.trained = TrainingPatches.of_checkpoint(safe_load(path))
-        self._load_pretrained_weights = False
-
-    @property
-    def _is_attached(self) -> bool:
-        """Whether a trainer runs the module."""
-        try:
-            return self.trainer is not None
-        except RuntimeError:
-            return False
-
-    @property
-    def freezes(self) -> bool:
-        """Whether there is a frozen epoch at the start."""
-        return self.hparams["freeze_epochs"] > 0 and self.init_weights != "none"
 
     @property
     def schedule(self) -> Schedule:
@@ -159,24 +122,23 @@ class PCamClassifier(PatchNetwork):
     def augmented(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment and preprocess training patches; return float (B, 3, side, side) and labels (B,)."""
         patches, target = self._augment(batch)
-        return self._finish(patches), target
+        return self.finish(patches), target
 
     def _augment(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # pixels keep all their gray levels
             return augment(batch["image"], batch["label"], self.augmentation, self.preprocess.stain)
 
-    def _finish(self, patches: torch.Tensor) -> torch.Tensor:
+    def finish(self, patches: torch.Tensor) -> torch.Tensor:
+        """Crop, scale and standardize augmented patches, float (B, 3, 96, 96)."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return self.preprocess.finish(patches)
 
     def training_batch(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what a step trains on: augmented patches, float (B, 3, side, side), and targets (B,)."""
         patches, target = self._augment(batch)
-        if self.teachers:
-            with torch.no_grad():
-                logits = [teacher._run(teacher.predictor, teacher._finish(patches)) for teacher in self.teachers]
-                target = torch.lerp(target, mean_logit(logits).sigmoid(), self.teacher_share)
-        return self._finish(patches), target
+        if self.teach is not None:
+            target = self.teach(patches, target)
+        return self.finish(patches), target
 
     def _step(self, batch: Batch, stage: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss, and the logits (B,)."""
@@ -213,28 +175,9 @@ class PCamClassifier(PatchNetwork):
         return {"row": batch["row"], "logit": self._step(batch, "test")[1]}
 
     def on_fit_start(self) -> None:
-        """Load the weights that training starts from, measure what preprocessing needs, and note the seed.
-
-        A checkpoint that is resumed has brought weights and measurements already.
-
-        Raises:
-            UserError: the weights cannot be loaded, or nothing can be measured.
-        """
+        """Note the seed, and prepare the weights, see `TrainedNetwork`."""
         self._seed = torch.initial_seed()
-        if self._load_pretrained_weights:
-            self.load_pretrained()
-        data = getattr(self.trainer, "datamodule", None)
-        if self.preprocess.needs_fit and not self.preprocess.fitted:
-            if not isinstance(data, PCamDataModule):
-                raise UserError(
-                    "`model.stain`, `model.normalize` own: are measured on training patches of a PCamDataModule; pass "
-                    "one as datamodule, or call preprocess.fit() first."
-                )
-            self.preprocess.fit(data.sample(FIT_PATCHES))
-        if isinstance(data, PCamDataModule) and data.knows_split:
-            table = data.train_table
-            self.trained |= TrainingPatches.of(table)
-            self.positive_fraction = float(table["label"].mean())
+        super().on_fit_start()
         if self.hparams["freeze_epochs"] and not self.freezes:
             rank_zero_info(
                 "`model.freeze_epochs` is skipped: the network starts from random weights, all of it learns at once."
@@ -286,12 +229,6 @@ class PCamClassifier(PatchNetwork):
         clips = bool(self.trainer.gradient_clip_val) and str(self.trainer.precision).endswith("-mixed")
         return self.trainer.strategy.root_device.type in ("cpu", "cuda") and not clips
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record which weights training started from, and which patches have trained them."""
-        checkpoint["init_weights"] = self.init_weights
-        checkpoint["trained"] = self.trained.record()
-        checkpoint["positive_fraction"] = self.positive_fraction
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what is recorded of the weights; check that they fit the network before they are loaded.
 
@@ -300,19 +237,10 @@ class PCamClassifier(PatchNetwork):
         Raises:
             UserError: the names or shapes are not this network's.
         """
-        self.init_weights = checkpoint["init_weights"]
-        for state in checkpoint.get("optimizer_states", []) if self._is_attached else []:
-            for group in state["param_groups"]:
+        super().on_load_checkpoint(checkpoint)
+        groups = [group for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]]
+        with suppress(RuntimeError):  # there is no trainer
+            for group in groups:
                 if group.get("fused") is not None:  # as ours have it
                     group["fused"] = self._fuses()
-        self._load_pretrained_weights = False
-        self.trained = TrainingPatches.of_checkpoint(checkpoint)
-        self.positive_fraction = checkpoint["positive_fraction"]
-        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
-        if (
-            self._is_attached
-            and progress
-            and isinstance(data := getattr(self.trainer, "datamodule", None), PCamDataModule)
-        ):
-            data.start_epoch = progress["current"]["processed"]
         check_checkpoint(checkpoint, self.state_dict(), self.hparams)

@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn import functional
 
 from pcam_lightning.data.batches import Batch
-from pcam_lightning.data.training_patches import TrainingPatches
 from pcam_lightning.models.batchnorm import fold_batchnorm
 from pcam_lightning.transforms.geometry import d4_views
 from pcam_lightning.transforms.preprocess import Preprocess
@@ -29,7 +28,6 @@ class PatchNetwork(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.ensemble: list[PatchNetwork] = []  # other networks for predict; not part of checkpoints
-        self.trained = TrainingPatches()  # patches that trained the weights so far
         self._folded: list[nn.Module] = []  # `net` with BatchNorm folded; in a list, so that it is not a submodule
         self._largest_batch = 0  # size of the largest batch outside training
 

@@ -1,22 +1,16 @@
 """The callback that keeps best.ckpt and last.ckpt, and what these record of their run."""
 
 import math
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from pcam_lightning import __version__
-from pcam_lightning.data.datamodule import PCamDataModule
-from pcam_lightning.data.splits import split_digest
-from pcam_lightning.training.checkpoint import FORMAT
-from pcam_lightning.training.resume import data_record, steps_per_epoch
+from pcam_lightning.training.run_record import run_record, trainer_options
 from pcam_lightning.utils.atomic_io import atomic_link
-from pcam_lightning.utils.errors import UserError, rank_zero_info
+from pcam_lightning.utils.errors import rank_zero_info
 from pcam_lightning.utils.run_dir import Run
 
 
@@ -104,50 +98,3 @@ class BestAndLastCheckpoint(Checkpoint):
         self._loaded = state_dict
         if self.resuming:
             self.best_score, self.best_epoch = state_dict.get("best_score"), state_dict.get("best_epoch")
-
-
-def run_record(trainer: L.Trainer, options: dict[str, Any], data: PCamDataModule | None = None) -> dict[str, Any]:
-    """Return what a checkpoint records of its run: version, options, data and split.
-
-    Args:
-        trainer: of the run.
-        options: those of the run, as plain values.
-        data: the data module, set up; by default the trainer's.
-
-    Raises:
-        UserError: the trainer's data module is another one.
-    """
-    data = data or getattr(trainer, "datamodule", None)
-    if not isinstance(data, PCamDataModule):
-        raise UserError("BestAndLastCheckpoint: records the data of a run; pass a PCamDataModule as datamodule.")
-    return {
-        "version": __version__,
-        "format": FORMAT,
-        "config": options,
-        "steps_per_epoch": steps_per_epoch(trainer, data),
-        "data": data_record(data),
-        "split": {
-            "val": int(data.val_mask.sum()),
-            "sha256": split_digest(data.table, data.val_mask),
-            "kind": data.split_kind,
-        },
-    }
-
-
-def trainer_options(trainer: L.Trainer, model: Any) -> dict[str, Any]:
-    """Return the options of a run that a plain trainer makes, as plain values.
-
-    Args:
-        trainer: of the run.
-        model: a PCamClassifier.
-    """
-    data = getattr(trainer, "datamodule", None)
-    names = signature(PCamDataModule.__init__).parameters if isinstance(data, PCamDataModule) else {}
-    values = {name: getattr(data, name) for name in names if name != "self"}
-    precision = {"32": "32-true"}.get(str(trainer.precision), str(trainer.precision))
-    return {
-        "seed_everything": torch.initial_seed() % 2**32,
-        "data": {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()},
-        "model": {**model.hparams, "weights": model.weights},
-        "trainer": {"precision": precision, "max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps},
-    }

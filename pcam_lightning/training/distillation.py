@@ -1,9 +1,11 @@
 """Distillation: a network learns what other, trained networks say about its augmented patches."""
 
 import lightning as L
+import torch
 
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.models.patch_network import mean_logit
 from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 
@@ -52,12 +54,18 @@ class Distillation(L.Callback):
                 rank_zero_warn(f"val/auroc may be optimistic: {path} was {teacher.trained.caution}.")
             teacher.to(pl_module.device).fold()
         rank_zero_info(f"distillation: {self.share:g} of the targets from {', '.join(self.paths)}.")
-        pl_module.teachers, pl_module.teacher_share = self.teachers, self.share
+        pl_module.teach = self._soften
+
+    @torch.no_grad()
+    def _soften(self, patches: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Mix the teachers' probabilities for augmented patches, float (B, 3, 96, 96), into targets (B,)."""
+        logits = [teacher._run(teacher.predictor, teacher.finish(patches)) for teacher in self.teachers]
+        return torch.lerp(target, mean_logit(logits).sigmoid(), self.share)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the teachers away."""
         assert isinstance(pl_module, PCamClassifier)
-        pl_module.teachers = []
+        pl_module.teach = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Take the teachers away from a run that was stopped."""

@@ -9,16 +9,14 @@ import pandas as pd
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 
-from pcam_lightning.plotting.plots import best_epoch
 from pcam_lightning.training.checkpoint import read_checkpoint
 from pcam_lightning.training.demo_run import draw_demo_data
 from pcam_lightning.training.fit_session import FitSession
 from pcam_lightning.training.lightning_internals import keyboard_interrupt
 from pcam_lightning.training.options import Config
-from pcam_lightning.training.trainer import compile_errors
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.run_dir import Run, run_to_resume, shown
-from pcam_lightning.utils.system import quiet_lightning
+from pcam_lightning.utils.system import compile_errors, quiet_lightning
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,6 @@ def fit(
     config.resolve(checkpoint)
     if resumed is not None:
         rank_zero_info(f"resuming {shown(resumed.folder)}, on {config.options.data.root}")
-    elif config.options.data.folds is not None:
-        config.use_slides_for_folds()
     seed_everything(config.options.seed_everything, workers=True, verbose=False)
     session = FitSession(config, resumed, None if ckpt_path is None else Path(ckpt_path), checkpoint, callbacks)
     if session.demo:
@@ -111,5 +107,5 @@ def _result(session: FitSession) -> FitResult:
     metrics = pd.read_csv(run.metrics)
     if "val/auroc" not in metrics or not metrics["val/auroc"].notna().any():
         return FitResult(run, metrics, checkpoint=run.last, demo=session.demo)
-    best = best_epoch(metrics)
+    best = metrics.iloc[int(metrics["val/auroc"].argmax())]
     return FitResult(run, metrics, int(best["epoch"]), float(best["val/auroc"]), run.best, session.demo)

@@ -13,11 +13,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from pcam_lightning.data.datamodule import PCamDataModule
-from pcam_lightning.data.slide_map import SLIDES_FILES, find_slides
-from pcam_lightning.data.sources import source_of
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.timm_networks import absolute_name
-from pcam_lightning.training.demo_run import NOT_REAL, is_demo_folder, is_synthetic, use_demo_data
+from pcam_lightning.training.demo_run import NOT_REAL, is_synthetic, use_demo_data
 from pcam_lightning.training.lightning_internals import RunParser
 from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.transforms.augment import augmentation_options
@@ -209,22 +207,9 @@ class Config:
             _follow_slides(data, checkpoint["pcam"]["config"]["data"])
         trainer.precision = supported_precision(trainer.accelerator, trainer.precision)
 
-    def use_slides_for_folds(self) -> None:
-        """Let folds hold out whole slides where the data folder or the CSV of patches names them."""
-        data = self.options.data
-        if data.slides is not None or data.split_file is not None or data.holdout is not None:
-            return
-        source = source_of(data.root, data.columns)
-        if source.own_split:
-            return
-        demo = is_demo_folder(data.root)
-        if not demo and not source.knows_slides():
-            return
-        # The synthetic folder of a demo run may not be there yet.
-        data.slides = data.root / SLIDES_FILES[0] if demo else find_slides(data.root)
-        if data.slides is None:
-            data.holdout = "slide"
-        rank_zero_info(f"folds are of whole slides, by {data.slides or data.root}.")
+    def record_groups(self, data: PCamDataModule) -> None:
+        """Record which groups a data module holds out whole once it is set up: slides for folds, where known."""
+        self.options.data.slides, self.options.data.holdout = data.slides, data.holdout
 
 
 def _follow_slides(data: Namespace, recorded: dict[str, Any]) -> None:

@@ -5,12 +5,11 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from lightning.pytorch import seed_everything
 
@@ -21,13 +20,13 @@ from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.adapt_batchnorm import AdaptBatchNorm
 from pcam_lightning.training.demo_run import draw_demo_data, is_demo_folder
 from pcam_lightning.training.feature_distance import AddDistance, find_feature_distance
-from pcam_lightning.training.lightning_internals import keyboard_interrupt
 from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.options import Config
-from pcam_lightning.training.predictions import PredictionCollector, join_predictions, write_predictions_csv
-from pcam_lightning.training.resume import label_digest, take_split
+from pcam_lightning.training.predictions import collect_predictions, join_predictions, write_predictions_csv
+from pcam_lightning.training.resume import take_split
+from pcam_lightning.training.run_record import label_digest
 from pcam_lightning.training.run_report import read_temperature, read_thresholds
-from pcam_lightning.training.trainer import build_trainer, compile_errors
+from pcam_lightning.training.trainer import build_trainer
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.run_dir import check_writable
@@ -65,6 +64,7 @@ class _Session:
 
     loaded: LoadedRun
     config: Config
+    others: Sequence[LoadedRun] = ()
     overlap: int | None = 0
 
     def __post_init__(self) -> None:
@@ -80,41 +80,13 @@ class _Session:
     def made_by(self) -> dict[str, Any]:
         """What logits depend on: the step of training, the views that they are the mean of, and adapted statistics."""
         adapted = any(isinstance(one, AdaptBatchNorm) for one in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return {
-            "step": self.loaded.step,
-            "tta": self.model.hparams["tta"],
-            **({"batchnorm": "adapted"} if adapted else {}),
-        }
+        made_by = {"step": self.loaded.step, "tta": self.model.hparams["tta"]}
+        return made_by | ({"batchnorm": "adapted"} if adapted else {})
 
     def report_overlap(self, table: pd.DataFrame) -> None:
         """Count the patches of a part, with columns `id` and `pixel_sha1`, that trained one of the networks."""
-        trained = self.loaded.trained
-        for other in self.model.ensemble:
-            trained |= other.trained
+        trained = reduce(or_, [one.trained for one in (self.loaded, *self.others)])
         self.overlap = trained.report(table, self.loaded.path)
-
-    def collect(self, stage: str) -> pd.DataFrame:
-        """Run a stage; return `logit` and what else its steps yield by id, empty in all processes but the first."""
-        more = {"return_predictions": False} if stage == "predict" else {}
-        with TemporaryDirectory() as folder, keyboard_interrupt(), compile_errors():
-            # By a file where a process that the trainer starts is the first one.
-            file, found = Path(folder) / "logits.npz", [pd.DataFrame({"logit": np.empty(0, dtype=np.float32)})]
-            keep = partial(_keep, os.getpid(), file, found)
-            self.trainer.callbacks.append(PredictionCollector(keep))  # type: ignore[attr-defined]
-            getattr(self.trainer, stage)(self.model, datamodule=self.data, **more)
-            if file.is_file():
-                with np.load(file) as saved:
-                    found.append(pd.DataFrame(dict(saved)).set_index("id"))
-        return found[-1]
-
-
-def _keep(process: int, file: Path, found: list[pd.DataFrame], predicted: pd.DataFrame) -> None:
-    """Keep what is predicted where the process that started the stage finds it."""
-    if os.getpid() == process:
-        found.append(predicted)
-    else:
-        columns: dict[str, Any] = {str(name): predicted[name].to_numpy() for name in predicted}
-        np.savez(file, **columns, id=predicted.index.to_numpy(dtype=str))
 
 
 @quiet_lightning()
@@ -155,15 +127,7 @@ def validate(ckpt_path: Target, config: Config | None = None) -> Scores:
 def test(ckpt_path: Target, config: Config | None = None) -> Scores:
     """Score a checkpoint on test/, where its labels are known.
 
-    Writes `test.json` and `test_predictions.csv` into the run.
-
-    Args:
-        ckpt_path: a checkpoint, the folder of a run, or pcam or pcam-small, which come with the package; or one that
-            is loaded already.
-        config: options; by default those of the run.
-
-    Raises:
-        UserError: the checkpoint or the data cannot be used, or the run cannot be written into.
+    Writes `test.json` and `test_predictions.csv` into the run; takes and raises what `validate` does.
     """
 
     def prepare(session: _Session) -> pd.DataFrame:
@@ -181,7 +145,7 @@ def _score(
     session = _Session(loaded, config or Config.of_run(loaded))
     table = prepare(session)
     session.report_overlap(table)
-    predicted = session.collect(stage)
+    predicted = collect_predictions(session.trainer, session.model, session.data, stage)
     metrics = {name: float(value) for name, value in sorted(session.trainer.callback_metrics.items())}
     file = loaded.run.folder / f"{stage}.json"
     predictions = loaded.run.predictions(part)
@@ -234,7 +198,7 @@ def predict(
     paths = [os.path.realpath(one.path) for one in (loaded, *others)]  # a link may loop
     if twice := next((one for one in paths if paths.count(one) > 1), None):
         raise UserError(f"`ensemble`: {twice} is there twice.")
-    session = _Session(loaded, config or Config.of_run(loaded))
+    session = _Session(loaded, config or Config.of_run(loaded), others)
     session.data.setup("predict")
     temperature = read_temperature(loaded.run, session.made_by) if calibrate else 1.0
     abstention = _Abstention(session) if abstain else None
@@ -242,7 +206,7 @@ def predict(
     table = session.data.test_table
     session.report_overlap(table)
     rank_zero_info(f"data: {session.data.root}; checkpoint: {', '.join(str(one.path) for one in (loaded, *others))}")
-    predicted = session.collect("predict")
+    predicted = collect_predictions(session.trainer, session.model, session.data, "predict")
     if not session.trainer.is_global_zero:
         return pd.DataFrame({"id": [], "logit": [], "prob": []})
     predictions = join_predictions(table["id"], predicted["logit"], temperature)

@@ -1,7 +1,10 @@
 """Logits of all processes, joined by id, and the CSV files that they are written to."""
 
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
@@ -14,8 +17,11 @@ from scipy.special import logit as to_logit
 from pcam_lightning.data.csv_tables import read_labels, read_text, without_suffix
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.data.table_file import LEVELS
+from pcam_lightning.models.classifier import PCamClassifier
+from pcam_lightning.training.lightning_internals import keyboard_interrupt
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn, shorten
+from pcam_lightning.utils.system import compile_errors
 
 _NO_LABELS = "has no labels; evaluate takes `labels` FILE (id,label), and compare a CSV with id,label,logit."
 
@@ -53,6 +59,33 @@ class PredictionCollector(L.Callback):
 
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _keep  # type: ignore[assignment]
     on_validation_end = on_test_end = on_predict_end = _hand_on
+
+
+def collect_predictions(trainer: L.Trainer, model: PCamClassifier, data: PCamDataModule, stage: str) -> pd.DataFrame:
+    """Run a stage: validate, test or predict.
+
+    Returns:
+        `logit` and what else its steps yield, by id; empty in all processes but the first.
+    """
+    more = {"return_predictions": False} if stage == "predict" else {}
+    with TemporaryDirectory() as folder, keyboard_interrupt(), compile_errors():
+        # By a file where a process that the trainer starts is the first one.
+        file, found = Path(folder) / "logits.npz", [pd.DataFrame({"logit": np.empty(0, dtype=np.float32)})]
+        trainer.callbacks.append(PredictionCollector(partial(_keep, os.getpid(), file, found)))  # type: ignore[attr-defined]
+        getattr(trainer, stage)(model, datamodule=data, **more)
+        if file.is_file():
+            with np.load(file) as saved:
+                found.append(pd.DataFrame(dict(saved)).set_index("id"))
+    return found[-1]
+
+
+def _keep(process: int, file: Path, found: list[pd.DataFrame], predicted: pd.DataFrame) -> None:
+    """Keep what is predicted where the process that started the stage finds it."""
+    if os.getpid() == process:
+        found.append(predicted)
+    else:
+        columns: dict[str, Any] = {str(name): predicted[name].to_numpy() for name in predicted}
+        np.savez(file, **columns, id=predicted.index.to_numpy(dtype=str))
 
 
 def write_predictions_csv(path: Path, table: pd.DataFrame, logit: "pd.Series[float]") -> None:

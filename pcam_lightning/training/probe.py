@@ -79,8 +79,6 @@ def probe(config: Config) -> ProbeResult:
         UserError: an option, the data or the weights cannot be used, or a part lacks a class.
     """
     config.resolve(what=KIND)
-    if config.options.data.folds is not None:
-        config.use_slides_for_folds()
     _check(config)
     seed_everything(config.options.seed_everything, workers=True, verbose=False)
     # One pass is over before compiling would pay, and callbacks are about training.

@@ -1,6 +1,5 @@
 """Checks before a run is resumed: recipe, data, steps per epoch and validation must be those that it began with."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from inspect import signature
@@ -8,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pandas as pd
 
-from pcam_lightning.data.batches import BatchSampler
 from pcam_lightning.data.datamodule import SPLIT_OPTIONS, PCamDataModule
 from pcam_lightning.data.splits import split_digest
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.training.checkpoint import epochs_done, is_finished
+from pcam_lightning.training.lightning_internals import end_by_epochs
+from pcam_lightning.training.run_record import batches_per_epoch, data_record, steps_per_epoch
 from pcam_lightning.utils.errors import UserError, rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.run_dir import Run, shown
 
@@ -27,37 +26,45 @@ _REPORTED = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "callb
 _NEW_RUN = "or start a new run from its weights alone: `model.weights` CKPT, without `ckpt_path`"
 
 
-def batches_per_epoch(trainer: L.Trainer, data: PCamDataModule) -> int:
-    """Return how many training batches an epoch has on each device, as the trainer limits them.
-
-    Raises:
-        UserError: a limit leaves none.
-    """
-    batches = len(BatchSampler(len(data.train_table), data.batch_size, 0, 0, trainer.world_size))
-    limit = trainer.limit_train_batches
-    limited = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    if limited == 0:
-        raise UserError(f"`trainer.limit_train_batches` {limit}: is less than one of {batches} batches.")
-    return limited
-
-
-def steps_per_epoch(trainer: L.Trainer, data: PCamDataModule) -> int:
-    """Return how many steps of the optimizer an epoch has."""
-    return -(-batches_per_epoch(trainer, data) // trainer.accumulate_grad_batches)
-
-
-def check_checkpoint(path: Path, checkpoint: dict[str, Any], model: Mapping[str, Any], trainer: L.Trainer) -> None:
-    """Check that fit can resume a checkpoint, in its run or in a new one.
+def check_resumed(
+    path: Path,
+    checkpoint: dict[str, Any],
+    run: Run | None,
+    options: dict[str, Any],
+    trainer: L.Trainer,
+    data: PCamDataModule,
+) -> None:
+    """Check that a checkpoint can be resumed: in a new run its network and steps per epoch, else recipe and data too.
 
     Args:
         path: of the checkpoint.
         checkpoint: what `read_checkpoint` returns.
-        model: the options of the network.
+        run: that is resumed; None for a new run.
+        options: those of now, as plain values.
         trainer: that is to resume.
+        data: set up for `fit`.
 
     Raises:
-        UserError: it is of a probe or was saved within an epoch, its run has ended, or its optimizer has other options.
+        UserError: it cannot.
     """
+    _check_checkpoint(path, checkpoint, options["model"], trainer)
+    end_by_epochs(trainer)
+    if run is not None:
+        check_recipe(checkpoint["pcam"]["config"], options)
+        _check_data(run, checkpoint["pcam"], data)
+    _check_steps(path, checkpoint, steps_per_epoch(trainer, data))
+
+
+def describe_progress(checkpoint: dict[str, Any], trainer: L.Trainer) -> str:
+    """Return where a resumed run continues, and where it ends."""
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    end = f" of {epochs}" if epochs > 0 else ""
+    end += f", to step {steps:,} at most" if steps > 0 else ""
+    return f" resumes at epoch {epochs_done(checkpoint) + 1}{end}"
+
+
+def _check_checkpoint(path: Path, checkpoint: dict[str, Any], model: Mapping[str, Any], trainer: L.Trainer) -> None:
+    """Check that a checkpoint is of a whole epoch of fit, unfinished, and that its optimizer keeps its options."""
     if "probe" in checkpoint["pcam"]:
         raise UserError(
             f"{path}: is of a probe, which has no optimizer to resume; `model.weights` takes its weights for a new run."
@@ -81,17 +88,8 @@ def check_checkpoint(path: Path, checkpoint: dict[str, Any], model: Mapping[str,
             )
 
 
-def check_steps(path: Path, checkpoint: dict[str, Any], steps: int) -> None:
-    """Check that the number of steps per epoch is unchanged: the learning rate schedule depends on it.
-
-    Args:
-        path: of the checkpoint.
-        checkpoint: what `read_checkpoint` returns.
-        steps: of the optimizer in each epoch from now on.
-
-    Raises:
-        UserError: the checkpoint's run had another number.
-    """
+def _check_steps(path: Path, checkpoint: dict[str, Any], steps: int) -> None:
+    """Check that the number of steps per epoch is unchanged: the learning rate schedule depends on it."""
     recorded = checkpoint["pcam"]["steps_per_epoch"]
     if checkpoint["global_step"] and recorded != steps:
         raise UserError(
@@ -101,37 +99,8 @@ def check_steps(path: Path, checkpoint: dict[str, Any], steps: int) -> None:
         )
 
 
-def label_digest(table: pd.DataFrame) -> str:
-    """Hash the labels of a table and, where it has them, the weights, by id: SHA-256, hexadecimal."""
-    columns = [name for name in ("id", "label", "sample_weight") if name in table]
-    return hashlib.sha256(table[columns].sort_values("id").to_csv(index=False).encode()).hexdigest()
-
-
-def data_record(data: PCamDataModule) -> dict[str, Any]:
-    """Return what a checkpoint records of the data of its run, which is set up."""
-    record = {
-        "root": str(data.root),
-        "pixels": data.train_store.fingerprint,
-        "patches": len(data.table),
-        "labels": label_digest(data.table),
-    }
-    if data.extra_store is not None:
-        labels = label_digest(data.train_table.iloc[int((~data.val_mask).sum()) :])
-        record |= {"extra_train": data.extra_store.fingerprint, "extra_labels": labels}
-    return record
-
-
-def check_data(run: Run, recorded: dict[str, Any], data: PCamDataModule) -> None:
-    """Check that the patches, split and labels of a resumed run are unchanged; report image files that have changed.
-
-    Args:
-        run: that is resumed.
-        recorded: what its checkpoint records of it.
-        data: set up for `fit`.
-
-    Raises:
-        UserError: they differ.
-    """
+def _check_data(run: Run, recorded: dict[str, Any], data: PCamDataModule) -> None:
+    """Check that patches, split and labels of a run are unchanged; report image files that have changed."""
     before, now = recorded["data"], data_record(data)
     changed = {name for name in ("pixels", "labels", "extra_labels") if before.get(name) != now.get(name)}
     moved = before["root"] != now["root"]

@@ -1,7 +1,6 @@
 """Lightning's trainer, with its options checked and this project's callbacks and plugins added."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import Namespace
@@ -74,24 +73,6 @@ def progress_bar(options: Namespace, callbacks: Sequence[Callback]) -> list[Call
     """Return the progress bar of fit; none where the options leave it out, or where there is one of the user's own."""
     own = _has([*_listed(options.callbacks), *callbacks], ProgressBar)
     return [] if own or options.enable_progress_bar is False else [EpochProgressBar()]
-
-
-@contextmanager
-def compile_errors() -> Iterator[None]:
-    """Turn what torch.compile raises on a machine where it fails into an error that names the option.
-
-    Raises:
-        UserError: from the block.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"`model.compile` true: torch.compile fails on this machine ({reason}); leave the option out, or false."
-        ) from error
 
 
 def _check(options: Namespace, *, fits: bool) -> None:

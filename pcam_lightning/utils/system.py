@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from pcam_lightning.utils.errors import rank_zero_info
+from pcam_lightning.utils.errors import UserError, rank_zero_info
 
 CPU_INFO = Path("/proc/cpuinfo")  # Linux only
 
@@ -148,3 +148,21 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for one in loggers:
             one.removeFilter(is_wanted)
+
+
+@contextmanager
+def compile_errors() -> Iterator[None]:
+    """Turn what torch.compile raises on a machine where it fails into an error that names the option.
+
+    Raises:
+        UserError: from the block.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"`model.compile` true: torch.compile fails on this machine ({reason}); leave the option out, or false."
+        ) from error

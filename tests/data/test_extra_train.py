@@ -99,7 +99,7 @@ def test_a_run_records_them_and_resumes_with_the_same(
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     split = pd.read_csv(run / "split.csv")
     assert len(split) == 120
-    assert len(checkpoint["trained"]["ids"]) == (split["split"] == "train").sum() + 30
+    assert len(checkpoint["trained"]["pixels"]) == (split["split"] == "train").sum() + 30
     assert checkpoint["positive_fraction"] < 0.35
     again = ["--ckpt_path=last", "--trainer.max_epochs=2"]
     other = make_extra(kaggle, tmp_path / "other", 31)

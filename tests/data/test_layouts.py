@@ -25,7 +25,6 @@ from pcam_lightning.data.wilds import Wilds
 from pcam_lightning.evaluation.labeled_predictions import read_labeled_predictions
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.synthetic.kaggle_folder import synthesize
-from pcam_lightning.training.options import Config
 from pcam_lightning.transforms.augment import Augmentation
 from pcam_lightning.utils.errors import UserError
 
@@ -217,9 +216,9 @@ BROKEN_WILDS: dict[str, tuple[Callable[[Path], None], str]] = {
         edit("metadata.csv", lambda f: pd.concat([f, f.iloc[:1]])),
         r"row 22: a patch that is listed twice",
     ),
-    "another place": (cell("x_coord", 0, "9"), "1 of 13 patches of metadata.csv have no file"),
-    "a file missing": (remove("patches/patient_000*/*"), "1 of 13 patches of metadata.csv have no file"),
-    "a folder missing": (remove("patches/patient_000*"), "2 of 13 patches of metadata.csv have no file"),
+    "another place": (cell("x_coord", 0, "9"), r"metadata.csv, row 2: .*no such file; .*1 of 13 files"),
+    "a file missing": (remove("patches/patient_000*/*"), r"metadata.csv, row 2: .*no such file; .*1 of 13 files"),
+    "a folder missing": (remove("patches/patient_000*"), r"metadata.csv, row 2: .*no such file; .*2 of 13 files"),
     "no CSV at all": (write("metadata.csv", b"\x89PNG\r\n\x1a\n\x00\xff"), "not a CSV file"),
     "an empty CSV": (write("metadata.csv", b""), "not a CSV file"),
     "a header alone": (edit("metadata.csv", lambda frame: frame.iloc[:0]), "no rows below the header"),
@@ -228,7 +227,7 @@ BROKEN_WILDS: dict[str, tuple[Callable[[Path], None], str]] = {
         write("patches/patient_000_node_1/patch_patient_000_node_1_x_0_y_7.png", b"no image"),
         "1 of 13 image files cannot be used",
     ),
-    "a slides file": (lambda root: None, "metadata.csv names the slides"),
+    "a slides file": (lambda root: None, "metadata.csv: a column slide names the slides"),
 }
 
 
@@ -728,10 +727,10 @@ def test_copies_in_several_hospitals_never_validate(tmp_path: Path) -> None:
 
 
 def test_folds_of_a_csv_are_of_whole_slides(tmp_path: Path) -> None:
-    config = Config.load(data={"root": str(table(tmp_path / "data")), "folds": 2})
-    config.resolve()
-    config.use_slides_for_folds()
-    assert config.options.data.holdout == "slide"
+    data = PCamDataModule(table(tmp_path / "data"), folds=2)
+    data.setup("fit")
+    assert data.holdout == "slide"
+    assert not set(data.table["slide"][data.val_mask]) & set(data.table["slide"][~data.val_mask])
 
 
 def test_leakage_is_told_by_what_is_known(tmp_path: Path) -> None:

@@ -19,8 +19,6 @@ from scipy.special import expit
 from pcam_lightning.cli.main import main
 from pcam_lightning.evaluation import crossval as module
 from pcam_lightning.metrics.classification import auroc
-from pcam_lightning.training.demo_run import demo_folder
-from pcam_lightning.training.options import Config
 
 BASE = str(CONFIGS / "base.yaml")
 FOLDER = Path("lightning_logs/base/crossval_0")
@@ -243,12 +241,6 @@ def test_complaints(flags: list[str], expected: str, drawn: Path, capsys: pytest
     assert main(args) == 2
     assert expected in capsys.readouterr().err
     assert not Path("lightning_logs").exists()
-
-
-def test_folds_of_demo_data_not_drawn_yet_are_of_whole_slides() -> None:
-    config = Config.load(data={"root": str(demo_folder())})
-    config.use_slides_for_folds()
-    assert config.options.data.slides == demo_folder() / "patch_id_wsi_full.csv"
 
 
 def test_an_edited_map_of_slides_starts_anew(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,10 +36,10 @@ def test_targets_are_the_mean_of_labels_and_teachers(share: float, small: Path, 
             image, target = model.training_batch(batch)
             assert image.shape[2:] == (64, 64)  # as the student sees them
             student, model.preprocess = model.preprocess, teacher.preprocess
-            teachers, model.teachers = model.teachers, []
+            teach, model.teach = model.teach, None
             model.on_train_batch_start(batch, batch_idx)
             patches, label = model.augmented(batch)
-            model.preprocess, model.teachers = student, teachers
+            model.preprocess, model.teach = student, teach
             seen.extend([target, label, teacher(patches).sigmoid()])
 
     model = PCamClassifier("p4m_resnet16", weights="none", crop=64, normalize="imagenet", augment=Augmentation(d4=True))
@@ -49,7 +49,7 @@ def test_targets_are_the_mean_of_labels_and_teachers(share: float, small: Path, 
     trainer.fit(model, PCamDataModule(drawn, batch_size=16))
     target, label, prob = seen
     assert target.tolist() == pytest.approx((label + share * (prob - label)).tolist(), abs=1e-5)
-    assert not model.teachers
+    assert model.teach is None
 
 
 def test_patches_of_a_teacher_have_trained_the_network(
@@ -94,7 +94,7 @@ def test_a_stopped_run_leaves_no_teacher(small: Path, drawn: Path) -> None:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     with pytest.raises(ValueError, match="stop"):
         L.Trainer(accelerator="cpu", callbacks=callbacks, **quiet).fit(model, PCamDataModule(drawn))  # type: ignore[arg-type]
-    assert not model.teachers
+    assert model.teach is None
 
 
 def test_a_teacher_with_other_stains_is_refused(small: Path, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
