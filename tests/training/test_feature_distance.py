@@ -167,7 +167,7 @@ def test_distances_are_of_the_checkpoint_and_do_not_depend_on_the_batch(run_copy
     for size in (7, 40):
         options = [f"--data.batch_size={size}", f"--output={size}", "--abstain", CPU]
         assert main(["predict", "--ckpt_path", str(run_copy / "checkpoints/best.ckpt"), *options]) == 0
-        found.append(pd.read_csv(f"{size}/predictions.csv")["distance"])
+        found.append(pd.read_csv(f"{size}/predictions.csv")["ood_distance"])
     assert list(found[0]) == pytest.approx(list(found[1]), abs=2e-3)
     best = run_copy / "checkpoints/best.ckpt"
     measured = find_feature_distance(LoadedRun.open(best))
