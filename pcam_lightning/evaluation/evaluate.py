@@ -91,8 +91,8 @@ def evaluate(
         root: data folder, if it has moved since the run.
         bootstrap_samples: number of bootstrap samples for the intervals.
         seed: random seed for the bootstrap and the cross-fitting folds.
-        abstain: maximum error rate of each class; patches between the resulting thresholds are called neither normal
-            nor tumor. By default, all patches are called.
+        abstain: maximum error rate of each class, such as 0.05; patches between the resulting thresholds are called
+            neither normal nor tumor. By default, all patches are called.
 
     Returns:
         The contents of report.json and the path of report.html.

@@ -121,7 +121,9 @@ def test_a_network_that_the_hub_describes(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     name = "timm/hf-hub:someone/network"
-    with pytest.raises(UserError, match=rf"`model.backbone` {name}: cannot be built from its repository \(.*\); where"):
+    with pytest.raises(
+        UserError, match=rf"`model.backbone` {name}: cannot be built from its repository \(.*\); for gated"
+    ):
         build_backbone(name)
     plain = timm.create_model("vit_tiny_patch16_224", num_classes=0, init_values=1e-5)
     _put_into_hub_cache("someone/network", plain.state_dict(), tmp_path / "hub")
