@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import torch
 
-from pcam_lightning.export.network import ExportNetwork, FromBytes
+from pcam_lightning.export.export_module import ExportNetwork, FromBytes
 from pcam_lightning.utils.errors import UserError
 
 OPSET = 20  # of ONNX Runtime 1.17 and later

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.jit._trace import TracerWarning
 
-from pcam_lightning.export.network import ExportNetwork, TwoLogits
+from pcam_lightning.export.export_module import ExportNetwork, TwoLogits
 from pcam_lightning.utils.errors import UserError
 
 _DEPRECATED = (FutureWarning, DeprecationWarning)  # torch deprecates TorchScript, which WSInfer and QuPath read

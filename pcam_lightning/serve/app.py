@@ -15,8 +15,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pcam_lightning.serve.pictures import as_png, data_uri, heat_overlay
-from pcam_lightning.serve.predictor import PatchPredictor
+from pcam_lightning.serve.patch_images import as_png, data_uri, heat_overlay
+from pcam_lightning.serve.patch_predictor import PatchPredictor
 from pcam_lightning.serve.security import FAILED, Guard, error_response
 from pcam_lightning.serve.upload import PatchRefused, read_patch_bytes
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from scipy.special import logit
 
-from pcam_lightning.slides.network import SlideNetwork
-from pcam_lightning.slides.options import SlideOptions
+from pcam_lightning.slides.slide_network import SlideNetwork
+from pcam_lightning.slides.slide_options import SlideOptions
 from pcam_lightning.utils.errors import UserError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pcam_lightning.data.image_io import MPP
-from pcam_lightning.slides.reader import Box, SlideReader
+from pcam_lightning.slides.slide_reader import Box, SlideReader
 
 PATCH = 96  # side of a patch, in pixels of MPP
 CENTER = 32  # side of the center that a patch's label is about

@@ -7,8 +7,8 @@ import pandas as pd
 import shapely
 
 from pcam_lightning.slides.annotations import find_annotation, list_unmatched, tumor_outlines
-from pcam_lightning.slides.heat_map_folder import HeatMapFolder
 from pcam_lightning.slides.outlines import Geometry
+from pcam_lightning.slides.saved_heat_map import SavedHeatMap
 from pcam_lightning.utils.errors import UserError, rank_zero_warn
 
 _NAMES = ("slide", "image", "name", "filename")  # columns, CAMELYON's among them
@@ -66,7 +66,7 @@ class Reference:
         """
         return None if self.labels is None else label_of(self.labels, slide, self.path)
 
-    def tumor(self, one: HeatMapFolder) -> Geometry | None:
+    def tumor(self, one: SavedHeatMap) -> Geometry | None:
         """Return a slide's outlines of tumor, empty of one without metastases; None where nothing is known of it.
 
         Raises:

@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from pcam_lightning.synthetic.tissue import BROWNER, RUIFROK, Array, Slide, blur, draw_patch
+from pcam_lightning.synthetic.tissue import BROWNER, RUIFROK, Array, Slide, blur, synthesize_patch
 from pcam_lightning.utils.parallel import process_map
 
 SLIDES = 10  # of each hospital, two of a patient
@@ -40,7 +40,7 @@ HOSPITALS = (
 )
 
 
-def draw_hospitals(folder: Path, count: int, seed: int) -> None:
+def synthesize_hospitals(folder: Path, count: int, seed: int) -> None:
     """Draw patches of five hospitals by turns: metadata.csv and patches/.
 
     Args:
@@ -66,7 +66,7 @@ def _write_patch(folder: Path, seed: int, index: int) -> dict[str, int | str]:
     path.mkdir(parents=True, exist_ok=True)
     name = f"patch_patient_{patient}_node_{slide % 2}_x_{x}_y_{y}.png"
     drawn_slide = _draw_slide(np.random.default_rng([seed, 6, center, slide]), HOSPITALS[center])
-    pixels = draw_patch(rng, drawn_slide, label)[0]
+    pixels = synthesize_patch(rng, drawn_slide, label)[0]
     Image.fromarray(scan(rng, pixels, HOSPITALS[center])).save(path / name)
     split = int(center in (0, 3, 4) and number % VALIDATED == VALIDATED - 1)
     return {

@@ -12,9 +12,9 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from pcam_lightning.synthetic.hospitals import draw_hospitals
+from pcam_lightning.synthetic.hospitals import synthesize_hospitals
 from pcam_lightning.synthetic.layouts import as_class_folders, as_table
-from pcam_lightning.synthetic.tissue import BROWNER, RUIFROK, Array, Slide, draw_patch
+from pcam_lightning.synthetic.tissue import BROWNER, RUIFROK, Array, Slide, synthesize_patch
 from pcam_lightning.utils.atomic_io import atomic_folder, atomic_write
 from pcam_lightning.utils.errors import UserError, rank_zero_info
 from pcam_lightning.utils.parallel import process_map
@@ -31,13 +31,13 @@ def _slides(count: int, seed: int, slide_effect: float) -> dict[tuple[str, int],
         drawn = []
         for number in np.random.default_rng([seed, 2, side]).permutation(of_side) + 1:
             rng = np.random.default_rng([seed, 3, side, number])
-            drawn.append(draw_slide(rng, f"camelyon16_train_{('normal', 'tumor')[side]}_{number:03d}", slide_effect))
+            drawn.append(sample_slide(rng, f"camelyon16_train_{('normal', 'tumor')[side]}_{number:03d}", slide_effect))
         tests = max(1, round(of_side / 4))
         slides["test", side], slides["train", side] = drawn[:tests], drawn[tests:]
     return slides
 
 
-def draw_slide(rng: np.random.Generator, name: str, slide_effect: float) -> Slide:
+def sample_slide(rng: np.random.Generator, name: str, slide_effect: float) -> Slide:
     """Draw what a laboratory and a scanner do to a slide."""
     towards = 0.5 + slide_effect * (rng.choice([-0.3, 0.35, 0.35]) + rng.normal(0, 0.15))
     stains = RUIFROK + towards * (BROWNER - RUIFROK)
@@ -62,7 +62,7 @@ def _write_patch(
     """Draw a patch into its file and return its id, label and slide."""
     label, side, number = _place(index)
     slide = slides[split, side][number % len(slides[split, side])]
-    patch, _ = draw_patch(np.random.default_rng([seed, int(split == "test"), index, attempt]), slide, label)
+    patch, _ = synthesize_patch(np.random.default_rng([seed, int(split == "test"), index, attempt]), slide, label)
     patch_id = hashlib.sha1(patch.tobytes()).hexdigest()
     Image.fromarray(patch).save(folder / split / f"{patch_id}.tif")
     return patch_id, label, slide.name
@@ -125,7 +125,7 @@ def synthesize(
     try:
         with atomic_folder(Path(os.path.realpath(dest.expanduser()))) as folder:
             if layout == "wilds" and not whole:
-                draw_hospitals(folder, train + test, seed)
+                synthesize_hospitals(folder, train + test, seed)
                 atomic_write(folder / MARK, "Tissue, slides and labels were drawn by pcam_lightning: none is real.\n")
             elif whole:
                 _draw_whole_slides(folder, dest, slides, partial(_draw_whole_slide, seed, slide_effect, side_mm))
@@ -168,13 +168,13 @@ def _draw_patches(
 
 def _draw_whole_slide(seed: int, slide_effect: float, side_mm: float, number: int) -> tuple[str, Array, Array]:
     """Draw a whole slide: its name, its pixels and where its metastases are."""
-    from pcam_lightning.synthetic.whole_slide import MPP, draw_whole_slide
+    from pcam_lightning.synthetic.whole_slide import MPP, synthesize_whole_slide
 
     label = int(number % 5 < 2)
     rng = np.random.default_rng([seed, 4, number])
     name = f"{('normal', 'tumor')[label]}_{number + 1:03d}"
-    image, metastases = draw_whole_slide(
-        rng, draw_slide(rng, name, slide_effect), round(side_mm * 1000 / MPP), tumor=bool(label)
+    image, metastases = synthesize_whole_slide(
+        rng, sample_slide(rng, name, slide_effect), round(side_mm * 1000 / MPP), tumor=bool(label)
     )
     return name, image, metastases
 

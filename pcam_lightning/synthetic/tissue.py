@@ -226,7 +226,7 @@ def transmitted(stains: Array, slide: Slide) -> Array:
     return np.asarray(slide.white * (0.03 + 0.97 * through))  # stray light in the lens
 
 
-def draw_patch(rng: np.random.Generator, slide: Slide, label: int) -> tuple[Array, Array]:
+def synthesize_patch(rng: np.random.Generator, slide: Slide, label: int) -> tuple[Array, Array]:
     """Draw one patch of a slide.
 
     Stains mix as optical densities, intensity = white * exp(-density), by the law of Beer and Lambert, with the stain

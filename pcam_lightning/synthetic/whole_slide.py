@@ -32,7 +32,7 @@ FINER = 2  # levels above that: 0.243 um, as CAMELYON16's slides have
 PENS = np.array([[0.05, 0.35, 0.15], [0.1, 0.15, 0.6], [0.1, 0.1, 0.12]], np.float32)  # light that comes through ink
 
 
-def draw_whole_slide(rng: np.random.Generator, slide: Slide, side: int, *, tumor: bool) -> tuple[Array, Array]:
+def synthesize_whole_slide(rng: np.random.Generator, slide: Slide, side: int, *, tumor: bool) -> tuple[Array, Array]:
     """Draw a lymph node with capsule, sinuses, follicles and fat, on glass with a pen mark and a blurred region.
 
     Args:

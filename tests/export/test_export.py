@@ -20,12 +20,12 @@ from torch import nn
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.export import parity
-from pcam_lightning.export.export import check_files, export_network
-from pcam_lightning.export.network import ExportNetwork
+from pcam_lightning.export.export_module import ExportNetwork
+from pcam_lightning.export.export_network import check_files, export_network
+from pcam_lightning.export.export_source import synthetic_patches
 from pcam_lightning.export.onnx_file import OnnxNetwork
+from pcam_lightning.export.onnx_submission import predict_onnx
 from pcam_lightning.export.parity import Comparison
-from pcam_lightning.export.predict import predict_onnx
-from pcam_lightning.export.source import draw_patches
 from pcam_lightning.export.timm_files import find_timm_network, write_config, write_timm_weights
 from pcam_lightning.export.torchscript_file import read_torchscript, write_torchscript
 from pcam_lightning.models.backbones import BACKBONES, Backbone
@@ -67,7 +67,7 @@ def write_checkpoint(path: Path, small: Path, **options: Any) -> Path:
 
 
 def drawn_patches() -> np.ndarray:
-    return draw_patches(8).image
+    return synthetic_patches(8).image
 
 
 def test_the_folder_holds_what_each_program_reads(exported: Path, small: Path) -> None:
@@ -208,7 +208,7 @@ def test_what_rounds_by_design_is_left_out_beyond_its_limit(
     network = PCamClassifier(NETWORK, "none", size=64).eval()
     write_config(tmp_path / "config.json", "", network, find_timm_network([network]))
     write_timm_weights(tmp_path / "model.safetensors", network)
-    comparison = Comparison([network], 1.0, draw_patches(4).image, np.arange(4) % 2)
+    comparison = Comparison([network], 1.0, synthetic_patches(4).image, np.arange(4) % 2)
     assert check_files(tmp_path, comparison) == []
     assert not (tmp_path / "model.safetensors").exists()
     assert "the limit is 0.1 in the mean, so that this file is not written" in capsys.readouterr().err

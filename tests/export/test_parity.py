@@ -10,10 +10,10 @@ import pytest
 import timm
 from conftest import NETWORK
 
-from pcam_lightning.export.export import check_files
-from pcam_lightning.export.network import ExportNetwork
+from pcam_lightning.export.export_module import ExportNetwork
+from pcam_lightning.export.export_network import check_files
+from pcam_lightning.export.export_source import find_patches, read_sources, synthetic_patches
 from pcam_lightning.export.parity import EXACT, ROUNDED, Comparison, Difference
-from pcam_lightning.export.source import draw_patches, find_patches, read_sources
 from pcam_lightning.export.timm_files import find_timm_network, write_config, write_timm_weights
 from pcam_lightning.export.torchscript_file import write_torchscript
 from pcam_lightning.models.classifier import PCamClassifier
@@ -24,7 +24,7 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def compare_on_synthetic(network: PCamClassifier, count: int = 6) -> Comparison:
-    patches = draw_patches(count)
+    patches = synthetic_patches(count)
     return Comparison([network], 1.0, patches.image, patches.label)
 
 

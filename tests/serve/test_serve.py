@@ -24,9 +24,9 @@ from PIL import Image
 from scipy.special import expit
 
 from pcam_lightning.evaluation.interpret import cam_layer, center_heat_fraction, grad_cam
-from pcam_lightning.serve.pictures import heat_overlay
+from pcam_lightning.serve.patch_images import heat_overlay
 from pcam_lightning.serve.security import HEADERS, is_loopback
-from pcam_lightning.serve.serve import serve
+from pcam_lightning.serve.server import serve
 from pcam_lightning.training.feature_distance import FeatureDistance
 from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.utils.errors import UserError
@@ -164,7 +164,7 @@ def test_an_error_of_the_server_is_told_in_one_sentence(tmp_path: Path, capsys: 
 
 PROCESS = """
 import os, sys
-from pcam_lightning.serve.serve import serve
+from pcam_lightning.serve.server import serve
 from pcam_lightning.utils.signals import catch_signals
 written = []
 def note(event, args):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pcam_lightning.cli.main import main
-from pcam_lightning.slides.network import weights_sha256
+from pcam_lightning.slides.slide_network import weights_sha256
 from pcam_lightning.training.loaded_run import load_pretrained
 
 

@@ -11,10 +11,10 @@ from written import damage_tile
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.slides.patch_grid import PatchGrid, Region
-from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.slides.reader import SlideReader
-from pcam_lightning.slides.regions import SlideRegions
-from pcam_lightning.slides.tissue import tissue_mask
+from pcam_lightning.slides.predict_slide import predict_slide
+from pcam_lightning.slides.slide_reader import SlideReader
+from pcam_lightning.slides.slide_regions import SlideRegions
+from pcam_lightning.slides.tissue_mask import tissue_mask
 from pcam_lightning.utils.errors import UserError
 
 CPU = {"accelerator": "cpu", "precision": "32-true", "num_workers": 0}

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from pcam_lightning.cli.main import main
-from pcam_lightning.slides.evaluate import evaluate_slides
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.predictor import write_logits
 from pcam_lightning.slides.reference import label_of, read_reference
+from pcam_lightning.slides.region_predictor import write_logits
+from pcam_lightning.slides.score_slides import evaluate_slides
 from pcam_lightning.utils.errors import UserError
 
 

@@ -10,12 +10,12 @@ import pytest
 import pyvips
 import shapely
 
+from pcam_lightning.slides.hard_negatives import mine_negatives
 from pcam_lightning.slides.heat_map import HeatMap
-from pcam_lightning.slides.mine import mine_negatives
 from pcam_lightning.slides.outlines import write_geojson
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.predict_slide import predict_slide
+from pcam_lightning.slides.slide_reader import SlideReader
 from pcam_lightning.utils.errors import UserError
 
 CPU = {"accelerator": "cpu", "precision": "32-true", "num_workers": 0}

@@ -16,15 +16,15 @@ from PIL import Image
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.models.patch_network import PatchNetwork
-from pcam_lightning.slides import network, predict
+from pcam_lightning.slides import slide_network
 from pcam_lightning.slides.correction import prior_shift
 from pcam_lightning.slides.heat_map import HeatMap
-from pcam_lightning.slides.heat_map_folder import HeatMapFolder
-from pcam_lightning.slides.heatmaps import heatmap, list_slides
+from pcam_lightning.slides.many_slides import heatmap, list_slides
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.slides.predictor import write_logits
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.predict_slide import FILES, SlideResult, predict_slide
+from pcam_lightning.slides.region_predictor import write_logits
+from pcam_lightning.slides.saved_heat_map import SavedHeatMap
+from pcam_lightning.slides.slide_reader import SlideReader
 from pcam_lightning.training.feature_distance import find_feature_distance
 from pcam_lightning.training.loaded_run import LoadedRun, load_pretrained
 from pcam_lightning.utils.errors import UserError
@@ -32,16 +32,16 @@ from pcam_lightning.utils.system import supported_precision
 
 CPU = {"accelerator": "cpu", "precision": "32-true", "num_workers": 0}
 ARGS = ("--accelerator=cpu", "--precision=32-true", "--num_workers=0", "--ckpt_path=pcam-small")
-FILES = {*predict.FILES, "lesions.csv", "slide.json", "logits.npz"}
+WRITTEN = {*FILES, "lesions.csv", "slide.json", "logits.npz"}
 
 
 @pytest.fixture(scope="module")
-def result(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> predict.SlideResult:
+def result(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> SlideResult:
     """The slide's heat map by pcam-small."""
     return predict_slide(str(slide), "pcam-small", tmp_path_factory.mktemp("heatmap"), **CPU)
 
 
-def test_logits_are_those_of_the_patches(slide: Path, result: predict.SlideResult) -> None:
+def test_logits_are_those_of_the_patches(slide: Path, result: SlideResult) -> None:
     assert np.array_equal(np.isnan(result.heat_map.logit), ~_tissue())
     network, reader = load_pretrained("pcam-small"), SlideReader(slide)
     network.fold()
@@ -58,9 +58,9 @@ def _tissue() -> np.ndarray:
     return squares
 
 
-def test_the_files_agree_with_each_other(slide: Path, result: predict.SlideResult) -> None:
+def test_the_files_agree_with_each_other(slide: Path, result: SlideResult) -> None:
     folder, heat_map = result.folder, result.heat_map
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == WRITTEN
     patches = pd.read_csv(folder / "patches.csv")
     assert list(patches) == ["minx", "miny", "width", "height", "prob_tumor", "ood_distance", "ood"]
     assert len(patches) == 25
@@ -94,7 +94,7 @@ def test_tissue_out_of_distribution_is_loud_everywhere(slide: Path, capsys: pyte
         assert message in page.read_text()
 
 
-def test_the_tiff_lies_over_the_slide(result: predict.SlideResult) -> None:
+def test_the_tiff_lies_over_the_slide(result: SlideResult) -> None:
     tiff = openslide.OpenSlide(result.folder / "heatmap.tif")
     assert tiff.dimensions == (10, 10)
     assert float(tiff.properties["openslide.mpp-x"]) == pytest.approx(128 * 0.243, rel=1e-4)
@@ -102,7 +102,7 @@ def test_the_tiff_lies_over_the_slide(result: predict.SlideResult) -> None:
     assert np.abs(pixels - np.nan_to_num(255 * result.heat_map.prob)).max() <= 0.5 + 1e-6
 
 
-def test_qupath_objects_are_tiles_and_outlines(result: predict.SlideResult) -> None:
+def test_qupath_objects_are_tiles_and_outlines(result: SlideResult) -> None:
     content = json.loads((result.folder / "heatmap.geojson").read_text())
     tiles = [one for one in content["features"] if one["properties"]["objectType"] == "tile"]
     outlines = [one for one in content["features"] if one["properties"]["objectType"] == "annotation"]
@@ -152,7 +152,7 @@ def test_a_prior_corrects_probabilities() -> None:
     assert shifted == pytest.approx(9 * 0.02 / (9 * 0.02 + 0.98))
 
 
-def test_a_prior_is_given_on_the_command_line(slide: Path, result: predict.SlideResult) -> None:
+def test_a_prior_is_given_on_the_command_line(slide: Path, result: SlideResult) -> None:
     assert main(["heatmap", str(slide), *ARGS, "--prior=0.02", "--output=maps"]) == 0
     folder = Path("maps") / slide.stem
     summary = json.loads((folder / "slide.json").read_text())
@@ -168,7 +168,7 @@ def test_a_prior_is_given_on_the_command_line(slide: Path, result: predict.Slide
 
 
 def test_a_calibration_file_corrects_probabilities(
-    slide: Path, result: predict.SlideResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    slide: Path, result: SlideResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, file = tmp_path / "map", tmp_path / "calibration.json"
     shutil.copytree(result.folder, folder)
@@ -206,7 +206,7 @@ def _count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_nothing_is_predicted_twice(
-    slide: Path, result: predict.SlideResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    slide: Path, result: SlideResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "map"
     shutil.copytree(result.folder, folder)
@@ -225,7 +225,7 @@ def test_nothing_is_predicted_twice(
 
 def test_regions_of_interest_are_predicted_alone(
     slide: Path,
-    result: predict.SlideResult,
+    result: SlideResult,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -265,7 +265,7 @@ def test_regions_of_interest_are_predicted_alone(
 
 
 def test_an_interrupted_slide_is_resumed(
-    slide: Path, result: predict.SlideResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    slide: Path, result: SlideResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("pcam_lightning.slides.patch_grid.BLOCK", 4)  # several regions
     folder = tmp_path / "map"
@@ -291,10 +291,10 @@ def test_an_interrupted_slide_is_resumed(
     assert again.heat_map.ood_distance == pytest.approx(result.heat_map.ood_distance, abs=1e-4, nan_ok=True)
     assert again.heat_map.ood_distance is not None
     assert not np.isnan(again.heat_map.ood_distance[_tissue()]).any()
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == WRITTEN
 
 
-def test_worker_processes_read_the_same(slide: Path, result: predict.SlideResult, tmp_path: Path) -> None:
+def test_worker_processes_read_the_same(slide: Path, result: SlideResult, tmp_path: Path) -> None:
     options = {**CPU, "num_workers": 1}
     other = predict_slide(slide, "pcam-small", tmp_path / "map", **options)
     assert np.array_equal(other.heat_map.logit, result.heat_map.logit, equal_nan=True)
@@ -363,7 +363,7 @@ def test_slides_csv_has_all_slides_of_the_folder(
 
 
 def test_results_name_their_slide_from_anywhere(
-    slide: Path, result: predict.SlideResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slide: Path, result: SlideResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for place in (here, there):
@@ -388,7 +388,7 @@ def test_results_name_their_slide_from_anywhere(
     moved = predict_slide(here / "c.tif", "pcam-small", "../maps/a", stride=96, **CPU)
     assert moved.summary["slide"] == str(here / "c.tif")
     assert not counts
-    HeatMapFolder.read(Path("../maps/a")).check_slide()
+    SavedHeatMap.read(Path("../maps/a")).check_slide()
 
 
 def test_what_a_result_depends_on_is_predicted_anew(
@@ -406,7 +406,7 @@ def test_what_a_result_depends_on_is_predicted_anew(
     measured = find_feature_distance(LoadedRun.open("pcam-small"))
     assert measured is not None
     for changed in (replace(measured, mean=measured.mean + 1), replace(measured, threshold=0.0)):
-        monkeypatch.setattr(network, "find_feature_distance", lambda _, changed=changed: changed)
+        monkeypatch.setattr(slide_network, "find_feature_distance", lambda _, changed=changed: changed)
         before = second
         second = predict_slide(path, "pcam-small", folder, **options)
         assert second.heat_map.ood_distance is not None
@@ -444,16 +444,14 @@ def test_a_damaged_slide_json_is_named(slide: Path, content: str, capsys: pytest
     assert f"error: {file}: damaged" in capsys.readouterr().err
 
 
-def test_an_error_of_an_earlier_call_is_not_raised_again(
-    slide: Path, result: predict.SlideResult, tmp_path: Path
-) -> None:
+def test_an_error_of_an_earlier_call_is_not_raised_again(slide: Path, result: SlideResult, tmp_path: Path) -> None:
     folder = tmp_path / "map"
     folder.mkdir()
     nothing = np.full((10, 10), np.nan, dtype=np.float32)
     write_logits(folder / "logits_1.npz", nothing, result.summary["key"], "a disk was away")  # of a second process
     again = predict_slide(slide, "pcam-small", folder, **CPU)
     assert np.array_equal(again.heat_map.logit, result.heat_map.logit, equal_nan=True)
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == WRITTEN
 
 
 def test_a_damaged_region_is_an_error_from_worker_processes_too(slide: Path, tmp_path: Path) -> None:
@@ -480,7 +478,7 @@ def test_slides_are_listed(slide: Path, tmp_path: Path) -> None:
         heatmap([tmp_path / "missing.svs"], "pcam-small", tmp_path / "out", **CPU)
 
 
-def test_every_square_of_tissue_has_one_value(result: predict.SlideResult) -> None:
+def test_every_square_of_tissue_has_one_value(result: SlideResult) -> None:
     grid, painted = result.heat_map.grid, np.zeros((1280, 1280), dtype=int)
     table = pd.read_csv(result.folder / "patches.csv")
     side = (table["width"] - grid.center) // 2
@@ -492,7 +490,7 @@ def test_every_square_of_tissue_has_one_value(result: predict.SlideResult) -> No
 
 @pytest.mark.parametrize("mpp", [0.226, 0.25, 0.499, 1.0])
 def test_the_scale_of_a_slide_hardly_changes_its_map(
-    result: predict.SlideResult, pixels: np.ndarray, tmp_path: Path, mpp: float
+    result: SlideResult, pixels: np.ndarray, tmp_path: Path, mpp: float
 ) -> None:
     """The same tissue at another scale; squares are up to 1.3 % larger or smaller, and resampled."""
     side = round(320 * 0.972 / mpp)

@@ -10,7 +10,7 @@ import pyvips
 from PIL import Image
 from written import put_second_level_first, write_tiff
 
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.slide_reader import SlideReader
 from pcam_lightning.utils.errors import UserError
 
 REAL = Path(__file__).parents[3] / "shared" / "slides"

@@ -9,9 +9,9 @@ import pytest
 from written import write_tiff
 
 from pcam_lightning.cli.main import main
-from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.slides.reader import SlideReader
-from pcam_lightning.slides.scale import given_mpp, read_mpp_table
+from pcam_lightning.slides.predict_slide import predict_slide
+from pcam_lightning.slides.slide_reader import SlideReader
+from pcam_lightning.slides.slide_scale import given_mpp, read_mpp_table
 from pcam_lightning.utils.errors import UserError
 
 NAMESPACE = "http://www.openmicroscopy.org/Schemas/OME/2016-06"

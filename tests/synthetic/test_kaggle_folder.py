@@ -9,7 +9,7 @@ from PIL import Image
 
 from pcam_lightning.synthetic import kaggle_folder as synthetic
 from pcam_lightning.synthetic.kaggle_folder import synthesize
-from pcam_lightning.synthetic.tissue import draw_patch
+from pcam_lightning.synthetic.tissue import synthesize_patch
 from pcam_lightning.utils.errors import UserError
 
 
@@ -29,7 +29,7 @@ def test_label_is_tumor_in_the_center() -> None:
     beside = 0
     for number in range(60):
         side, label = int(number % 3 > 0), int(number % 3 > 1)
-        patch, mask = draw_patch(np.random.default_rng(number), slides["train", side][0], label)
+        patch, mask = synthesize_patch(np.random.default_rng(number), slides["train", side][0], label)
         assert patch.shape == (96, 96, 3)
         assert patch.dtype == np.uint8
         assert mask.shape == (96, 96)
@@ -111,7 +111,7 @@ def test_a_repeated_patch_is_drawn_again(tmp_path: Path, monkeypatch: pytest.Mon
     def blank(rng: np.random.Generator, slide: object, label: int) -> tuple[np.ndarray, np.ndarray]:
         return np.full((96, 96, 3), rng.integers(250, 256), np.uint8), np.zeros((96, 96), np.bool_)
 
-    monkeypatch.setattr(synthetic, "draw_patch", blank)
+    monkeypatch.setattr(synthetic, "synthesize_patch", blank)
     synthesize(tmp_path / "data", train=4, test=2)
     assert len({*ids(tmp_path / "data"), *ids(tmp_path / "data", "answers.csv")}) == 6
 
@@ -152,7 +152,7 @@ def test_slide_effect_parts_the_slides() -> None:
     spread = {}
     for effect in (0.0, 1.0):
         slides = synthetic._slides(12, 0, effect)["train", 0]
-        patches = [[draw_patch(np.random.default_rng(i), slide, 0)[0] for i in range(4)] for slide in slides]
+        patches = [[synthesize_patch(np.random.default_rng(i), slide, 0)[0] for i in range(4)] for slide in slides]
         spread[effect] = np.array(patches).mean((1, 2, 3)).std(0).mean()
     assert spread[0.0] < 1e-9
     assert spread[1.0] > 4

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from pcam_lightning.models.patch_network import PatchNetwork
 from pcam_lightning.models.stage_statistics import StageStatistics
-from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.regions import RegionBatch, SlideDataModule, SlideRegions, cut_patches
+from pcam_lightning.slides.slide_options import SlideOptions
+from pcam_lightning.slides.slide_regions import RegionBatch, SlideDataModule, SlideRegions, cut_patches
 from pcam_lightning.training.feature_distance import FeatureDistance
 from pcam_lightning.training.lightning_internals import keyboard_interrupt
 from pcam_lightning.utils.atomic_io import atomic_open

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.slide_reader import SlideReader
 
 # Glass is white and gray; stained tissue has color and takes up light. Fixed, since a threshold that is chosen from the
 # slide's own histogram loses the few cells of a sparse one.

@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from pcam_lightning.slides.heat_map import HeatMap
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.slide_reader import SlideReader
 from pcam_lightning.utils.atomic_io import atomic_write
 
 OVERLAY = 2000  # largest side of overlay.png, in pixels

@@ -34,8 +34,8 @@ from jinja2 import Environment, PackageLoader, Template
 from PIL import Image
 
 from pcam_lightning.slides.heat_map import HeatMap, ood_warning
-from pcam_lightning.slides.pictures import encode, overlay, thumbnail
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.slide_images import encode, overlay, thumbnail
+from pcam_lightning.slides.slide_reader import SlideReader
 from pcam_lightning.utils.atomic_io import atomic_folder, atomic_write
 
 TILE = 512  # side of a tile, in pixels

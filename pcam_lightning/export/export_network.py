@@ -7,8 +7,15 @@ from typing import Literal
 import numpy as np
 
 from pcam_lightning import __version__
-from pcam_lightning.export.card import write_card
-from pcam_lightning.export.network import ExportNetwork
+from pcam_lightning.export.export_module import ExportNetwork
+from pcam_lightning.export.export_source import (
+    ExportSource,
+    exported_checkpoint,
+    find_patches,
+    read_sources,
+    synthetic_patches,
+)
+from pcam_lightning.export.model_card import write_card
 from pcam_lightning.export.onnx_file import write_onnx
 from pcam_lightning.export.parity import (
     ONNX,
@@ -20,7 +27,6 @@ from pcam_lightning.export.parity import (
     weights_names,
 )
 from pcam_lightning.export.readers import Logits
-from pcam_lightning.export.source import Source, draw_patches, exported_checkpoint, find_patches, read_sources
 from pcam_lightning.export.timm_files import find_timm_network, write_config, write_timm_weights
 from pcam_lightning.export.torchscript_file import write_torchscript
 from pcam_lightning.training.feature_distance import FILE as FEATURES_FILE
@@ -103,7 +109,7 @@ def export_network(
     return Export(folder, differences, patches.origin)
 
 
-def _write_networks(folder: Path, sources: list[Source], temperature: float) -> None:
+def _write_networks(folder: Path, sources: list[ExportSource], temperature: float) -> None:
     """Write the files that hold a network."""
     checkpoints = [exported_checkpoint(source, temperature) for source in sources]
     networks = [
@@ -145,7 +151,7 @@ def check_files(folder: Path, comparison: Comparison) -> list[Difference]:
     return differences
 
 
-def _write_records(folder: Path, sources: list[Source], temperature: float) -> None:
+def _write_records(folder: Path, sources: list[ExportSource], temperature: float) -> None:
     """Write what else programs need: test vectors, and features of training patches."""
     _write_vectors(folder / "test_vectors.npz", checkpoint_logits([one.network for one in sources], temperature))
     distance = find_feature_distance(sources[0].loaded) if len(sources) == 1 else None
@@ -153,11 +159,11 @@ def _write_records(folder: Path, sources: list[Source], temperature: float) -> N
         distance.write(folder / FEATURES_FILE)
 
 
-def _names(sources: list[Source], separator: str) -> str:
+def _names(sources: list[ExportSource], separator: str) -> str:
     return separator.join(str(source.network.hparams["backbone"]) for source in sources)
 
 
-def _metadata(sources: list[Source], temperature: float) -> dict[str, str]:
+def _metadata(sources: list[ExportSource], temperature: float) -> dict[str, str]:
     """Return what model.onnx says of itself."""
     return {
         "pcam_lightning": __version__,
@@ -173,6 +179,6 @@ def _metadata(sources: list[Source], temperature: float) -> dict[str, str]:
 
 def _write_vectors(path: Path, logits: Logits) -> None:
     """Write synthetic patches and what must come out of the exported files."""
-    image = draw_patches(VECTORS).image
+    image = synthetic_patches(VECTORS).image
     logit = logits(image)
     np.savez_compressed(path, image=image, logit=logit, prob=1 / (1 + np.exp(-logit.astype(np.float64))))

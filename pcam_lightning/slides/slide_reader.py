@@ -10,8 +10,8 @@ from PIL import Image
 
 from pcam_lightning.data.tiff_pages import TiffPage, check_pages, read_pages
 from pcam_lightning.slides.plain_image import check_orientation, decode_image
-from pcam_lightning.slides.scale import StatedScale, check_range
 from pcam_lightning.slides.slide_files import CONVERT, FOREIGN
+from pcam_lightning.slides.slide_scale import StatedScale, check_range
 from pcam_lightning.utils.errors import UserError
 
 _MOST_PIXELS = 2**24  # that are read at once: 64 MB as RGBA

@@ -12,8 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from scipy.special import expit, logit
 
 from pcam_lightning import __version__
+from pcam_lightning.export.export_source import ExportSource
 from pcam_lightning.export.parity import Difference
-from pcam_lightning.export.source import Source
 from pcam_lightning.utils.run_dir import BundledRun
 
 WORST = 5  # slides that the card lists
@@ -35,7 +35,7 @@ _FILES = {
 
 
 def write_card(
-    path: Path, sources: Sequence[Source], temperature: float, origin: str, differences: Sequence[Difference]
+    path: Path, sources: Sequence[ExportSource], temperature: float, origin: str, differences: Sequence[Difference]
 ) -> None:
     """Write the card.
 
@@ -96,7 +96,7 @@ def _head(report: dict[str, Any] | None, data: str, *, timm: bool) -> str:
     return str(head.to_yaml())
 
 
-def _describe(source: Source) -> dict[str, Any]:
+def _describe(source: ExportSource) -> dict[str, Any]:
     """Return what the card says of a network."""
     network, checkpoint = source.network, source.loaded.checkpoint
     record = checkpoint["pcam"]
@@ -127,14 +127,14 @@ def _describe(source: Source) -> dict[str, Any]:
     }
 
 
-def _own_card(source: Source) -> str | None:
+def _own_card(source: ExportSource) -> str | None:
     """Return the card of a network that comes with the package, without its title; None of any other network."""
     if not isinstance(source.loaded.run, BundledRun):
         return None
     return source.loaded.run.file.with_suffix(".md").read_text(encoding="utf-8").partition("\n")[2].strip()
 
 
-def _start(source: Source) -> str:
+def _start(source: ExportSource) -> str:
     """Return which weights training started from, and their license."""
     weights = str(source.loaded.checkpoint["init_weights"])
     if weights == "none":
@@ -163,7 +163,7 @@ def _split(record: dict[str, Any]) -> str:
     return f"{kind}, fold {data['fold'] + 1} of {data['folds']}, {seed}" if data.get("folds") else f"{kind}, {seed}"
 
 
-def _report(source: Source) -> dict[str, Any] | None:
+def _report(source: ExportSource) -> dict[str, Any] | None:
     """Return what evaluate has written about this very checkpoint and its views; None where it has not."""
     try:
         report: dict[str, Any] = json.loads((source.loaded.run.folder / "report.json").read_text(encoding="utf-8"))
@@ -172,7 +172,7 @@ def _report(source: Source) -> dict[str, Any] | None:
         return None
 
 
-def _test(source: Source) -> float | None:
+def _test(source: ExportSource) -> float | None:
     """Return AUROC on the test part, where test has scored this checkpoint."""
     try:
         scores = json.loads((source.loaded.run.folder / "test.json").read_text(encoding="utf-8"))

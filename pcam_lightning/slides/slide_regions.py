@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from pcam_lightning.data.loader import ThreadedLoader
 from pcam_lightning.slides.patch_grid import PATCH, PatchGrid, Region
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.slide_reader import SlideReader
 from pcam_lightning.utils.errors import UserError
 
 RegionBatch = dict[str, Any]

@@ -17,18 +17,18 @@ from pcam_lightning import __version__
 from pcam_lightning.slides.annotations import regions_of_interest
 from pcam_lightning.slides.correction import logit_correction
 from pcam_lightning.slides.heat_map import HeatMap, ood_warning
-from pcam_lightning.slides.heat_map_folder import read_summary
-from pcam_lightning.slides.network import SlideNetwork
-from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.outlines import Geometry, outline_mask, write_geojson
-from pcam_lightning.slides.page import write_page
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.pictures import encode, mask_png, overlay, write_tiff
-from pcam_lightning.slides.predictor import Logits, predict_squares, read_logits
-from pcam_lightning.slides.reader import SlideReader
-from pcam_lightning.slides.scale import check_given, given_mpp
+from pcam_lightning.slides.region_predictor import Logits, predict_squares, read_logits
+from pcam_lightning.slides.saved_heat_map import read_summary
 from pcam_lightning.slides.slide_files import content_sha256, dates
-from pcam_lightning.slides.tissue import tissue_mask
+from pcam_lightning.slides.slide_images import encode, mask_png, overlay, write_tiff
+from pcam_lightning.slides.slide_network import SlideNetwork
+from pcam_lightning.slides.slide_options import SlideOptions
+from pcam_lightning.slides.slide_page import write_page
+from pcam_lightning.slides.slide_reader import SlideReader
+from pcam_lightning.slides.slide_scale import check_given, given_mpp
+from pcam_lightning.slides.tissue_mask import tissue_mask
 from pcam_lightning.training.feature_distance import FeatureDistance
 from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.utils.atomic_io import atomic_write

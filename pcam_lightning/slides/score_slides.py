@@ -15,9 +15,9 @@ from pcam_lightning.metrics.classification import auroc
 from pcam_lightning.metrics.froc import FALSE_POSITIVES, SlideDetections, froc, match_detections, number_lesions
 from pcam_lightning.slides.annotations import reaches
 from pcam_lightning.slides.heat_map import ood_warning
-from pcam_lightning.slides.heat_map_folder import HeatMapFolder, read_folders
 from pcam_lightning.slides.outlines import Geometry, outline_mask
 from pcam_lightning.slides.reference import Reference
+from pcam_lightning.slides.saved_heat_map import SavedHeatMap, read_heat_maps
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import check_number, rank_zero_info, rank_zero_warn
 
@@ -74,7 +74,7 @@ def evaluate_slides(
     """
     check_number("bootstrap_samples", bootstrap_samples, 1, whole=True)
     truth = Reference(reference, annotations, tumor_class)
-    maps = read_folders(heatmaps)
+    maps = read_heat_maps(heatmaps)
     if caution := maps[0].network.get("caution"):
         rank_zero_warn(f"{heatmaps}: the network was {caution}: scores may be optimistic.")
     if unusable := [one.slide.stem for one in maps if ood_warning(one.ood_fraction)]:
@@ -111,7 +111,7 @@ def evaluate_slides(
     return scores
 
 
-def _detections(one: HeatMapFolder, tumor: Geometry, label: int, *, camelyon16: bool) -> SlideDetections:
+def _detections(one: SavedHeatMap, tumor: Geometry, label: int, *, camelyon16: bool) -> SlideDetections:
     """Match a slide's lesions.csv with its annotations."""
     slide_mpp = CAMELYON16_MPP if camelyon16 else one.heat_map.grid.slide_mpp
     if camelyon16 and not label:  # all detections of such a slide are false there
@@ -123,7 +123,7 @@ def _detections(one: HeatMapFolder, tumor: Geometry, label: int, *, camelyon16: 
     return match_detections(numbered, ignored, one.detections["confidence"].to_numpy(), row, column)
 
 
-def _write_camelyon16(folder: Path, maps: list[HeatMapFolder]) -> None:
+def _write_camelyon16(folder: Path, maps: list[SavedHeatMap]) -> None:
     """Write the detections of each slide as CAMELYON16's script reads them: confidence, x and y, without a header."""
     folder.mkdir(exist_ok=True)
     for file in folder.glob("*.csv"):  # the script takes all that it finds there
@@ -133,7 +133,7 @@ def _write_camelyon16(folder: Path, maps: list[HeatMapFolder]) -> None:
         atomic_write(folder / f"{one.slide.stem}.csv", table.to_csv(header=False, index=False, lineterminator="\n"))
 
 
-def _write_calibration(heatmaps: Path, maps: list[HeatMapFolder], outlines: list[Geometry]) -> None:
+def _write_calibration(heatmaps: Path, maps: list[SavedHeatMap], outlines: list[Geometry]) -> None:
     """Fit scale and shift of the logits of all squares, by the labels of the centers of their patches."""
     file = heatmaps / "calibration.json"
     labels, logits = [], []

@@ -11,18 +11,18 @@ from pcam_lightning.data.datamodule import READ_OPTIONS, PCamDataModule
 from pcam_lightning.data.sources import parts
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.heads import head_of
-from pcam_lightning.synthetic.kaggle_folder import draw_slide
-from pcam_lightning.synthetic.tissue import draw_patch
+from pcam_lightning.synthetic.kaggle_folder import sample_slide
+from pcam_lightning.synthetic.tissue import synthesize_patch
 from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.run_report import read_temperature
 from pcam_lightning.utils.errors import UserError, rank_zero_warn
 from pcam_lightning.utils.run_dir import Run
 
-DRAWN = 256  # patches to compare on where there are no others
+SYNTHETIC_PATCHES = 256  # patches to compare on where there are no others
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """A network to export.
 
     Attributes:
@@ -34,7 +34,7 @@ class Source:
     network: PCamClassifier
 
     @classmethod
-    def read(cls, target: Path | str, tta: str | None) -> "Source":
+    def read(cls, target: Path | str, tta: str | None) -> "ExportSource":
         """Read a run's best checkpoint, a checkpoint, or a network that comes with the package.
 
         Raises:
@@ -63,7 +63,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Patches:
+class ComparisonPatches:
     """Patches to compare files on.
 
     Attributes:
@@ -77,7 +77,7 @@ class Patches:
     origin: str
 
 
-def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> Patches:
+def find_patches(sources: Sequence[ExportSource], root: Path | None, sample: int) -> ComparisonPatches:
     """Return patches of a run's validation part; drawn ones, with a warning, where its data is not at hand.
 
     Args:
@@ -97,7 +97,7 @@ def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> P
                 f"{folder}: no labeled patches there, so that files are compared on synthetic ones; `root` names the "
                 "data."
             )
-        return draw_patches(DRAWN)
+        return synthetic_patches(SYNTHETIC_PATCHES)
     # There is no split of a checkpoint that was moved, or of another machine.
     split = {"split_file": source.run.split} if source.run.split.is_file() else {"val_fraction": 0.5}
     how = {name: options.get(name) for name in READ_OPTIONS}
@@ -121,22 +121,22 @@ def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> P
             origin += f"; {overlap:,} of them trained {network}, so that AUROC is optimistic"
         if trained.caution:
             origin += f"; {network} was {trained.caution}, so that AUROC may be optimistic"
-    return Patches(image, table["label"].to_numpy(), origin)
+    return ComparisonPatches(image, table["label"].to_numpy(), origin)
 
 
 def _cache(options: dict[str, Any], root: Path | None) -> Path | None:
     return Path(options["cache_dir"]) if options.get("cache_dir") and root is None else None
 
 
-def draw_patches(count: int) -> Patches:
+def synthetic_patches(count: int) -> ComparisonPatches:
     """Draw patches of synthetic tissue."""
     rng = np.random.default_rng(0)
     label = np.arange(count) % 2
-    drawn = [draw_patch(rng, draw_slide(rng, "drawn", 1.0), int(one))[0] for one in label]
-    return Patches(np.stack(drawn), label, f"{count:,} patches of synthetic tissue")
+    drawn = [synthesize_patch(rng, sample_slide(rng, "drawn", 1.0), int(one))[0] for one in label]
+    return ComparisonPatches(np.stack(drawn), label, f"{count:,} patches of synthetic tissue")
 
 
-def read_sources(targets: Sequence[Path | str], tta: str | None) -> list[Source]:
+def read_sources(targets: Sequence[Path | str], tta: str | None) -> list[ExportSource]:
     """Read all networks of an export.
 
     Raises:
@@ -144,14 +144,14 @@ def read_sources(targets: Sequence[Path | str], tta: str | None) -> list[Source]
     """
     if not targets:
         raise UserError("export: name a run, a checkpoint, or pcam.")
-    sources = [Source.read(target, tta) for target in targets]
+    sources = [ExportSource.read(target, tta) for target in targets]
     paths = [source.loaded.path.resolve() for source in sources]
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise UserError(f"{twice}: is named twice.")
     return sources
 
 
-def exported_checkpoint(source: Source, temperature: float) -> dict[str, Any]:
+def exported_checkpoint(source: ExportSource, temperature: float) -> dict[str, Any]:
     """Return a source's checkpoint with all that the export changes.
 
     Its last layer is divided by the temperature, its views are those of the export, and paths of the machine that

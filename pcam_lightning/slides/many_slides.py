@@ -6,13 +6,13 @@ from typing import Any
 import pandas as pd
 
 from pcam_lightning.slides.annotations import list_unmatched
-from pcam_lightning.slides.heat_map_folder import read_summary
-from pcam_lightning.slides.network import SlideNetwork
-from pcam_lightning.slides.options import SlideOptions
-from pcam_lightning.slides.page import write_index
-from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.slides.scale import check_table
+from pcam_lightning.slides.predict_slide import predict_slide
+from pcam_lightning.slides.saved_heat_map import read_summary
 from pcam_lightning.slides.slide_files import find_slides
+from pcam_lightning.slides.slide_network import SlideNetwork
+from pcam_lightning.slides.slide_options import SlideOptions
+from pcam_lightning.slides.slide_page import write_index
+from pcam_lightning.slides.slide_scale import check_table
 from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_warn

@@ -12,10 +12,10 @@ from tqdm import tqdm
 from pcam_lightning.data.slide_map import SLIDES_FILES
 from pcam_lightning.slides.annotations import reaches
 from pcam_lightning.slides.heat_map import HeatMap
-from pcam_lightning.slides.heat_map_folder import HeatMapFolder, read_folders
 from pcam_lightning.slides.outlines import Geometry
 from pcam_lightning.slides.reference import Reference
-from pcam_lightning.slides.regions import SlideRegions, cut_patches
+from pcam_lightning.slides.saved_heat_map import SavedHeatMap, read_heat_maps
+from pcam_lightning.slides.slide_regions import SlideRegions, cut_patches
 from pcam_lightning.utils.atomic_io import atomic_folder, atomic_write
 from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info, rank_zero_warn
 
@@ -58,9 +58,9 @@ def mine_negatives(
     check_number("per_slide", per_slide, 1, whole=True)
     check_number("threshold", threshold)
     truth = Reference(reference, annotations, tumor_class)
-    maps = read_folders(Path(heatmaps))
+    maps = read_heat_maps(Path(heatmaps))
     truth.check(one.slide for one in maps)
-    chosen: list[tuple[HeatMapFolder, np.ndarray]] = []
+    chosen: list[tuple[SavedHeatMap, np.ndarray]] = []
     skipped = []
     for one in maps:
         tumor = truth.tumor(one)
@@ -111,7 +111,7 @@ def false_positives(heat_map: HeatMap, tumor: Geometry, threshold: float, count:
     return mask
 
 
-def _write(folder: Path, chosen: list[tuple[HeatMapFolder, np.ndarray]]) -> pd.DataFrame:
+def _write(folder: Path, chosen: list[tuple[SavedHeatMap, np.ndarray]]) -> pd.DataFrame:
     """Write the patches of slides and their tables."""
     (folder / "train").mkdir()
     rows = {}
@@ -133,7 +133,7 @@ def _write(folder: Path, chosen: list[tuple[HeatMapFolder, np.ndarray]]) -> pd.D
     return table
 
 
-def _patches(one: HeatMapFolder, mask: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def _patches(one: SavedHeatMap, mask: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yield number and pixels, uint8 (96, 96, 3), of the squares of a mask, cut as they were for the network.
 
     Raises:

@@ -1,4 +1,4 @@
-"""HeatMapFolder: what `heatmap` has written about a slide, read again."""
+"""SavedHeatMap: what `heatmap` has written about a slide, read again."""
 
 import itertools
 import json
@@ -11,13 +11,13 @@ import pandas as pd
 
 from pcam_lightning.slides.heat_map import HeatMap
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.predictor import read_logits
+from pcam_lightning.slides.region_predictor import read_logits
 from pcam_lightning.slides.slide_files import content_sha256
 from pcam_lightning.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class HeatMapFolder:
+class SavedHeatMap:
     """A slide's folder of results, read.
 
     Attributes:
@@ -45,7 +45,7 @@ class HeatMapFolder:
     ood_fraction: float | None = None
 
     @classmethod
-    def read(cls, folder: Path) -> "HeatMapFolder":
+    def read(cls, folder: Path) -> "SavedHeatMap":
         """Read the files of a slide.
 
         Raises:
@@ -96,13 +96,13 @@ def read_summary(file: Path) -> dict[str, Any]:
     return summary
 
 
-def read_folders(heatmaps: Path) -> list[HeatMapFolder]:
+def read_heat_maps(heatmaps: Path) -> list[SavedHeatMap]:
     """Read the heat maps of a folder, by the names of the slides.
 
     Raises:
         UserError: there is none, or they are not comparable.
     """
-    found = [HeatMapFolder.read(file.parent) for file in heatmaps.glob("*/slide.json")]
+    found = [SavedHeatMap.read(file.parent) for file in heatmaps.glob("*/slide.json")]
     maps = sorted(found, key=lambda one: one.slide.stem)
     if not maps:
         raise UserError(f"{heatmaps}: no heat maps there; the heatmap command writes them.")
