@@ -957,8 +957,8 @@ MUTATIONS = [
     Mutation(
         "bootstrap samples without a lesion are left out",
         "slides/score_slides.py",
-        " for slides in draws if any(slide.lesions for slide in slides)]",
-        " for slides in draws]",
+        " for slides in resampled if any(slide.lesions for slide in slides)]",
+        " for slides in resampled]",
         ("slides/test_evaluate_slides.py",),
     ),
     Mutation(

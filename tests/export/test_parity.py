@@ -1,4 +1,4 @@
-"""Each exported file is compared through its reader's own way: a wrong config.json or another network shows."""
+"""Each exported file is compared with the preprocessing of its reader: a wrong config.json or another network shows."""
 
 import json
 import math
@@ -125,4 +125,4 @@ def test_bundled_networks_are_compared_with_their_caution(drawn: Path, capsys: p
     patches = find_patches(read_sources(["pcam-small"], None), drawn, 8)
     assert "scores may be optimistic" in capsys.readouterr().err
     assert patches.origin.startswith("8 patches of kaggle, sampled at random; the network was trained on JPEG copies")
-    assert patches.origin.endswith("so that AUROC may be optimistic")
+    assert patches.origin.endswith("so AUROC may be optimistic")

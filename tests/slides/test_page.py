@@ -39,7 +39,7 @@ def write(folder: Path, slide: Path, most: float | None = None) -> tuple[HeatMap
     if most is not None:
         distance = logit.copy()
         distance[~np.isnan(logit)] = np.arange(25) + 0.5
-        heat_map = replace(heat_map, ood_distance=distance, most=most)
+        heat_map = replace(heat_map, ood_distance=distance, ood_threshold=most)
     lesions = heat_map.lesions(0.5)
     slide_page.write_page(folder, reader, heat_map, lesions, SUMMARY)
     return heat_map, lesions
@@ -178,7 +178,7 @@ def test_a_map_of_unfamiliar_tissue_says_so(slide: Path, tmp_path: Path) -> None
         write(tmp_path, slide, most)
         text = (tmp_path / "heatmap.html").read_text().split("</style>")[-1]
         assert (message in text) == found
-        assert "mark squares that are out of distribution" in text
+        assert "mark out-of-distribution squares" in text
     write(tmp_path, slide)
     assert "out of distribution</th><td>not measured" in (tmp_path / "heatmap.html").read_text()
 

@@ -1,4 +1,4 @@
-"""Where patches are cut, and what tissue is."""
+"""Patch grid and tissue mask."""
 
 import pickle
 from pathlib import Path

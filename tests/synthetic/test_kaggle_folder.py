@@ -81,7 +81,7 @@ def test_each_split_has_both_sides(count: int) -> None:
 
 
 def test_same_seed_same_patches(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "WORTH_A_PROCESS", 1)  # worker processes draw what one process draws
+    monkeypatch.setattr(synthetic, "PER_PROCESS", 1)  # worker processes draw what one process draws
     synthesize(tmp_path / "same", train=40, test=12, slides=8)
     synthesize(tmp_path / "fewer", train=3, test=0, slides=8)
     synthesize(tmp_path / "other", train=3, test=2, slides=8, seed=1)

@@ -78,5 +78,5 @@ def test_a_slide_may_have_an_odd_side(tmp_path: Path) -> None:
 @pytest.mark.parametrize("side_mm", ["0.49", "4.1"])
 def test_other_sides_are_refused(side_mm: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synthesize", "slides", "--whole", "--side_mm", side_mm]) == 2
-    assert f"side_mm {side_mm} is out of range. Give a number from 0.5 to 4." in capsys.readouterr().err
+    assert f"side_mm {side_mm} is out of range. Set a number from 0.5 to 4." in capsys.readouterr().err
     assert not Path("slides").exists()
