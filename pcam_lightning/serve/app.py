@@ -29,9 +29,9 @@ _DISCARDED, _PATIENCE = 64 * MB, 2.0  # limits in bytes and seconds for reading 
 def build_app(folder: Path | str, host: str = "127.0.0.1", max_mb: int = 20) -> ASGIApp:
     """Build the web app of an exported network, without opening a port.
 
-    `GET /` returns the page. `POST /predict` takes the bytes of an image file and returns JSON with `prob`, `logit`,
+    `GET /` returns the page. `POST /predict` takes the bytes of an image file and returns JSON: `prob`, `logit`,
     `warning` (a sentence or null) and `image` (a PNG data URI). `POST /grad_cam` takes the same bytes and returns
-    `heat` (a PNG data URI) and `center`, the share of the heat in the center 32 x 32 pixels. Errors are JSON with one
+    `heat` (a PNG data URI) and `center`, the share of heat in the center. Errors are JSON with one
     sentence, `error`. File names are ignored.
 
     Args:

@@ -42,9 +42,8 @@ def is_loopback(host: str) -> bool:
 class Guard:
     """Checks requests before the app, adds `HEADERS` to responses, and hides tracebacks from clients.
 
-    Another site can make a browser send requests to this server, either under its own host name that resolves to
-    127.0.0.1 (DNS rebinding), or directly (cross-site requests). The first has a foreign `Host`, the second a foreign
-    `Origin`.
+    Another site can make a browser send requests to this server. With DNS rebinding, its own host name resolves to
+    127.0.0.1, and `Host` is foreign. With cross-site requests, `Origin` is foreign.
 
     Args:
         app: app to protect.

@@ -232,8 +232,8 @@ def transmitted(stains: Array, slide: Slide) -> Array:
 def synthesize_patch(rng: np.random.Generator, slide: Slide, label: int) -> tuple[Array, Array]:
     """Generate one patch of a slide.
 
-    Stains mix by the Beer-Lambert law, intensity = white * exp(-density), with the stain vectors of
-    Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution", 2001.
+    Stains mix by the Beer-Lambert law, intensity = white * exp(-density). Stain vectors: Ruifrok
+    and Johnston, "Quantification of histochemical staining by color deconvolution", 2001.
 
     Args:
         rng: random generator; the same state gives the same tissue for every slide.

@@ -188,7 +188,7 @@ def test_several_networks_are_one_mean_and_a_temperature_is_inside(small: Path, 
     assert "In all files, the last layer is divided by a temperature of 2.000" in card
     with pytest.raises(UserError, match="`output` is required"):
         export_network([*paths])
-    with pytest.raises(UserError, match="is named twice"):
+    with pytest.raises(UserError, match="named twice"):
         export_network([paths[0], paths[0]], tmp_path / "twice")
 
 
@@ -260,7 +260,7 @@ def test_what_cannot_be_exported_leaves_nothing(
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "mine").touch()
     assert main(["export", str(small), "--output", str(tmp_path / "export")]) == 2
-    assert "export is there already" in capsys.readouterr().err
+    assert "export exists and is not empty" in capsys.readouterr().err
     assert main(["export", str(small), "--tta=d8"]) == 2
     shutil.copytree(small, tmp_path / "diverged")
     (tmp_path / "diverged" / "diverged.csv").write_text("id\n")

@@ -40,7 +40,7 @@ def check_changes(folder: Path, comparison: Comparison, changes: dict[str, Chang
         try:
             check_files(folder, comparison)
         except UserError as error:
-            assert "its logits differ from those of the checkpoint" in str(error)  # noqa: PT017
+            assert "its logits differ from the checkpoint" in str(error)  # noqa: PT017
         else:
             pytest.fail(f"{name}: not noticed")
 

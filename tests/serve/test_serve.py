@@ -136,7 +136,7 @@ def test_grad_cam_of_several_networks_is_their_mean(folder: Path, tmp_path: Path
         assert "the export has no features of training patches" in page
         assert 'id="show-heat"' not in page
         assert "synthetic patches" not in page
-        assert "no Grad-CAM" in error(send(port, "POST", "/grad_cam", GOOD["png"]))
+        assert "Grad-CAM is not available" in error(send(port, "POST", "/grad_cam", GOOD["png"]))
     for number in (1, 2):
         shutil.copy(folder / "pcam_lightning.safetensors", tmp_path / f"pcam_lightning_{number}.safetensors")
     with running(tmp_path) as port, running(folder) as other:
@@ -218,7 +218,7 @@ def test_a_process_writes_nothing_and_ends_cleanly(
 def test_what_the_user_can_correct_is_one_line(folder: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"`port` {port} is in use; name another"):
+        with pytest.raises(UserError, match=rf"`port` {port} is in use; choose another"):
             serve(folder, port=port)
     for options, message in (
         ({"folder": tmp_path}, "contains no model.onnx; name a folder written by export"),

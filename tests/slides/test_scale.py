@@ -32,7 +32,7 @@ def test_pixels_that_are_not_square_are_refused(pixels: np.ndarray, tmp_path: Pa
 @TILED
 def test_the_resolution_of_a_screen_is_no_scale(pixels: np.ndarray, tmp_path: Path, tile: bool) -> None:
     write_tiff(tmp_path / "a.tif", pixels, tile=tile, mpp=(25400 / 72, 25400 / 72))
-    with pytest.raises(UserError, match="does not state its scale. Set `mpp`"):
+    with pytest.raises(UserError, match=r"does not state its scale. Set `mpp`"):
         SlideReader(tmp_path / "a.tif")
 
 

@@ -119,7 +119,7 @@ def test_a_repeated_patch_is_drawn_again(tmp_path: Path, monkeypatch: pytest.Mon
 def test_leaves_a_folder_with_content_alone(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="data is there already"):
+    with pytest.raises(UserError, match="data exists and is not empty"):
         synthesize(tmp_path / "data", train=1, test=0)
     assert [path.name for path in tmp_path.glob("*data*")] == ["data"]
     assert [path.read_text() for path in (tmp_path / "data").iterdir()] == ["mine"]
