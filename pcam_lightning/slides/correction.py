@@ -19,8 +19,8 @@ def logit_correction(options: SlideOptions, network: SlideNetwork) -> dict[str, 
         network: network that computed the logits.
 
     Raises:
-        UserError: the checkpoint does not record its share of tumor; or the calibration cannot be read, or was fitted to
-            another network, views or stride.
+        UserError: the checkpoint does not record its tumor share; or the calibration cannot be read, or was fitted
+            to another network, views or stride.
     """
     if options.calibration is not None:
         return read_calibration(options.calibration, network.sha256, network.tta, options.stride)
