@@ -40,8 +40,8 @@ def is_slide(path: Path) -> bool:
 def find_slides(folder: Path) -> list[Path]:
     """Return the slides in a folder and its subfolders, sorted by path; unreadable slides are included.
 
-    Excluded are results of `heatmap` and files of other slides: the folder of a MIRAX slide, further files of a DICOM
-    series, and the images of a .vms.
+    Results of `heatmap` are excluded. So are files that belong to another slide: the folder of a MIRAX slide, further
+    files of a DICOM series, and the images of a .vms.
     """
     found: dict[str, Path] = {}
     parts: set[Path] = set()
