@@ -222,7 +222,7 @@ def test_what_the_user_can_correct_is_one_line(folder: Path, tmp_path: Path) -> 
             serve(folder, port=port)
     for options, message in (
         ({"folder": tmp_path}, "contains no model.onnx; name a folder written by export"),
-        ({"folder": tmp_path / "nothing"}, "has no model.onnx"),
+        ({"folder": tmp_path / "nothing"}, "contains no model.onnx"),
         ({"port": 70000}, "`port` 70000: should be an integer of at most 65535"),
         ({"port": -1}, "`port` -1"),
         ({"max_mb": 0}, "`max_mb` 0"),
