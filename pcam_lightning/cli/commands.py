@@ -108,7 +108,9 @@ FUNCTION_COMMANDS: Mapping[str, FunctionCommand] = {
     "compare": FunctionCommand("evaluation.compare", "compare", _show_difference, {"json": _JSON}),
     "curves": FunctionCommand("evaluation.curves", "curves"),
     "explain": FunctionCommand("evaluation.explain", "explain"),
-    "heatmap": FunctionCommand("slides.many_slides", "heatmap", _show_slides, more=("slides.slide_options", "SlideOptions")),
+    "heatmap": FunctionCommand(
+        "slides.many_slides", "heatmap", _show_slides, more=("slides.slide_options", "SlideOptions")
+    ),
     "evaluate-slides": FunctionCommand("slides.score_slides", "evaluate_slides", _show_slide_scores),
     "mine-negatives": FunctionCommand("slides.hard_negatives", "mine_negatives"),
     "export": FunctionCommand("export.export_network", "export_network", _show_export),
