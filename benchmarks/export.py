@@ -35,12 +35,12 @@ from PIL import Image
 from scipy.special import expit
 
 from pcam_lightning import Config, PCamDataModule, fit, load_pretrained
-from pcam_lightning.export.export import export_network
+from pcam_lightning.export.export_network import export_network
 from pcam_lightning.export.onnx_file import OnnxNetwork
 from pcam_lightning.export.readers import Logits
-from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.synthetic.kaggle_folder import draw_slide
-from pcam_lightning.synthetic.whole_slide import draw_whole_slide, write_whole_slide
+from pcam_lightning.slides.predict_slide import predict_slide
+from pcam_lightning.synthetic.kaggle_folder import sample_slide
+from pcam_lightning.synthetic.whole_slide import synthesize_whole_slide, write_whole_slide
 
 STEPS = 20
 BATCH = 64  # batch size in `speed`
@@ -208,7 +208,7 @@ def wsinfer(work: Path, network: Path, *slides: Path) -> None:
     synthetic = work / "synthetic.tif"
     if not synthetic.exists():
         rng = np.random.default_rng(0)
-        write_whole_slide(synthetic, *draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), 1024, tumor=True))
+        write_whole_slide(synthetic, *synthesize_whole_slide(rng, sample_slide(rng, "tumor", 1.0), 1024, tumor=True))
     rows = []
     for slide in (*slides, synthetic):
         own = predict_slide(slide, network, work / "heatmaps" / slide.stem, accelerator="cpu", precision="32-true")

@@ -956,14 +956,14 @@ MUTATIONS = [
     ),
     Mutation(
         "bootstrap samples without a lesion are left out",
-        "slides/evaluate.py",
-        " for slides in draws if any(slide.lesions for slide in slides)]",
-        " for slides in draws]",
+        "slides/score_slides.py",
+        " for slides in resampled if any(slide.lesions for slide in slides)]",
+        " for slides in resampled]",
         ("slides/test_evaluate_slides.py",),
     ),
     Mutation(
         "detections are looked up by row and column",
-        "slides/evaluate.py",
+        "slides/score_slides.py",
         'for axis in ("y", "x")',
         'for axis in ("x", "y")',
         ("slides/test_detections.py",),
@@ -998,7 +998,7 @@ MUTATIONS = [
     ),
     Mutation(
         "rows of a strip that two share are weighted",
-        "slides/reader.py",
+        "slides/slide_reader.py",
         "box = (0, top * step - start, columns,",
         "box = (0, 0, columns,",
         ("slides/test_patch_grid.py",),
@@ -1019,15 +1019,15 @@ MUTATIONS = [
     ),
     Mutation(
         "the most probable false positives are mined",
-        "slides/mine.py",
+        "slides/hard_negatives.py",
         "np.argsort(-prob[row, column]",
         "np.argsort(prob[row, column]",
-        ("slides/test_mine.py",),
+        ("slides/test_hard_negatives.py",),
     ),
     # export
     Mutation(
         "an exported logit is the mean of eight views",
-        "export/network.py",
+        "export/export_module.py",
         "logit.view(8, -1).mean(dim=0)",
         "logit.view(8, -1)[0]",
         ("export/test_export.py::test_every_file_gives_the_logits_of_the_checkpoint",),

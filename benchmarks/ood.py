@@ -19,8 +19,8 @@ from PIL import Image, ImageFilter
 
 from pcam_lightning import PCamDataModule
 from pcam_lightning.models.stage_statistics import StageStatistics
-from pcam_lightning.synthetic.kaggle_folder import draw_slide
-from pcam_lightning.synthetic.tissue import draw_patch
+from pcam_lightning.synthetic.kaggle_folder import sample_slide
+from pcam_lightning.synthetic.tissue import synthesize_patch
 from pcam_lightning.training.feature_distance import find_feature_distance
 from pcam_lightning.training.loaded_run import LoadedRun, load_pretrained
 
@@ -47,8 +47,8 @@ def with_noise(pixels: np.ndarray, sd: float) -> np.ndarray:
 
 def synthetic_tissue(_: np.ndarray) -> np.ndarray:
     """Replace a patch by synthetic tissue."""
-    slide = draw_slide(np.random.default_rng(RNG.integers(2**31)), "slide", 1.0)
-    return draw_patch(RNG, slide, int(RNG.integers(2)))[0]
+    slide = sample_slide(np.random.default_rng(RNG.integers(2**31)), "slide", 1.0)
+    return synthesize_patch(RNG, slide, int(RNG.integers(2)))[0]
 
 
 KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -28,14 +28,14 @@ from pathlib import Path
 import measure
 import psutil
 
-from pcam_lightning.export.export import export_network
+from pcam_lightning.export.export_network import export_network
 
 UPLOADS, AT_ONCE = 200, 20
 LARGEST = 2  # MB
 # Runs the server, and lists at the end which files were opened for writing.
 SERVER = """
 import os, sys
-from pcam_lightning.serve.serve import serve
+from pcam_lightning.serve.server import serve
 written = []
 def note(event, args):
     if event == "open" and not isinstance(args[0], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):

@@ -46,13 +46,13 @@ from torch.nn import functional
 
 from pcam_lightning.data.datamodule import PCamDataModule
 from pcam_lightning.slides.patch_grid import CENTER, PATCH, PatchGrid, Region
-from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.slides.predictor import LogitFile, Logits, SlidePredictor
-from pcam_lightning.slides.reader import SlideReader
-from pcam_lightning.slides.regions import SlideDataModule, SlideRegions, cut_patches
-from pcam_lightning.slides.tissue import tissue_mask
-from pcam_lightning.synthetic.kaggle_folder import draw_slide
-from pcam_lightning.synthetic.whole_slide import MPP, draw_whole_slide, write_whole_slide
+from pcam_lightning.slides.predict_slide import predict_slide
+from pcam_lightning.slides.region_predictor import LogitFile, Logits, SlidePredictor
+from pcam_lightning.slides.slide_reader import SlideReader
+from pcam_lightning.slides.slide_regions import SlideDataModule, SlideRegions, cut_patches
+from pcam_lightning.slides.tissue_mask import tissue_mask
+from pcam_lightning.synthetic.kaggle_folder import sample_slide
+from pcam_lightning.synthetic.whole_slide import MPP, synthesize_whole_slide, write_whole_slide
 from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.utils.system import supported_precision
 
@@ -63,7 +63,7 @@ PIECE = 2048  # side of a synthetic piece of tissue, in pixels of 0.972 um
 def draw_piece() -> np.ndarray:
     """Return a synthetic lymph node, uint8 (2048, 2048, 3)."""
     rng = np.random.default_rng(0)
-    return draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), PIECE, tumor=True)[0]
+    return synthesize_whole_slide(rng, sample_slide(rng, "tumor", 1.0), PIECE, tumor=True)[0]
 
 
 def draw_large(path: Path, side: int, pieces: int | None) -> None:
@@ -230,10 +230,11 @@ def kill(work: Path, kills: int, seed: int) -> None:
     """Kill the command at random moments and compare its final files."""
     path = work / "killed.tif"
     rng = np.random.default_rng(1)
-    write_whole_slide(path, *draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), 1024, tumor=True))
+    write_whole_slide(path, *synthesize_whole_slide(rng, sample_slide(rng, "tumor", 1.0), 1024, tumor=True))
 
     # Write after every region, so that the command can resume.
-    often = "import pcam_lightning.slides.predictor as p; p._EVERY = 0; from pcam_lightning.cli.main import run; run()"
+    often = "from pcam_lightning.slides import region_predictor as p; p._EVERY = 0; "
+    often += "from pcam_lightning.cli.main import run; run()"
 
     def command(output: str) -> list[str]:
         return [
@@ -332,7 +333,7 @@ def dense(work: Path, ckpt_path: str) -> None:
     """Compare single patches of a region with one pass over the region."""
     path = work / "dense.tif"
     rng = np.random.default_rng(1)
-    write_whole_slide(path, *draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), 1024, tumor=True))
+    write_whole_slide(path, *synthesize_whole_slide(rng, sample_slide(rng, "tumor", 1.0), 1024, tumor=True))
     slide, network = SlideReader(path), load_pretrained(ckpt_path)
     if network.hparams["normalize"] != "half" or network.preprocess.side != 96:
         raise SystemExit(f"{ckpt_path}: should use 96 pixels and `model.normalize` half.")
@@ -358,7 +359,7 @@ def dense(work: Path, ckpt_path: str) -> None:
 def scales(work: Path, ckpt_path: str) -> None:
     """Compare the maps of one slide at several scales."""
     rng = np.random.default_rng(5)
-    image = Image.fromarray(draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), 1024, tumor=True)[0])
+    image = Image.fromarray(synthesize_whole_slide(rng, sample_slide(rng, "tumor", 1.0), 1024, tumor=True)[0])
     maps = {}
     for mpp in (0.243, 0.226, 0.25, 0.499, 1.0):
         side = round(1024 * MPP / mpp)

@@ -1,4 +1,4 @@
-"""Evaluate two runs on the patches that they held out, and compare their scores.
+"""Evaluate one or two runs on their validation patches, and compare the scores.
 
 python examples/evaluate.py RUN [OTHER_RUN]
 """

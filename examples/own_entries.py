@@ -1,11 +1,11 @@
-r"""Entries of your own for the tables of pcam_lightning, without a fork of it.
+r"""Add your own entries to the tables of pcam_lightning without a fork.
 
-Copy this file to the folder that you work in, and name it in each command, or as `import: [own_entries]` in a config:
+Copy this file to the working folder, and name it in each command, or in a config as `import: [own_entries]`:
 
 python -m pcam_lightning fit -c configs/base.yaml --data.root DIR --import own_entries --model.loss brier \
     --model.backbone tiny --model.weights none --model.augment.gray 0.2
 
-What uses the run afterwards, such as predict and evaluate, imports it again; the file must be there.
+Commands that use the run later, such as predict and evaluate, import the file again, so keep it in the working folder.
 """
 
 from collections.abc import Mapping
@@ -39,12 +39,12 @@ def adam(groups: Any, options: Mapping[str, Any], *, fused: bool) -> torch.optim
 def halving(
     optimizer: torch.optim.Optimizer, options: Mapping[str, Any], steps: int, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Halve the learning rate after each epoch; schedulers are stepped after each step of the optimizer."""
+    """Halve the learning rate after each epoch; schedulers step after each optimizer step."""
     return torch.optim.lr_scheduler.StepLR(optimizer, steps_per_epoch, gamma=0.5)
 
 
 def tiny() -> nn.Module:
-    """Return a network of two convolutions; its last layer is replaced by one with a single logit."""
+    """Return a network of two convolutions; the last layer is replaced with a single logit."""
     return nn.Sequential(
         *(nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2)),
@@ -53,10 +53,10 @@ def tiny() -> nn.Module:
 
 @dataclass
 class Grayscale(Step):
-    """Patches without color.
+    """Convert some patches to grayscale.
 
     Args:
-        gray: share of the patches that lose their colors.
+        gray: share of the patches that are converted.
     """
 
     gray: float = 0.0
@@ -64,7 +64,7 @@ class Grayscale(Step):
     highest: ClassVar[Mapping[str, float]] = {"gray": 1}
 
     def apply(self, patches: Patches) -> Patches:
-        """Give all channels of some patches their mean."""
+        """Replace the channels of some patches with their mean."""
         if not self.gray:
             return patches
         image = patches.image

@@ -1,4 +1,4 @@
-"""Train a network of your own with a plain Lightning trainer.
+"""Train your own network with a plain Lightning trainer.
 
 python examples/own_network.py DATA [--epochs 5]
 """
@@ -20,7 +20,7 @@ args = parser.parse_args()
 
 
 def tiny() -> nn.Module:
-    """Return a network of four convolutions; its last layer is replaced by one with a single logit."""
+    """Return a network of four convolutions; the last layer is replaced with a single logit."""
     channels = [3, 16, 32, 64, 64]
     blocks = [
         nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from pcam_lightning.evaluation.compare import compare
     from pcam_lightning.evaluation.crossval import crossval
     from pcam_lightning.evaluation.evaluate import evaluate
-    from pcam_lightning.export.export import export_network
+    from pcam_lightning.export.export_network import export_network
     from pcam_lightning.models.classifier import PCamClassifier
-    from pcam_lightning.slides.evaluate import evaluate_slides
-    from pcam_lightning.slides.heatmaps import heatmap
-    from pcam_lightning.slides.mine import mine_negatives
-    from pcam_lightning.slides.predict import predict_slide
+    from pcam_lightning.slides.hard_negatives import mine_negatives
+    from pcam_lightning.slides.many_slides import heatmap
+    from pcam_lightning.slides.predict_slide import predict_slide
+    from pcam_lightning.slides.score_slides import evaluate_slides
     from pcam_lightning.training.best_and_last import BestAndLastCheckpoint
     from pcam_lightning.training.fit import fit
     from pcam_lightning.training.loaded_run import load_pretrained
@@ -63,14 +63,14 @@ _MODULES = {
     "compare": "evaluation.compare",
     "crossval": "evaluation.crossval",
     "evaluate": "evaluation.evaluate",
-    "evaluate_slides": "slides.evaluate",
-    "export_network": "export.export",
+    "evaluate_slides": "slides.score_slides",
+    "export_network": "export.export_network",
     "fit": "training.fit",
-    "heatmap": "slides.heatmaps",
+    "heatmap": "slides.many_slides",
     "load_pretrained": "training.loaded_run",
-    "mine_negatives": "slides.mine",
+    "mine_negatives": "slides.hard_negatives",
     "predict": "training.predict",
-    "predict_slide": "slides.predict",
+    "predict_slide": "slides.predict_slide",
     "probe": "training.probe",
     "test": "training.predict",
     "validate": "training.predict",

@@ -41,7 +41,7 @@ RUN = ("README.md", "export.md", "slides.md")
 # Commands of these pages that are parsed alone, by a word of them.
 PARSED = {
     "serve": "it waits for requests",
-    "synthesize": "it draws slides for a minute; they are there",
+    "synthesize": "it generates slides for a minute; they exist already",
 }
 # Programs that are not the project's: they need a network, an account or a browser.
 OTHERS = {
@@ -153,9 +153,9 @@ def names(small: Path, slide: Path, pixels: np.ndarray, tmp_path_factory: pytest
     write_whole_slide(folder / "slide.svs", tissue, np.zeros(tissue.shape[:2], dtype=bool))
     (folder / "reference.csv").write_text("slide,label\nslide,0\n")  # so that the network is wrong
     (folder / "annotations").mkdir()
-    shutil.copytree(slide.parent, folder / "drawn")
-    write_whole_slide(folder / "drawn" / "normal_002.tif", pixels, np.zeros(pixels.shape[:2], dtype=bool))
-    (folder / "drawn" / "reference.csv").write_text("slide,label\ntumor_001,1\nnormal_002,0\n")
+    shutil.copytree(slide.parent, folder / "synthetic")
+    write_whole_slide(folder / "synthetic" / "normal_002.tif", pixels, np.zeros(pixels.shape[:2], dtype=bool))
+    (folder / "synthetic" / "reference.csv").write_text("slide,label\ntumor_001,1\nnormal_002,0\n")
     return folder
 
 

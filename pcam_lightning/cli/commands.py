@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from pcam_lightning.data.packed_store import PackedStore
     from pcam_lightning.evaluation.evaluate import Evaluation
-    from pcam_lightning.export.export import Export
+    from pcam_lightning.export.export_network import Export
     from pcam_lightning.metrics.bootstrap import Interval
-    from pcam_lightning.slides.evaluate import SlideScores
+    from pcam_lightning.slides.score_slides import SlideScores
 
 
 def _show_packs(packs: "dict[str, PackedStore]", options: Namespace) -> None:
@@ -58,7 +58,7 @@ def _show_difference(found: dict[str, Any], options: Namespace) -> None:
 
 def _show_slides(table: "pd.DataFrame", options: Namespace) -> None:
     from pcam_lightning.slides.heat_map import ood_warning
-    from pcam_lightning.slides.predict import CAUTION
+    from pcam_lightning.slides.predict_slide import CAUTION
 
     rows: Any = table.itertuples()
     for row in rows:
@@ -108,12 +108,14 @@ FUNCTION_COMMANDS: Mapping[str, FunctionCommand] = {
     "compare": FunctionCommand("evaluation.compare", "compare", _show_difference, {"json": _JSON}),
     "curves": FunctionCommand("evaluation.curves", "curves"),
     "explain": FunctionCommand("evaluation.explain", "explain"),
-    "heatmap": FunctionCommand("slides.heatmaps", "heatmap", _show_slides, more=("slides.options", "SlideOptions")),
-    "evaluate-slides": FunctionCommand("slides.evaluate", "evaluate_slides", _show_slide_scores),
-    "mine-negatives": FunctionCommand("slides.mine", "mine_negatives"),
-    "export": FunctionCommand("export.export", "export_network", _show_export),
-    "predict-onnx": FunctionCommand("export.predict", "predict_onnx", defaults={"output": Path()}),
-    "serve": FunctionCommand("serve.serve", "serve"),
+    "heatmap": FunctionCommand(
+        "slides.many_slides", "heatmap", _show_slides, more=("slides.slide_options", "SlideOptions")
+    ),
+    "evaluate-slides": FunctionCommand("slides.score_slides", "evaluate_slides", _show_slide_scores),
+    "mine-negatives": FunctionCommand("slides.hard_negatives", "mine_negatives"),
+    "export": FunctionCommand("export.export_network", "export_network", _show_export),
+    "predict-onnx": FunctionCommand("export.onnx_submission", "predict_onnx", defaults={"output": Path()}),
+    "serve": FunctionCommand("serve.server", "serve"),
     "slides": FunctionCommand("data.slide_map", "slides"),
     "pack": FunctionCommand("data.pack_folder", "pack_folder", _show_packs),
     "synthesize": FunctionCommand("synthetic.kaggle_folder", "synthesize"),

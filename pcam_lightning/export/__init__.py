@@ -1,7 +1,7 @@
-"""A trained network as a folder of files that other programs open."""
+"""Export a trained network as files for other programs."""
 
 import os
 
-# From version 1.29 on, ONNX Runtime writes an identifier to disk, and sends it and the model's file name to Microsoft,
-# unless this is set before it is imported.
+# Since version 1.29, ONNX Runtime writes an identifier to disk, and sends it and the model's file name to Microsoft.
+# Setting this variable before the import disables both.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,4 +1,4 @@
-"""model.onnx: written, checked, and run by ONNX Runtime."""
+"""model.onnx: write and check it, and run it with ONNX Runtime."""
 
 import contextlib
 import io
@@ -12,11 +12,11 @@ import onnx
 import onnxruntime
 import torch
 
-from pcam_lightning.export.network import ExportNetwork, FromBytes
+from pcam_lightning.export.export_module import ExportNetwork, FromBytes
 from pcam_lightning.utils.errors import UserError
 
-OPSET = 20  # of ONNX Runtime 1.17 and later
-_FEWEST = 2  # patches of an example: one would be taken for a constant
+OPSET = 20  # requires ONNX Runtime 1.17 or later
+_FEWEST = 2  # batch size of the example: the exporter treats 1 as a constant
 
 
 def write_onnx(path: Path, network: ExportNetwork, metadata: Mapping[str, str]) -> None:
@@ -25,12 +25,12 @@ def write_onnx(path: Path, network: ExportNetwork, metadata: Mapping[str, str]) 
     Its input is `image`, uint8 (N, 96, 96, 3); its outputs are `prob` and `logit`, float32 (N,).
 
     Args:
-        path: of the file.
-        network: to write.
-        metadata: texts by name that the file carries.
+        path: path of the file.
+        network: network to write.
+        metadata: metadata of the file, text by name.
 
     Raises:
-        UserError: the network has an operation that ONNX lacks.
+        UserError: ONNX lacks an operation of the network.
     """
     example = torch.zeros(_FEWEST, 96, 96, 3, dtype=torch.uint8)
     try:
@@ -55,7 +55,7 @@ def write_onnx(path: Path, network: ExportNetwork, metadata: Mapping[str, str]) 
 
 
 def _tidy(path: Path, metadata: Mapping[str, str]) -> None:
-    """Replace what the exporter notes about its own steps, paths of this machine among them, by our metadata."""
+    """Replace the exporter's notes, which contain local paths, with our metadata."""
     model = onnx.load(path)
     graph = model.graph
     for one in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
@@ -71,7 +71,7 @@ def _tidy(path: Path, metadata: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes to itself: they are about its own parts."""
+    """Silence the exporter's messages about its internals."""
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -83,30 +83,30 @@ def _quiet() -> Iterator[None]:
 
 
 class OnnxNetwork:
-    """A network that `write_onnx` has written, run by ONNX Runtime on what it finds: a GPU or all cores.
+    """A network written by `write_onnx`, run with ONNX Runtime on a GPU if available, else on all cores.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Attributes:
-        metadata: texts by name that the file carries.
+        metadata: metadata of the file, text by name.
 
     Raises:
-        UserError: it is missing, damaged or of another kind.
+        UserError: the file is missing or damaged, or was not written by `write_onnx`.
     """
 
     def __init__(self, path: Path | str) -> None:
         path = Path(path)
         if not path.is_file():
-            raise UserError(f"{path}: no such file; the export command writes a model.onnx.")
+            raise UserError(f"{path}: no such file; run export to write a model.onnx.")
         try:
             self._session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
-        except Exception as error:  # whatever the runtime raises over foreign bytes
+        except Exception as error:  # the runtime raises errors of many types
             raise UserError(f"{path}: cannot be read as ONNX ({str(error).splitlines()[0]}).") from None
         given = [(one.name, one.type, one.shape[1:]) for one in self._session.get_inputs()]
         made = [one.name for one in self._session.get_outputs()]
         if given != [("image", "tensor(uint8)", [96, 96, 3])] or made != ["prob", "logit"]:
-            raise UserError(f"{path}: not a model.onnx of the export command.")
+            raise UserError(f"{path}: not a model.onnx written by export.")
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def logits(self, image: np.ndarray) -> np.ndarray:

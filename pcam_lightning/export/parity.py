@@ -1,4 +1,4 @@
-"""Comparison of exported files with the checkpoint, patch by patch, each through its reader's own way."""
+"""Parity of exported files: compare their logits with the checkpoint, as each reader computes them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ _BATCH = 64
 
 
 class Limit(NamedTuple):
-    """What the logits of a file must keep.
+    """Limit of the difference between logits.
 
     Attributes:
-        measure: of `Difference`: largest or mean.
-        value: that it may have at most.
-        text: of both.
-        required: whether a file that exceeds it is an error; else it is left out of the export.
+        measure: field of `Difference`: largest or mean.
+        value: maximum value.
+        text: description for messages.
+        required: raise an error if a file exceeds the limit; otherwise, leave the file out.
     """
 
     measure: str
@@ -35,21 +35,21 @@ class Limit(NamedTuple):
 
 
 EXACT = Limit("largest", 1e-3, "0.001 for every patch", required=True)
-ROUNDED = Limit("mean", 0.1, "0.1 in the mean")  # of a reader that rounds the pixels that it scales
+ROUNDED = Limit("mean", 0.1, "0.1 on average")  # for a reader that rounds pixels when it scales
 
 
 class Difference(NamedTuple):
-    """How the logits of an exported file differ from those of the checkpoint.
+    """Difference between the logits of an exported file and those of the checkpoint.
 
     Attributes:
-        file: its name.
-        reader: whose steps lead from the patches to the logits.
-        compared_with: what of the checkpoint.
-        limit: of the difference.
-        mean: of the absolute differences.
-        largest: of them.
-        auroc: of the file; NaN where the patches are of one class.
-        checkpoint_auroc: of the checkpoint.
+        file: name of the file.
+        reader: program whose preprocessing is used.
+        compared_with: views and pixels of the checkpoint's logits.
+        limit: limit of the difference.
+        mean: mean absolute difference.
+        largest: largest absolute difference.
+        auroc: AUROC of the file; NaN if all patches have one class.
+        checkpoint_auroc: AUROC of the checkpoint.
     """
 
     file: str
@@ -63,27 +63,27 @@ class Difference(NamedTuple):
 
     @property
     def is_within(self) -> bool:
-        """Whether the limit is kept; not where the difference is NaN."""
+        """Whether the difference is within the limit; false if it is NaN."""
         return bool(getattr(self, self.limit.measure) <= self.limit.value)
 
 
 def weights_names(count: int) -> list[str]:
-    """Return the names of the files that this package reads, one a network."""
+    """Return the names of the files for this package, one per network."""
     several = (f"pcam_lightning_{number}.safetensors" for number in range(1, count + 1))
     return ["pcam_lightning.safetensors"] if count == 1 else list(several)
 
 
 class Comparison:
-    """Patches, and the logits that exported files must give.
+    """Patches, and the expected logits of exported files.
 
     Args:
-        networks: of the checkpoints, as they were before the export.
-        temperature: that the mean of their logits is divided by.
+        networks: networks of the checkpoints before the export.
+        temperature: divisor of the mean logit.
         image: patches, uint8 (N, 96, 96, 3).
-        label: of them, 0 or 1, (N,).
+        label: labels, 0 or 1, (N,).
 
     Attributes:
-        logit: that is expected, float32 (N,).
+        logit: expected logits, float32 (N,).
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Comparison:
         self.logit: np.ndarray = mean_logit([torch.from_numpy(one) for one in self._each]).numpy()
 
     def files(self, folder: Path) -> list[Difference]:
-        """Compare all files of a folder that hold a network, each through its reader's own way."""
+        """Compare all network files of a folder, each with the preprocessing of its reader."""
         rows = [
             (ONNX, "ONNX Runtime", onnx_logits, self.logit, EXACT),
             (TORCHSCRIPT, "WSInfer", wsinfer_logits, self.logit, EXACT),
@@ -111,35 +111,35 @@ class Comparison:
         return [*found, *(self._timm(folder / TIMM) if (folder / TIMM).is_file() else ())]
 
     def _timm(self, file: Path) -> Iterator[Difference]:
-        """Compare the network alone, which timm gives one view.
+        """Compare model.safetensors with one view of the checkpoint.
 
-        timm lets Pillow scale, which rounds to 8 bits: its logits must be those of pixels that are scaled and rounded,
-        and near those of pixels that are not.
+        timm scales with Pillow, which rounds to 8 bits. Its logits must equal those of pixels that are scaled and
+        rounded, and be close to those of pixels that are not rounded.
         """
         (network,), logit = self._networks, self._run(timm_logits(file))
         one_view = self._run(one_view_logits(network, self._temperature))
-        what = "checkpoint, one view"
+        one_view_name = "checkpoint, one view"
         if network.preprocess.side == network.preprocess.crop:
-            yield self._compare(file.name, "timm", what, EXACT, logit, one_view)
+            yield self._compare(file.name, "timm", one_view_name, EXACT, logit, one_view)
             return
         rounded = self._run(one_view_logits(network, self._temperature, rounded=True))
-        yield self._compare(file.name, "timm", f"{what}, pixels rounded", EXACT, logit, rounded)
-        yield self._compare(file.name, "timm", what, ROUNDED, logit, one_view)
+        yield self._compare(file.name, "timm", f"{one_view_name}, pixels rounded", EXACT, logit, rounded)
+        yield self._compare(file.name, "timm", one_view_name, ROUNDED, logit, one_view)
 
     def _run(self, logits: Logits) -> np.ndarray:
         starts = range(0, len(self._image), _BATCH)
         return np.concatenate([logits(self._image[start : start + _BATCH]) for start in starts])
 
     def _compare(
-        self, file: str, reader: str, what: str, limit: Limit, logit: np.ndarray, expected: np.ndarray
+        self, file: str, reader: str, compared_with: str, limit: Limit, logit: np.ndarray, expected: np.ndarray
     ) -> Difference:
-        difference = np.abs(logit - expected)
+        error = np.abs(logit - expected)
         scores = [auroc(self._label, one) if len(np.unique(self._label)) > 1 else np.nan for one in (logit, expected)]
-        return Difference(file, reader, what, limit, float(difference.mean()), float(difference.max()), *scores)
+        return Difference(file, reader, compared_with, limit, float(error.mean()), float(error.max()), *scores)
 
 
 def checkpoint_logits(networks: Sequence[PCamClassifier], temperature: float) -> Logits:
-    """Return what maps patches to logits as `predict` does, in float32."""
+    """Return a function that maps patches to logits like `predict`, in float32."""
 
     @torch.inference_mode()
     def logits(image: np.ndarray) -> np.ndarray:
@@ -152,12 +152,12 @@ def checkpoint_logits(networks: Sequence[PCamClassifier], temperature: float) ->
 
 
 def one_view_logits(network: PCamClassifier, temperature: float, *, rounded: bool = False) -> Logits:
-    """Return what maps patches to logits by one view of a network.
+    """Return a function that maps patches to logits with one view of a network.
 
     Args:
-        network: without stain normalization.
-        temperature: that logits are divided by.
-        rounded: let Pillow scale the patches, to whole gray levels; they are not cropped.
+        network: network without stain normalization.
+        temperature: divisor of the logits.
+        rounded: scale the patches with Pillow, which rounds to whole gray levels, without a crop.
     """
     preprocess = network.preprocess
     size = (preprocess.side,) * 2

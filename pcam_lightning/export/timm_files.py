@@ -20,14 +20,14 @@ CLASSES = ["normal", "tumor"]
 
 
 class TimmNetwork(NamedTuple):
-    """What timm builds a network of: its architecture and options."""
+    """Arguments for timm to build a network: architecture and options."""
 
     architecture: str
     options: dict[str, Any]
 
 
 def find_timm_network(networks: Sequence[PCamClassifier]) -> TimmNetwork | None:
-    """Return how timm builds a network of the same parameters; None, which is logged, where it cannot."""
+    """Return timm's arguments for a network with the same parameters; None, with a message, if timm has none."""
     network = networks[0]
     preprocess = network.preprocess
     found = _same_in_timm(network)
@@ -35,10 +35,10 @@ def find_timm_network(networks: Sequence[PCamClassifier]) -> TimmNetwork | None:
         (len(networks) > 1, "timm has no ensembles"),
         (preprocess.stain is not None, "timm's transform does not normalize stains"),
         (preprocess.side != preprocess.crop != PATCH, "timm's transform scales before it crops"),
-        (found is None, f"timm has no {network.hparams['backbone']} of these parameters"),
+        (found is None, f"timm has no {network.hparams['backbone']} with these parameters"),
     ):
         if wrong:
-            rank_zero_info(f"model.safetensors: not written, since {reason}.")
+            rank_zero_info(f"model.safetensors: not written, because {reason}.")
             return None
     return found
 
@@ -59,7 +59,7 @@ def _same_in_timm(network: PCamClassifier) -> TimmNetwork | None:
         try:
             with torch.device("meta"):
                 built: Any = timm.create_model(name, num_classes=2, **options)
-        except TypeError:  # most networks take images of any size, and no such option
+        except TypeError:  # most networks accept any image size and lack this option
             continue
         shapes = {key: value.shape for key, value in built.state_dict().items() if not key.startswith(head)}
         if shapes == own and built.get_classifier().in_features == network.net.get_submodule(head[:-1]).in_features:
@@ -68,13 +68,13 @@ def _same_in_timm(network: PCamClassifier) -> TimmNetwork | None:
 
 
 def write_config(path: Path, name: str, network: PCamClassifier, found: TimmNetwork | None) -> None:
-    """Write config.json: WSInfer's keys, and timm's where timm builds the network.
+    """Write config.json with WSInfer's keys, and with timm's keys if timm can build the network.
 
     Args:
-        path: of the file.
-        name: of the network, where timm has none.
-        network: with the preprocessing.
-        found: what `find_timm_network` returns.
+        path: path of the file.
+        name: name of the network, used if timm has no such network.
+        network: network with the preprocessing.
+        found: result of `find_timm_network`.
     """
     config: dict[str, Any] = {
         "spec_version": "1.0",
@@ -83,7 +83,7 @@ def write_config(path: Path, name: str, network: PCamClassifier, found: TimmNetw
         "class_names": CLASSES,
         "patch_size_pixels": PATCH,
         "spacing_um_px": MPP,
-        # Whatever else is needed is in torchscript_model.pt.
+        # torchscript_model.pt contains all other preprocessing.
         "transform": [{"name": "Resize", "arguments": {"size": PATCH}}, {"name": "ToTensor"}],
     }
     if found is not None:
@@ -110,7 +110,7 @@ def write_config(path: Path, name: str, network: PCamClassifier, found: TimmNetw
 
 
 def write_timm_weights(path: Path, network: PCamClassifier) -> None:
-    """Write model.safetensors: the network's tensors, its last layer with a row for each class, that of normal 0."""
+    """Write model.safetensors: the network's tensors, with one row per class in the last layer, 0 for normal."""
     head = head_of(network.net)
     state = {name: value.contiguous() for name, value in network.net.state_dict().items()}
     for name in (f"{head}.weight", f"{head}.bias"):

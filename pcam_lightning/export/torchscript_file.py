@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch.jit._trace import TracerWarning
 
-from pcam_lightning.export.network import ExportNetwork, TwoLogits
+from pcam_lightning.export.export_module import ExportNetwork, TwoLogits
 from pcam_lightning.utils.errors import UserError
 
-_DEPRECATED = (FutureWarning, DeprecationWarning)  # torch deprecates TorchScript, which WSInfer and QuPath read
+_DEPRECATED = (FutureWarning, DeprecationWarning)  # torch deprecates TorchScript, but WSInfer and QuPath require it
 
 
 def write_torchscript(path: Path, network: ExportNetwork) -> None:
-    """Write a network as TorchScript: float (N, 3, 96, 96) in [0, 1] to logits of normal and tumor, (N, 2).
+    """Write a network as TorchScript: float (N, 3, 96, 96) in [0, 1] -> logits of normal and tumor, (N, 2).
 
-    It is traced and not frozen: WSInfer and QuPath ask for its parameters, which a frozen one lacks, and apply softmax.
+    The module is traced but not frozen, because WSInfer and QuPath access its parameters. They also apply softmax.
 
     Raises:
         UserError: the network cannot be traced.
@@ -26,7 +26,7 @@ def write_torchscript(path: Path, network: ExportNetwork) -> None:
     buffer = io.BytesIO()
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            for category in (TracerWarning, *_DEPRECATED):  # a shape that is constant is what is meant
+            for category in (TracerWarning, *_DEPRECATED):  # constant shapes are intended
                 warnings.simplefilter("ignore", category)
             traced = torch.jit.trace(TwoLogits(network).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
             torch.jit.save(traced, buffer)
@@ -37,7 +37,7 @@ def write_torchscript(path: Path, network: ExportNetwork) -> None:
 
 
 def _without_debug_files(content: io.BytesIO) -> bytes:
-    """Return a TorchScript archive without the files that name the lines of its source, by paths of this machine."""
+    """Remove the debug files from a TorchScript archive, because they contain local paths."""
     tidy = io.BytesIO()
     with zipfile.ZipFile(content) as archive, zipfile.ZipFile(tidy, "w", zipfile.ZIP_STORED) as written:
         for name in archive.namelist():
@@ -47,7 +47,7 @@ def _without_debug_files(content: io.BytesIO) -> bytes:
 
 
 def read_torchscript(path: Path) -> torch.nn.Module:
-    """Read what `write_torchscript` has written."""
+    """Read a file written by `write_torchscript`."""
     with warnings.catch_warnings():
         for category in _DEPRECATED:
             warnings.simplefilter("ignore", category)

@@ -1,4 +1,4 @@
-"""The web app: a page, and predictions of the patches that it sends."""
+"""Web app: a page for uploads, and endpoints that predict them."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,28 +15,28 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pcam_lightning.serve.pictures import as_png, data_uri, heat_overlay
-from pcam_lightning.serve.predictor import PatchPredictor
+from pcam_lightning.serve.patch_images import as_png, data_uri, heat_overlay
+from pcam_lightning.serve.patch_predictor import PatchPredictor
 from pcam_lightning.serve.security import FAILED, Guard, error_response
 from pcam_lightning.serve.upload import PatchRefused, read_patch_bytes
 
 MB = 10**6
-SLOTS = 4  # uploads that are read at once; others wait in the network's buffers, where they cost little memory
-SECONDS = 30.0  # for one upload, from when it is read
-_DISCARDED, _PATIENCE = 64 * MB, 2.0  # bytes and seconds of a refused upload that are read and dropped
+SLOTS = 4  # concurrent uploads; further uploads wait in network buffers, which use little memory
+SECONDS = 30.0  # timeout of one upload
+_DISCARDED, _PATIENCE = 64 * MB, 2.0  # limits in bytes and seconds for reading and discarding a refused upload
 
 
 def build_app(folder: Path | str, host: str = "127.0.0.1", max_mb: int = 20) -> ASGIApp:
     """Build the web app of an exported network, without opening a port.
 
-    `GET /` is the page. `POST /predict` takes the bytes of an image file and returns JSON with `prob`, `logit`,
-    `warning`, a sentence or null, and `image`, a PNG as a data URI. `POST /grad_cam` takes the same and returns `heat`,
-    a PNG likewise, and `center`, the share of the heat in the center 32 x 32. Errors are JSON with one sentence,
-    `error`. File names are not needed, and ignored where they are sent.
+    `GET /` returns the page. `POST /predict` takes the bytes of an image file and returns JSON: `prob`, `logit`,
+    `warning` (a sentence or null) and `image` (a PNG data URI). `POST /grad_cam` takes the same bytes and returns
+    `heat` (a PNG data URI) and `center`, the share of heat in the center. Errors are JSON with one
+    sentence, `error`. File names are ignored.
 
     Args:
-        folder: that `export` wrote.
-        host: that the server will listen on.
+        folder: folder written by `export`.
+        host: host that the server listens on.
         max_mb: largest upload, in units of 1,000,000 bytes.
 
     Raises:
@@ -46,17 +46,17 @@ def build_app(folder: Path | str, host: str = "127.0.0.1", max_mb: int = 20) -> 
 
 
 class _Endpoints:
-    """What the app answers.
+    """Endpoints of the app.
 
     Args:
-        predictor: of patches.
-        max_mb: largest upload.
+        predictor: predictor of patches.
+        max_mb: largest upload, in units of 1,000,000 bytes.
     """
 
     def __init__(self, predictor: PatchPredictor, max_mb: int) -> None:
         self._predictor, self._max_mb = predictor, max_mb
         self._slots = asyncio.Semaphore(SLOTS)
-        self._worker = ThreadPoolExecutor(1, "predict")  # one network call at a time uses all cores already
+        self._worker = ThreadPoolExecutor(1, "predict")  # one network call already uses all cores
 
     def app(self) -> Starlette:
         """Return the app."""
@@ -83,14 +83,14 @@ class _Endpoints:
         )
 
     async def _example(self, request: Request) -> Response:
-        """Return a drawn patch."""
+        """Return a synthetic patch."""
         number = request.path_params["number"]
         if number >= len(self._predictor.examples):
             raise HTTPException(404)
         return Response(as_png(self._predictor.examples[number]), media_type="image/png")
 
     def _upload(self, answer: Callable[[bytes], dict[str, Any]]) -> Callable[[Request], Any]:
-        """Return an endpoint that hands an uploaded file to a function in the worker thread."""
+        """Return an endpoint that passes an uploaded file to a function in the worker thread."""
 
         async def endpoint(request: Request) -> Response:
             async with self._slots:
@@ -113,9 +113,9 @@ class _Endpoints:
         """Read the body of a request into memory.
 
         Raises:
-            PatchRefused: it is larger than allowed; seen from its header, or after that much of it.
-            TimeoutError: it comes too slowly.
-            ClientDisconnect: it does not come to its end.
+            PatchRefused: the body is too large, according to its header or its received size.
+            TimeoutError: the upload is too slow.
+            ClientDisconnect: the upload is incomplete.
         """
         limit = self._max_mb * MB
         refused = PatchRefused(413, f"The file is too large: at most {self._max_mb} MB are accepted.")
@@ -137,20 +137,20 @@ class _Endpoints:
 
     def _grad_cam(self, content: bytes) -> dict[str, Any]:
         if not self._predictor.has_heat:
-            raise PatchRefused(404, "There is no Grad-CAM of this network.")
+            raise PatchRefused(404, "Grad-CAM is not available for this network.")
         heat, center = self._predictor.heat(read_patch_bytes(content))
         return {"heat": data_uri(heat_overlay(heat)), "center": center}
 
 
 class _TooLarge(JSONResponse):
-    """A response to an upload that is still coming.
+    """A response to an upload that is still in progress.
 
-    What has come so far is read and dropped, up to a limit: a connection that is closed with unread data is reset, and
-    the client would not see the response.
+    The upload is read and discarded, up to a limit. Closing a connection with unread data resets it, and the client
+    would not see the response.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response, then drop the upload."""
+        """Send the response, then discard the upload."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         dropped, more = 0, True
@@ -166,16 +166,16 @@ class _TooLarge(JSONResponse):
 
 
 _ASSETS = {"css": "css", "js": "javascript"}
-_REASONS = {404: "There is no such page.", 405: "This page does not take requests of that method."}
+_REASONS = {404: "This page does not exist.", 405: "This page does not accept this method."}
 
 
 def _read(end: str) -> str:
-    """Return a file beside the page."""
+    """Return an asset of the page."""
     return files("pcam_lightning.serve").joinpath("templates", f"page.{end}").read_text(encoding="utf-8")
 
 
 def _constant(content: str, media_type: str) -> Callable[[Request], Any]:
-    """Return an endpoint that always answers the same."""
+    """Return an endpoint with a constant response."""
 
     async def endpoint(request: Request) -> Response:
         return HTMLResponse(content, media_type=media_type)

@@ -1,4 +1,4 @@
-"""Which requests are answered at all, and the headers of every response."""
+"""Guard: refuse requests from other sites, and set security headers."""
 
 import ipaddress
 import socket
@@ -22,16 +22,16 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-FAILED = "The server could not process this request; its terminal shows why."
+FAILED = "The server could not process this request; see its terminal for the reason."
 
 
 def error_response(status: int, reason: str, **more: object) -> JSONResponse:
-    """Return a response whose JSON gives the reason of an error as `error`."""
+    """Return a JSON response with the reason in `error`."""
     return JSONResponse({"error": reason, **more}, status)
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether nothing but this computer can reach a host name or address."""
+    """Return whether a host name or address is reachable only from this computer."""
     try:
         found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
@@ -40,21 +40,21 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Checks requests before the app sees them, adds `HEADERS` to responses, and keeps errors out of them.
+    """Checks requests before the app, adds `HEADERS` to responses, and hides tracebacks from clients.
 
-    A page of another site can make a browser send requests here, under its own host name that it points at 127.0.0.1
-    (DNS rebinding), or under this one (cross-site requests). The first has another `Host`, the second another `Origin`.
+    Another site can make a browser send requests to this server. With DNS rebinding, its own host name resolves to
+    127.0.0.1, and `Host` is foreign. With cross-site requests, `Origin` is foreign.
 
     Args:
-        app: to guard.
-        host: that the server listens on; requests for other host names are refused where it is on loopback.
+        app: app to protect.
+        host: host that the server listens on; on loopback, requests for other host names are refused.
     """
 
     def __init__(self, app: ASGIApp, host: str) -> None:
         self._app, self._host, self._loopback = app, host.lower(), is_loopback(host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Handle a request."""
         if scope["type"] != "http":
             return
         started = False
@@ -77,17 +77,17 @@ class Guard:
                 await error_response(500, FAILED)(scope, receive, guarded)
 
     def _refuse(self, headers: Headers) -> str | None:
-        """Return why a request with these headers is not answered."""
+        """Return the reason to refuse a request with these headers, or None."""
         host = headers.get("host", "")
         if self._loopback and not self._is_own(host):
-            return "This server answers to localhost only, and the request names another host."
+            return "This server accepts requests for localhost only; this request names another host."
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
-            return "This server does not answer pages of other sites."
+            return "This server does not accept requests from other sites."
         return None
 
     def _is_own(self, host: str) -> bool:
-        """Return whether a `Host` header names this computer; any port, since one may be forwarded by SSH."""
+        """Return whether a `Host` header names this computer; any port, because SSH may forward one."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
             return name in ("localhost", self._host) or ipaddress.ip_address(name).is_loopback

@@ -1,4 +1,4 @@
-"""Scale and shift of the logits of slides, in which tumor is rarer than among training patches."""
+"""Scale and shift of slide logits, because tumor is rarer in slides than in training patches."""
 
 import json
 import math
@@ -6,21 +6,21 @@ from pathlib import Path
 
 from scipy.special import logit
 
-from pcam_lightning.slides.network import SlideNetwork
-from pcam_lightning.slides.options import SlideOptions
+from pcam_lightning.slides.slide_network import SlideNetwork
+from pcam_lightning.slides.slide_options import SlideOptions
 from pcam_lightning.utils.errors import UserError
 
 
 def logit_correction(options: SlideOptions, network: SlideNetwork) -> dict[str, float]:
-    """Return scale and shift of the logits.
+    """Return the scale and shift of the logits.
 
     Args:
-        options: prior or calibration.
-        network: whose logits they are.
+        options: options with a prior or a calibration file.
+        network: network that computed the logits.
 
     Raises:
-        UserError: the checkpoint does not record what a prior needs, or a calibration cannot be read, or was fitted to
-            another network, other views or another stride.
+        UserError: the checkpoint does not record its tumor share; or the calibration cannot be read, or was fitted
+            to another network, views or stride.
     """
     if options.calibration is not None:
         return read_calibration(options.calibration, network.sha256, network.tta, options.stride)
@@ -28,7 +28,7 @@ def logit_correction(options: SlideOptions, network: SlideNetwork) -> dict[str, 
         return {"scale": 1.0, "shift": 0.0}
     positive_fraction = network.classifier.positive_fraction
     if positive_fraction is None:
-        raise UserError(f"`prior`: {network.name} does not record which share of its training patches was tumor.")
+        raise UserError(f"`prior`: {network.name} does not record the share of tumor among its training patches.")
     return {"scale": 1.0, "shift": prior_shift(options.prior, positive_fraction)}
 
 
@@ -36,7 +36,7 @@ def read_calibration(path: Path, weights: str, tta: str, stride: int) -> dict[st
     """Read scale and shift from the calibration.json that `evaluate_slides` writes.
 
     Raises:
-        UserError: it is missing or malformed, or was fitted to another network, other views or another stride.
+        UserError: the file is missing or malformed, or was fitted to another network, other views or another stride.
     """
     try:
         content = json.loads(path.read_text())
@@ -44,19 +44,19 @@ def read_calibration(path: Path, weights: str, tta: str, stride: int) -> dict[st
         network = content["network"]["sha256"]
         fitted = {"tta": content["network"]["tta"], "stride": content["stride"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no calibration.json of evaluate-slides ({error}).") from None
+        raise UserError(f"{path}: not a calibration.json of evaluate-slides ({error}).") from None
     if not all(map(math.isfinite, found.values())) or found["scale"] <= 0:
-        raise UserError(f"{path}: scale and shift should be finite numbers, and the scale more than 0.")
+        raise UserError(f"{path}: scale and shift should be finite, and the scale greater than 0.")
     if network != weights:
-        raise UserError(f"{path}: was fitted to another network, {content['network'].get('ckpt_path')}.")
+        raise UserError(f"{path}: fitted to another network, {content['network'].get('ckpt_path')}.")
     for name, value in (("tta", tta), ("stride", stride)):
         if fitted[name] != value:
-            raise UserError(f"{path}: was fitted with `{name}` {fitted[name]}, and here it is {value}.")
+            raise UserError(f"{path}: fitted with `{name}` {fitted[name]}, not {value}.")
     return found
 
 
 def prior_shift(prior: float, training_prior: float) -> float:
-    """Return what to add to logits where tumor has another share than among the training patches.
+    """Return the logit shift for a share of tumor that differs from that of the training patches.
 
     Saerens et al., "Adjusting the outputs of a classifier to new a priori probabilities", 2002.
 

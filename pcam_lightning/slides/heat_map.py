@@ -1,4 +1,4 @@
-"""HeatMap: the logits of a slide's squares, and what they say about it."""
+"""HeatMap: the logits of a slide's squares, and its probabilities, lesions and score."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,17 @@ from scipy.special import expit
 
 from pcam_lightning.slides.patch_grid import PatchGrid
 
-# Share of out-of-distribution tissue from which a score should not be used. About 1 % of PCam's patches are out of
-# distribution by definition, and nine tenths or more of tissue that is blurred, gray or of another organ; edges, folds
-# and pen marks put a good slide in between. From one half on, the score is more about these than about the rest.
+# Share of out-of-distribution tissue from which a score should not be used. By definition, about 1 % of PCam's patches
+# are out of distribution. Tissue that is blurred, gray or of another organ reaches 90 % or more. Edges, folds and pen
+# marks put a good slide in between.
 OOD_LIMIT = 0.5
 
 
 def ood_warning(fraction: float | None) -> str | None:
-    """Return a sentence about a score where `OOD_LIMIT` of the tissue or more is out of distribution, else None.
+    """Return a warning if `OOD_LIMIT` of the tissue or more is out of distribution, else None.
 
     Args:
-        fraction: of `HeatMap.ood_fraction`, also as a table has it, NaN for None.
+        fraction: `HeatMap.ood_fraction`; in tables, NaN stands for None.
     """
     if fraction is None or not fraction >= OOD_LIMIT:
         return None
@@ -31,12 +31,12 @@ class HeatMap:
     """The logits of a slide.
 
     Args:
-        grid: of its patches.
-        logit: float32, (rows, columns) of the grid, NaN where nothing was predicted.
-        scale: of the logits, 1 unless they are calibrated.
-        shift: added to the scaled logits, as `correction.prior_shift` computes it.
-        ood_distance: from the training patches, as `logit`; None where it is not known.
-        most: distance above which a square is out of distribution.
+        grid: patch grid of the slide.
+        logit: float32, (rows, columns) of the grid, NaN for squares without a prediction.
+        scale: factor of the logits, 1 unless they are calibrated.
+        shift: constant added to the scaled logits, see `correction.prior_shift`.
+        ood_distance: distance from the training patches, shape of `logit`; None if not measured.
+        ood_threshold: distance above which a square is out of distribution.
     """
 
     grid: PatchGrid
@@ -44,37 +44,37 @@ class HeatMap:
     scale: float = 1.0
     shift: float = 0.0
     ood_distance: np.ndarray | None = None
-    most: float = np.inf
+    ood_threshold: float = np.inf
 
     @property
     def prob(self) -> np.ndarray:
-        """Probabilities of tumor, float64, NaN where nothing was predicted."""
+        """Probabilities of tumor, float64, NaN for squares without a prediction."""
         probabilities: np.ndarray = expit(self.scale * self.logit.astype(np.float64) + self.shift)
         return probabilities
 
     @property
     def ood(self) -> np.ndarray | None:
-        """Which squares are out of distribution, bool, (rows, columns); None where it is not known."""
-        return None if self.ood_distance is None else self.ood_distance > self.most
+        """Mask of out-of-distribution squares, bool, (rows, columns); None if distances were not measured."""
+        return None if self.ood_distance is None else self.ood_distance > self.ood_threshold
 
     @property
     def ood_fraction(self) -> float | None:
-        """Share of the predicted squares that are out of distribution; None where distances are not known."""
+        """Share of out-of-distribution squares among those predicted; None if distances were not measured."""
         return None if self.ood is None else float(self.ood.sum() / (~np.isnan(self.logit)).sum())
 
     @property
     def score(self) -> float:
-        """Of the slide: the highest mean probability of 3 x 3 squares; one that was not predicted counts as 0.
+        """Slide score: the highest mean probability of 3 x 3 squares; squares without a prediction count as 0.
 
-        A whole slide has so many squares that the highest probability of a single one says little.
+        A slide has many squares, so the highest probability of a single square is not informative.
         """
         total = ndimage.convolve(np.nan_to_num(self.prob), np.ones((3, 3)), mode="constant")
         return float(total.max() / 9)
 
     def patches(self) -> pd.DataFrame:
-        """Return a row for each patch, as WSInfer does: minx,miny,width,height in pixels of level 0, and prob_tumor.
+        """Return one row per patch in WSInfer's format: minx,miny,width,height in level-0 pixels, and prob_tumor.
 
-        Where distances are known, `ood_distance` from the training patches and `ood`, 0 or 1.
+        If distances were measured, the table also has `ood_distance` and `ood` (0 or 1).
         """
         row, column = np.nonzero(~np.isnan(self.logit))
         x, y = self.grid.corners(row, column)
@@ -85,11 +85,11 @@ class HeatMap:
         return table.assign(ood_distance=self.ood_distance[row, column], ood=self.ood[row, column].astype(int))
 
     def lesions(self, threshold: float) -> pd.DataFrame:
-        """Return a row for each group of adjacent squares at or above a threshold, the most confident first.
+        """Return one row per group of adjacent squares at or above a threshold, the most confident first.
 
         Returns:
-            confidence, the group's highest probability, x and y of the center of that square in pixels of level 0, as
-            CAMELYON16 asks for; and area_mm2 of the group.
+            CAMELYON16's columns `confidence`, the group's highest probability, and `x` and `y`, the center of that
+            square in level-0 pixels; and `area_mm2`, the area of the group.
         """
         prob, rows = self.prob, []
         label, _ = ndimage.label(prob >= threshold, np.ones((3, 3)))

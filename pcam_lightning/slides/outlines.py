@@ -1,4 +1,4 @@
-"""Outlines on a slide in the files of other programs: ASAP's XML and QuPath's GeoJSON."""
+"""Outlines on a slide: read ASAP's XML and QuPath's GeoJSON, and write GeoJSON."""
 
 import json
 import math
@@ -16,8 +16,8 @@ from pcam_lightning.slides.heat_map import HeatMap
 from pcam_lightning.utils.atomic_io import atomic_open
 from pcam_lightning.utils.errors import UserError
 
-UNCLASSIFIED = "none"  # as ASAP calls it
-_SHAPES = {"Polygon", "Spline", "Rectangle"}  # of ASAP's types; the others are points and measurements
+UNCLASSIFIED = "none"  # ASAP's name for no group
+_SHAPES = {"Polygon", "Spline", "Rectangle"}  # ASAP's types with an area; the others are points and measurements
 _OBJECTS = {
     "detection",
     "cell",
@@ -26,7 +26,7 @@ _OBJECTS = {
     "PathDetectionObject",
     "PathCellObject",
     "PathTileObject",
-}  # QuPath's
+}  # QuPath objects other than annotations
 
 Geometry = shapely.geometry.base.BaseGeometry
 
@@ -35,9 +35,9 @@ class Outline(NamedTuple):
     """One annotation.
 
     Attributes:
-        name: its group or class in lower case, of a derived class with its parents (`tumor: positive`); `none` where it
-            has none.
-        polygon: in pixels of level 0; empty for points and lines.
+        name: group or class in lower case, with the parents of a derived class (`tumor: positive`); `none` without a
+            class.
+        polygon: polygon in level-0 pixels; empty for points and lines.
     """
 
     name: str
@@ -48,14 +48,14 @@ def read_outlines(path: Path, origin: tuple[int, int] = (0, 0)) -> list[Outline]
     """Read the annotations of a slide.
 
     Args:
-        path: ASAP's XML, in pixels of level 0, or GeoJSON, in those of the image as QuPath shows it.
-        origin: of QuPath's image, as `SlideReader.bounds_origin` has it.
+        path: ASAP's XML in level-0 pixels, or GeoJSON in pixels of QuPath's image.
+        origin: origin of QuPath's image, see `SlideReader.bounds_origin`.
 
     Raises:
-        UserError: the file is damaged, or of another kind.
+        UserError: the file is damaged, or has another format.
     """
     try:
-        with np.errstate(invalid="ignore"):  # what is not finite is refused
+        with np.errstate(invalid="ignore"):  # coordinates that are not finite are refused
             if path.suffix.lower() == ".xml":
                 return list(_read_asap(path))
             return [Outline(name, translate(polygon, *origin)) for name, polygon in _read_geojson(path)]
@@ -68,7 +68,7 @@ def read_outlines(path: Path, origin: tuple[int, int] = (0, 0)) -> list[Outline]
 def _read_asap(path: Path) -> Iterator[Outline]:
     root = ElementTree.parse(path).getroot()
     if root.tag != "ASAP_Annotations":
-        raise ValueError(f"its root is {root.tag}")
+        raise ValueError(f"root element {root.tag}")
     for annotation in root.iter("Annotation"):
         points = sorted(annotation.iter("Coordinate"), key=lambda point: float(point.attrib["Order"]))
         values = [(float(point.attrib["X"]), float(point.attrib["Y"])) for point in points]
@@ -81,31 +81,31 @@ def _read_geojson(path: Path) -> Iterator[Outline]:
     content = json.loads(path.read_text(encoding="utf-8"))
     for feature in content["features"] if isinstance(content, dict) else content:
         properties = feature.get("properties") or {}
-        kind = properties.get("objectType") or properties.get("object_type") or feature.get("id")  # the newest first
+        kind = properties.get("objectType") or properties.get("object_type") or feature.get("id")  # newest first
         if kind not in _OBJECTS:
             polygon = _polygons(shape(feature["geometry"]))
             found = properties.get("classification") or {}
-            names = found.get("names") or [found.get("name") or ""]  # a derived class has several since QuPath 0.4
+            names = found.get("names") or [found.get("name") or ""]  # several for a derived class
             yield Outline(": ".join(map(str, names)).strip().lower() or UNCLASSIFIED, polygon)
 
 
 def _polygons(geometry: Geometry) -> Geometry:
-    """Return the polygons of a geometry, valid, as one."""
+    """Return the union of the polygons of a geometry, made valid."""
     if not np.isfinite(shapely.get_coordinates(geometry)).all():
         raise ValueError("a coordinate is not a finite number")
-    parts = shapely.get_parts(shapely.get_parts(shapely.force_2d(geometry)))  # of multipolygons in a collection too
+    parts = shapely.get_parts(shapely.get_parts(shapely.force_2d(geometry)))  # also in collections
     polygons: Geometry = shapely.union_all([shapely.make_valid(one) for one in parts if one.geom_type == "Polygon"])
     return polygons
 
 
 def outline_mask(outlines: Geometry, width: int, height: int, downsample: float) -> np.ndarray:
-    """Draw outlines as a mask: a pixel is set where its center is inside.
+    """Rasterize outlines as a mask: a pixel is set if its center is inside.
 
     Args:
-        outlines: in pixels of level 0.
-        width: of the slide, in pixels of level 0.
-        height: of the slide.
-        downsample: pixels of level 0 for one of the mask.
+        outlines: polygons in level-0 pixels.
+        width: width of the slide, in level-0 pixels.
+        height: height of the slide, in level-0 pixels.
+        downsample: level-0 pixels per mask pixel.
 
     Returns:
         bool, (H, W).
@@ -113,7 +113,7 @@ def outline_mask(outlines: Geometry, width: int, height: int, downsample: float)
     rows, columns = (max(1, math.ceil(side / downsample)) for side in (height, width))
     mask = np.zeros((rows, columns), dtype=bool)
     for part in shapely.get_parts(outlines):
-        if not part.area:  # nothing at all, or a line that make_valid has left
+        if not part.area:  # empty, or a line left by make_valid
             continue
         left, top, right, bottom = part.bounds
         x = np.arange(max(0, int(left / downsample)), min(columns, int(right / downsample) + 1))
@@ -126,15 +126,15 @@ def outline_mask(outlines: Geometry, width: int, height: int, downsample: float)
 
 
 def write_geojson(path: Path, heat_map: HeatMap, threshold: float, origin: tuple[int, int] = (0, 0)) -> None:
-    """Write a heat map as tiles and outlines, a FeatureCollection that QuPath's File > Import objects reads.
+    """Write a heat map as a FeatureCollection of tiles and outlines for QuPath's File > Import objects.
 
-    Exterior rings run counterclockwise in x and y as they stand there, as RFC 7946 asks for.
+    As RFC 7946 requires, exterior rings run counterclockwise in x and y.
 
     Args:
-        path: of the file.
-        heat_map: of the slide.
-        threshold: probability from which squares are outlined, as annotations of class Tumor.
-        origin: of the image as QuPath shows it, as `SlideReader.bounds_origin` has it.
+        path: path of the file.
+        heat_map: heat map of the slide.
+        threshold: lowest probability of outlined squares; outlines are annotations of class Tumor.
+        origin: origin of QuPath's image, see `SlideReader.bounds_origin`.
     """
     with atomic_open(path) as file:
         file.write(b'{"type": "FeatureCollection", "features": [')
@@ -156,11 +156,11 @@ def _features(heat_map: HeatMap, threshold: float, origin: tuple[int, int]) -> I
             "geometry": json.loads(shapely.to_geojson(outline)),
             "properties": {"objectType": "annotation", "classification": {"name": "Tumor", "color": [200, 0, 0]}},
         }
-    distance = np.full(len(row), np.nan) if heat_map.ood_distance is None else heat_map.ood_distance[row, column]
-    for box, value, far in zip(boxes, prob[row, column], distance, strict=True):
+    distances = np.full(len(row), np.nan) if heat_map.ood_distance is None else heat_map.ood_distance[row, column]
+    for box, value, distance in zip(boxes, prob[row, column], distances, strict=True):
         measurements = {"prob_tumor": round(float(value), 6)}
-        if not np.isnan(far):
-            measurements["ood_distance"] = round(float(far), 4)  # from the training patches
+        if not np.isnan(distance):
+            measurements["ood_distance"] = round(float(distance), 4)
         yield {
             "type": "Feature",
             "geometry": json.loads(shapely.to_geojson(box)),

@@ -1,4 +1,4 @@
-"""The reference: which slides have metastases, and where."""
+"""Reference: labels and tumor outlines of slides."""
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -7,11 +7,11 @@ import pandas as pd
 import shapely
 
 from pcam_lightning.slides.annotations import find_annotation, list_unmatched, tumor_outlines
-from pcam_lightning.slides.heat_map_folder import HeatMapFolder
 from pcam_lightning.slides.outlines import Geometry
+from pcam_lightning.slides.saved_heat_map import SavedHeatMap
 from pcam_lightning.utils.errors import UserError, rank_zero_warn
 
-_NAMES = ("slide", "image", "name", "filename")  # columns, CAMELYON's among them
+_NAMES = ("slide", "image", "name", "filename")  # names of the slide column, including CAMELYON's
 _LABELS = ("label", "type", "class", "stage")
 _TUMOR = {
     **dict.fromkeys(("1", "tumor", "tumour", "macro", "micro", "itc"), 1),
@@ -20,18 +20,18 @@ _TUMOR = {
 
 
 class Reference:
-    """What is known of slides: which have metastases, and their outlines.
+    """Labels and tumor outlines of slides.
 
     Args:
-        labels: CSV of `read_reference`; by default slides with outlines of tumor are those with metastases.
-        annotations: folder with the outlines of slides.
-        tumor_class: as `tumor_outlines` takes it.
+        labels: CSV for `read_reference`; by default, slides with tumor outlines are those with metastases.
+        annotations: folder of outlines, named after the slides.
+        tumor_class: additional tumor classes, see `tumor_outlines`.
 
     Attributes:
-        labels: 1 or 0 by the name of the slide as it stands in the CSV; None without one.
+        labels: 1 or 0 by the slide name in the CSV; None without a CSV.
 
     Raises:
-        UserError: neither is given, or one is missing or malformed.
+        UserError: both are None, or a file is missing or malformed.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Reference:
     ) -> None:
         labels, annotations = (None if path is None else Path(path).expanduser() for path in (labels, annotations))
         if labels is None and annotations is None:
-            raise UserError("`reference`, `annotations`: one of them is required, to know where there is tumor.")
+            raise UserError("`reference`, `annotations`: one of them is required, because the slides have no labels.")
         if annotations is not None and not annotations.is_dir():
             raise UserError(f"`annotations` {annotations}: no such folder.")
         self.path, self.annotations = labels, annotations
@@ -47,30 +47,30 @@ class Reference:
         self.labels = None if labels is None else read_reference(labels)
 
     def check(self, slides: Iterable[Path]) -> None:
-        """Warn of annotations that are of none of the slides.
+        """Warn about annotation files that match none of the slides.
 
         Raises:
-            UserError: none is of any of them, and there is no other reference.
+            UserError: no file matches a slide, and there is no CSV of labels.
         """
         if self.annotations is not None and not list_unmatched(self.annotations, slides) and self.labels is None:
             raise UserError(
-                f"`annotations` {self.annotations}: of none of the slides. A file should have the name of its slide, "
-                "such as SLIDE.geojson or SLIDE.xml."
+                f"`annotations` {self.annotations}: no file matches a slide. Name each file after its slide, such as "
+                "SLIDE.geojson or SLIDE.xml."
             )
 
     def label(self, slide: Path) -> int | None:
-        """Return 1 for a slide with metastases, 0 for one without, None where the CSV is not given.
+        """Return 1 for a slide with metastases, 0 for a slide without, or None if there is no CSV.
 
         Raises:
-            UserError: the CSV does not name it.
+            UserError: the CSV has no row for the slide.
         """
         return None if self.labels is None else label_of(self.labels, slide, self.path)
 
-    def tumor(self, one: HeatMapFolder) -> Geometry | None:
-        """Return a slide's outlines of tumor, empty of one without metastases; None where nothing is known of it.
+    def tumor(self, one: SavedHeatMap) -> Geometry | None:
+        """Return the tumor outlines of a slide, empty without metastases; None for a slide without a reference.
 
         Raises:
-            UserError: it has metastases and no outlines, or `tumor_outlines` raises it.
+            UserError: the slide has metastases but no outlines, or its annotations cannot be used.
         """
         label = self.label(one.slide)
         if self.annotations is None:
@@ -78,38 +78,39 @@ class Reference:
         file = find_annotation(self.annotations, one.slide)
         if file is None:
             if label:
-                raise UserError(f"{self.annotations}: no annotations of {one.slide.stem}, which has metastases.")
+                raise UserError(f"{self.annotations}: no annotation file for {one.slide.stem}, which has metastases.")
             return None if label is None else shapely.Polygon()
         tumor = tumor_outlines(file, one.heat_map.grid, one.origin, self.tumor_class, label)
         if label and not tumor.area:
-            raise UserError(f"{file}: no outline of tumor of {one.slide.stem}, which has metastases.")
+            raise UserError(f"{file}: no tumor outline, but {one.slide.stem} has metastases.")
         if label == 0 and tumor.area:
-            rank_zero_warn(f"{self.path}: says 0 of {one.slide.stem}, which has outlines of tumor in {file}.")
+            rank_zero_warn(f"{self.path}: {one.slide.stem} has label 0, but {file} contains tumor outlines.")
         return tumor
 
 
 def read_reference(path: Path) -> dict[str, int]:
-    """Read which slides have metastases; return 1 or 0 by the name of the slide as it stands there.
+    """Read the labels of slides: 1 (metastases) or 0 by slide name.
 
-    Takes slide,label with a header, and CAMELYON16's reference.csv, which has none: name, Tumor or Normal, and more.
+    Accepts a CSV with the header slide,label, and CAMELYON16's reference.csv without a header: name, Tumor or Normal,
+    and further columns.
 
     Raises:
-        UserError: the file is missing or malformed, or names a slide twice.
+        UserError: the file is missing or malformed, or has two rows for one slide.
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, header=None)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no CSV of slides and labels ({error}).") from None
+        raise UserError(f"{path}: not a CSV of slides and labels ({error}).") from None
     first = 1
     if table.shape[1] < 2:
-        raise UserError(f"{path}: has one column; should have slide,label.")
+        raise UserError(f"{path}: has one column; expected slide,label.")
     if str(table.iloc[0, 1]).strip().lower() not in _TUMOR:
         table.columns = pd.Index(table.iloc[0].str.strip().str.lower())
         table, first = table.iloc[1:], 2
         name = next((one for one in _NAMES if one in table), None)
         label = next((one for one in _LABELS if one in table), None)
         if name is None or label is None:
-            raise UserError(f"{path}: has the columns {','.join(table.columns)}; should have slide,label.")
+            raise UserError(f"{path}: has the columns {','.join(table.columns)}; expected slide,label.")
         table = table[[name, label]]
     found: dict[str, int] = {}
     for number, (slide, value) in enumerate(zip(table.iloc[:, 0], table.iloc[:, 1], strict=True), start=first):
@@ -117,18 +118,18 @@ def read_reference(path: Path) -> dict[str, int]:
         if value.lower() not in _TUMOR:
             raise UserError(f"{path}, row {number}: label {value!r} is neither 0 (normal) nor 1 (tumor).")
         if slide in found:
-            raise UserError(f"{path}, row {number}: {slide} stands there twice.")
+            raise UserError(f"{path}, row {number}: {slide} has another row above.")
         found[slide] = _TUMOR[value.lower()]
     return found
 
 
 def label_of(labels: dict[str, int], slide: Path, reference: Path | None) -> int:
-    """Return the label of a slide, by the name of its file, with or without suffix.
+    """Return the label of a slide by its file name, with or without suffix.
 
     Raises:
-        UserError: the reference does not name it.
+        UserError: the reference has no row for the slide.
     """
     for name in (slide.name, slide.stem):
         if name in labels:
             return labels[name]
-    raise UserError(f"{reference}: no row of {slide.stem}.")
+    raise UserError(f"{reference}: no row for {slide.stem}.")

@@ -1,4 +1,4 @@
-"""The files of slides: which there are below a folder, which belong to one slide, and what identifies its content."""
+"""Slide files: find slides in a folder, find the files of one slide, and hash its content."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ import openslide
 from pcam_lightning.utils.errors import UserError
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".qptiff")
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp")  # without a pyramid
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp")  # images without a pyramid
 FOREIGN = (
     ".czi",
     ".vsi",
@@ -22,26 +22,26 @@ FOREIGN = (
     ".sdpc",
     ".tmap",
     ".jp2",
-)  # OpenSlide lacks them, or most of their kinds
+)  # formats that OpenSlide cannot read, or only in part
 CONVERT = "Convert it to a pyramidal TIFF, with QuPath (as OME-TIFF) or Bio-Formats' bfconvert."
-_INDICES = (".vms", ".vmu")  # Hamamatsu's, which name the images beside them
-_RESULTS = {"tissue.png", "overlay.png", "thumbnail.jpg", "heatmap.tif"}  # of `heatmap`, in a folder with the first
-_WHOLE = 2**26  # bytes: of a larger file some blocks are read
+_INDICES = (".vms", ".vmu")  # Hamamatsu index files, which name the image files beside them
+_RESULTS = {"tissue.png", "overlay.png", "thumbnail.jpg", "heatmap.tif"}  # images that `heatmap` writes
+_WHOLE = 2**26  # bytes: larger files are hashed by blocks
 _BLOCK, _BLOCKS = 2**16, 64
 
 
 def is_slide(path: Path) -> bool:
-    """Return whether a file has a slide's or an image's suffix, or is one that OpenSlide reads."""
-    if not path.is_file() or path.name.startswith("."):  # what macOS leaves beside files
+    """Return whether a file has the suffix of a slide or an image, or a format that OpenSlide recognizes."""
+    if not path.is_file() or path.name.startswith("."):  # such as macOS's ._ files
         return False
     return path.suffix.lower() in (*SUFFIXES, *IMAGES, *FOREIGN) or bool(openslide.OpenSlide.detect_format(path))
 
 
 def find_slides(folder: Path) -> list[Path]:
-    """Return the slides in a folder and below, by path, readable or not.
+    """Return the slides in a folder and its subfolders, sorted by path; unreadable slides are included.
 
-    Left out are parts of other slides (a MIRAX slide's folder, a DICOM series' further files, the images of a .vms) and
-    the results of `heatmap`.
+    Results of `heatmap` are excluded. So are files that belong to another slide: the folder of a MIRAX slide, further
+    files of a DICOM series, and the images of a .vms.
     """
     found: dict[str, Path] = {}
     parts: set[Path] = set()
@@ -55,7 +55,7 @@ def find_slides(folder: Path) -> list[Path]:
 def _walk(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:  # a link to a folder that is there too, or around it
+        if (real := os.path.realpath(place)) in seen:  # a link to a folder already visited, or a cycle
             folders.clear()
             continue
         seen.add(real)
@@ -67,15 +67,15 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _series(path: Path) -> str:
-    """Return what the files of a DICOM series have in common; of other files their path."""
+    """Return the identifier that all files of a DICOM series share, or the path of any other file."""
     if openslide.OpenSlide.detect_format(path) == "dicom":
-        with suppress(openslide.OpenSlideError), openslide.OpenSlide(path) as slide:  # a damaged one counts for itself
+        with suppress(openslide.OpenSlideError), openslide.OpenSlide(path) as slide:  # a damaged file stands for itself
             return slide.properties.get("openslide.quickhash-1", str(path))
     return str(path)
 
 
 def companions(path: Path) -> list[Path]:
-    """Return the other files that belong to a slide, by name."""
+    """Return the other files that belong to a slide, sorted by name."""
     suffix, siblings = path.suffix.lower(), path.parent
     if suffix == ".mrxs" and path.with_suffix("").is_dir():
         return sorted(file for file in path.with_suffix("").iterdir() if file.is_file())
@@ -91,10 +91,10 @@ def companions(path: Path) -> list[Path]:
 
 
 def content_sha256(path: Path) -> str:
-    """Return what identifies the pixels of a slide wherever it lies, whatever its date.
+    """Return a hash of a slide's content that is independent of its path and date.
 
-    That is OpenSlide's quickhash-1, where there is one, and the content of all its files: whole up to 64 MB, as plain
-    images are read too; of a larger file its size and 64 blocks of 64 kB.
+    Hashes OpenSlide's quickhash-1, if any, and the content of all files. Plain images and files of up to 64 MB are
+    hashed as a whole, larger files by their size and 64 blocks of 64 kB.
 
     Raises:
         UserError: the slide cannot be opened.
@@ -121,6 +121,6 @@ def content_sha256(path: Path) -> str:
 
 
 def dates(path: Path) -> list[int]:
-    """Return when each file of a slide that `content_sha256` does not read whole was modified, in nanoseconds."""
+    """Return the modification times, in ns, of the files that `content_sha256` does not read as a whole."""
     stats = [file.stat() for file in (path, *companions(path))]
     return [stat.st_mtime_ns for stat in stats if stat.st_size > _WHOLE]

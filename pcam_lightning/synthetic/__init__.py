@@ -1,1 +1,1 @@
-"""Synthetic tissue, for tests and for users without data."""
+"""Synthetic tissue for tests and for users without data."""

@@ -1,4 +1,4 @@
-"""Five drawn hospitals, in the layout of Camelyon17-WILDS: their stains, scanners and shares of tumor differ."""
+"""Five synthetic hospitals with different stains, scanners and tumor shares, in the layout of Camelyon17-WILDS."""
 
 import io
 from functools import partial
@@ -10,25 +10,25 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from pcam_lightning.synthetic.tissue import BROWNER, RUIFROK, Array, Slide, blur, draw_patch
+from pcam_lightning.synthetic.tissue import BROWNER, RUIFROK, Array, Slide, blur, synthesize_patch
 from pcam_lightning.utils.parallel import process_map
 
-SLIDES = 10  # of each hospital, two of a patient
-VALIDATED = 10  # one of so many training patches is for in-distribution validation
-_PER_PROCESS = 100  # patches; fewer are drawn sooner than a worker process starts
+SLIDES = 10  # slides per hospital; each patient has two
+VALIDATED = 10  # one in this many training patches is for in-distribution validation
+_PER_PROCESS = 100  # patches; generating fewer takes less time than starting a worker process
 
 
 class Hospital(NamedTuple):
-    """What a laboratory and its scanner do to patches."""
+    """Effect of a laboratory and its scanner on patches."""
 
-    towards: float  # place of its stains between those of two laboratories, 0 to 1, or beyond
-    strength: tuple[float, float]  # of hematoxylin and eosin
-    color: tuple[float, float, float]  # of the scanner's light, in [0, 1]
-    mixing: float  # of neighboring color channels in its sensor
-    softness: float  # standard deviation of its blur, in pixels
-    noise: float  # standard deviation, of pixels in [0, 1]
-    quality: int  # of its JPEG
-    tumor: float  # share of patches with tumor
+    towards: float  # interpolation between the stains of two laboratories, 0 to 1, or beyond
+    strength: tuple[float, float]  # factors of hematoxylin and eosin
+    color: tuple[float, float, float]  # color of the scanner's light, in [0, 1]
+    mixing: float  # crosstalk between the color channels of the sensor
+    softness: float  # standard deviation of the blur, in pixels
+    noise: float  # standard deviation, for pixels in [0, 1]
+    quality: int  # JPEG quality
+    tumor: float  # share of tumor patches
 
 
 HOSPITALS = (
@@ -40,22 +40,22 @@ HOSPITALS = (
 )
 
 
-def draw_hospitals(folder: Path, count: int, seed: int) -> None:
-    """Draw patches of five hospitals by turns: metadata.csv and patches/.
+def synthesize_hospitals(folder: Path, count: int, seed: int) -> None:
+    """Write patches of five hospitals in turn: metadata.csv and patches/.
 
     Args:
-        folder: to write into.
-        count: patches in all.
-        seed: of the draw.
+        folder: folder to write to.
+        count: total number of patches.
+        seed: random seed.
     """
     with process_map(count // _PER_PROCESS, chunksize=16) as map_on_cores:
-        drawn = map_on_cores(partial(_write_patch, folder, seed), range(count))
-        rows = list(tqdm(drawn, desc="drawing patches", total=count, unit="patch"))
+        results = map_on_cores(partial(_write_patch, folder, seed), range(count))
+        rows = list(tqdm(results, desc="generating patches", total=count, unit="patch"))
     pd.DataFrame(rows).to_csv(folder / "metadata.csv", lineterminator="\n")
 
 
 def _write_patch(folder: Path, seed: int, index: int) -> dict[str, int | str]:
-    """Draw a patch into its file; return its row of metadata.csv."""
+    """Write a synthetic patch, and return its row of metadata.csv."""
     center, number = index % len(HOSPITALS), index // len(HOSPITALS)
     slide = number % SLIDES
     rng = np.random.default_rng([seed, 5, index])
@@ -65,8 +65,8 @@ def _write_patch(folder: Path, seed: int, index: int) -> dict[str, int | str]:
     path = folder / "patches" / f"patient_{patient}_node_{slide % 2}"
     path.mkdir(parents=True, exist_ok=True)
     name = f"patch_patient_{patient}_node_{slide % 2}_x_{x}_y_{y}.png"
-    drawn_slide = _draw_slide(np.random.default_rng([seed, 6, center, slide]), HOSPITALS[center])
-    pixels = draw_patch(rng, drawn_slide, label)[0]
+    appearance = _sample_slide(np.random.default_rng([seed, 6, center, slide]), HOSPITALS[center])
+    pixels = synthesize_patch(rng, appearance, label)[0]
     Image.fromarray(scan(rng, pixels, HOSPITALS[center])).save(path / name)
     split = int(center in (0, 3, 4) and number % VALIDATED == VALIDATED - 1)
     return {
@@ -75,8 +75,8 @@ def _write_patch(folder: Path, seed: int, index: int) -> dict[str, int | str]:
     }  # fmt: skip
 
 
-def _draw_slide(rng: np.random.Generator, hospital: Hospital) -> Slide:
-    """Draw what differs among the slides of a hospital."""
+def _sample_slide(rng: np.random.Generator, hospital: Hospital) -> Slide:
+    """Sample the stains and glass of a slide of a hospital."""
     towards = hospital.towards + rng.normal(0, 0.08)
     stains = (RUIFROK + towards * (BROWNER - RUIFROK)) * np.array(hospital.strength)[:, None]
     stains = (stains * np.exp(rng.normal(0, 0.08, (2, 1)))).clip(0.02).astype(np.float32)
@@ -85,7 +85,7 @@ def _draw_slide(rng: np.random.Generator, hospital: Hospital) -> Slide:
 
 
 def scan(rng: np.random.Generator, pixels: Array, hospital: Hospital) -> Array:
-    """Scan a patch, uint8 (96, 96, 3): blur, mixing of colors, noise and JPEG."""
+    """Simulate the scan of a patch, uint8 (96, 96, 3): blur, color crosstalk, noise and JPEG."""
     image = pixels.transpose(2, 0, 1).astype(np.float32) / 255
     if hospital.softness:
         image = blur(image, hospital.softness)

@@ -1,4 +1,4 @@
-"""A drawn folder in Kaggle's layout -> class folders, or one CSV of patches."""
+"""Convert a synthetic folder in Kaggle's layout to class folders, or to one CSV of patches."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ _CSVS = ("train_labels.csv", "answers.csv", "sample_submission.csv", "patch_id_w
 
 
 def as_class_folders(folder: Path) -> None:
-    """Move images into a folder for each class, and remove the CSVs."""
+    """Move images into one folder per class, and remove the CSVs."""
     for part, labels in _labels(folder):
         for patch_id, label in zip(labels["id"], labels["label"], strict=True):
             target = folder / part / str(label)
@@ -26,7 +26,7 @@ def as_table(folder: Path) -> None:
         for patch_id in labels["id"]:
             (folder / part / f"{patch_id}.tif").rename(folder / "images" / f"{patch_id}.tif")
         (folder / part).rmdir()
-        # Slides of test are not told by Kaggle's files.
+        # Kaggle's files do not name the slides of test.
         slide = labels["id"].map(slides).fillna(f"{part}_slides")
         tables.append(labels.assign(path="images/" + labels["id"] + ".tif", slide=slide, split=part))
     table = pd.concat(tables)[["path", "label", "slide", "split"]]
@@ -35,7 +35,7 @@ def as_table(folder: Path) -> None:
 
 
 def _labels(folder: Path) -> list[tuple[str, pd.DataFrame]]:
-    """Return id and label of each part that is there."""
+    """Return the ids and labels of each existing split."""
     files = (("train", folder / "train_labels.csv"), ("test", folder / "answers.csv"))
     return [(part, pd.read_csv(file, dtype={"id": str})) for part, file in files if file.is_file()]
 

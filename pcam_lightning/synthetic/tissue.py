@@ -1,4 +1,4 @@
-"""Draws synthetic lymph-node tissue, cell by cell, with a mask of its tumor cells."""
+"""Generate synthetic lymph-node tissue, cell by cell, with a mask of its tumor cells."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -8,34 +8,37 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-MARGIN, CANVAS = 12, 120  # a patch is cut from a larger canvas, and so cuts through cells at its border
+MARGIN, CANVAS = 12, 120  # the canvas is larger than a patch, so the patch border cuts cells
 VISIBLE, CENTER = slice(12, 108), slice(32, 64)
 
 # Optical densities of hematoxylin and eosin in R, G, B: the published vectors, and the browner stains of a second
-# laboratory. CAMELYON16 came from two, and each slide here lies somewhere on the way between them.
+# laboratory. CAMELYON16 has two laboratories; the stains of each slide are interpolated between them.
 RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]], np.float32)
 BROWNER = np.array([[0.53, 0.67, 0.52], [0.20, 0.77, 0.61]], np.float32)
 
-MOST_CELLS = 4000  # that are painted at once: 200 MB
+MOST_CELLS = 4000  # cells per step: 200 MB
 LYMPHOID, FOLLICLE, STROMA, FAT, SINUS, TUMOR, VOID = range(7)
-HOSTS = ((0.35, 0.11, 0.14, 0.26, 0.14), (0.42, 0.06, 0.34, 0.10, 0.08))  # shares of tissues, without and with tumor
+HOSTS = (
+    (0.35, 0.11, 0.14, 0.26, 0.14),
+    (0.42, 0.06, 0.34, 0.10, 0.08),
+)  # tissue shares without, with tumor
 
 
 class Cell(NamedTuple):
-    """How one kind of cell looks; lengths in pixels, which are about 1 um."""
+    """Appearance of one cell type; lengths are in pixels of about 1 um."""
 
-    spacing: float  # between the places where such a cell may lie
-    rates: tuple[float, ...]  # share of these places that is taken, for each tissue in the order above
-    radius: float  # of the nucleus
-    spread: float  # of log radius
+    spacing: float  # distance between possible positions
+    rates: tuple[float, ...]  # share of occupied positions, for each tissue in the order above
+    radius: float  # radius of the nucleus
+    radius_sd: float  # standard deviation of the log radius
     aspect: float
-    rough: float  # of the outline
+    rough: float  # roughness of the outline
     hematoxylin: float
-    rim: float  # 0: as dark in the middle as at the membrane; 1: empty but for the membrane
+    rim: float  # 0: uniform; 1: only the membrane is dark
     chromatin: float  # contrast of the texture
     nucleolus: float
-    body: float  # radius of the whole cell over that of its nucleus
-    eosin: float  # of the cytoplasm
+    body: float  # ratio of the radii of cell and nucleus
+    eosin: float  # eosin of the cytoplasm
 
 
 LYMPHOCYTE = Cell(6.7, (0.92, 0.2, 0.06, 0.08, 0.22, 0.07, 0), 3.05, 0.13, 1.3, 0.15, 2.1, 0.1, 0.16, 0, 1.2, 0.4)
@@ -47,7 +50,7 @@ TUMOR_CELL = Cell(12, (0, 0, 0, 0, 0, 0.92, 0), 4.8, 0.17, 1.4, 0.15, 1.1, 0.4, 
 
 
 class Slide(NamedTuple):
-    """One whole-slide image: what its laboratory and scanner do to every patch."""
+    """Appearance of one whole slide: stains, glass and sharpness."""
 
     name: str
     stains: Array  # optical density of hematoxylin and eosin, shape (2, 3)
@@ -57,13 +60,13 @@ class Slide(NamedTuple):
 
 @cache
 def coordinates(side: int) -> tuple[Array, Array]:
-    """Return the row and the column of each pixel of a canvas, float32 (side, side)."""
+    """Return the rows and columns of the pixels of a canvas, float32 (side, side)."""
     rows, columns = np.mgrid[:side, :side].astype(np.float32)
     return rows, columns
 
 
 def blur(image: Array, scale: float) -> Array:
-    """Blur an image, shape (..., side, side), with a Gaussian of that standard deviation in pixels."""
+    """Blur an image, shape (..., side, side), with a Gaussian; `scale` is its standard deviation in pixels."""
     return np.asarray(np.fft.irfft2(np.fft.rfft2(image) * _low_pass(scale, image.shape[-1]), s=image.shape[-2:]))
 
 
@@ -74,13 +77,13 @@ def _low_pass(scale: float, side: int) -> Array:
 
 
 def noise(rng: np.random.Generator, scale: float, side: int = CANVAS) -> Array:
-    """Draw a Gaussian field with mean 0 and variance 1, smooth over that many pixels, shape (side, side)."""
+    """Sample a Gaussian field with mean 0 and variance 1, smoothed over `scale` pixels, shape (side, side)."""
     field = blur(rng.standard_normal((side, side), dtype=np.float32), scale)
     return np.asarray((field - field.mean()) / field.std())
 
 
 def _scatter(rng: np.random.Generator, spacing: float, side: int) -> Array:
-    """Draw places for cells, a jittered hexagonal grid at a random angle, shape (N, 2)."""
+    """Sample cell positions from a jittered hexagonal grid at a random angle, shape (N, 2)."""
     reach = int(0.85 * side / spacing)
     row, column = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
     y, x, angle = 0.866 * spacing * row, spacing * (column + 0.5 * (row % 2)), rng.uniform(0, np.pi)
@@ -91,7 +94,7 @@ def _scatter(rng: np.random.Generator, spacing: float, side: int) -> Array:
 
 
 def _tissue(rng: np.random.Generator, label: int, tumor: bool) -> Array:
-    """Draw which tissue lies where, shape (120, 120)."""
+    """Sample a map of tissue types, shape (120, 120)."""
     rows, columns = coordinates(CANVAS)
     first, second = rng.choice(5, size=2, p=HOSTS[tumor])
     tissue: Array = np.where(noise(rng, 16) > rng.normal(0.8, 0.9), second, first)
@@ -108,7 +111,7 @@ def _tissue(rng: np.random.Generator, label: int, tumor: bool) -> Array:
 
 
 def ground(rng: np.random.Generator, tissue: Array, angle: float) -> Array:
-    """Draw amounts of hematoxylin and eosin between the cells, shape (2, side, side); turns FAT to VOID in vacuoles."""
+    """Sample hematoxylin and eosin between the cells, shape (2, side, side); vacuoles in FAT become VOID."""
     side = len(tissue)
     rows, columns = coordinates(side)
     fine, coarse, slow = noise(rng, 0.8, side), noise(rng, 2, side), noise(rng, 9, side)
@@ -133,7 +136,7 @@ def ground(rng: np.random.Generator, tissue: Array, angle: float) -> Array:
 
 
 def _membranes(fat: Array, rows: Array, columns: Array, vacuoles: Array, width: float) -> Array:
-    """Draw the membranes between vacuoles where there is fat, in [0, 1], shape (side, side); window by window."""
+    """Return the membranes between the vacuoles of fat, in [0, 1], shape (side, side), window by window."""
     membranes = np.zeros_like(rows)
     for top in range(0, len(fat), CANVAS):
         for left in range(0, len(fat), CANVAS):
@@ -143,7 +146,7 @@ def _membranes(fat: Array, rows: Array, columns: Array, vacuoles: Array, width: 
             near = (np.abs(vacuoles - (top + CANVAS / 2, left + CANVAS / 2)) < CANVAS).all(1)
             y, x = vacuoles[near].T[..., None, None]
             squared = (rows[window] - y) ** 2 + (columns[window] - x) ** 2
-            share = 1 / np.exp((squared.min(0) - squared) / (8 * width**2)).sum(0)  # of the nearest vacuole
+            share = 1 / np.exp((squared.min(0) - squared) / (8 * width**2)).sum(0)  # share of the nearest vacuole
             membranes[window] = (3 - 3 * share).clip(0, 1)
     return membranes
 
@@ -151,15 +154,15 @@ def _membranes(fat: Array, rows: Array, columns: Array, vacuoles: Array, width: 
 def _paint(
     rng: np.random.Generator, stains: Array, cell: Cell, points: Array, angle: float, rough: Array, fine: Array
 ) -> Array:
-    """Paint cells of one kind over the stains, in place, and return where their nuclei lie, shape (side, side)."""
+    """Paint cells of one type over the stains, in place; return the mask of their nuclei, shape (side, side)."""
     side = stains.shape[-1]
     nuclei, bodies = np.zeros((side, side), np.bool_), np.zeros((side, side), np.float32)
     if not len(points):
         return nuclei
-    draw = rng.uniform(-1, 1, (5, len(points), 1, 1)).astype(np.float32)
-    radius = (cell.radius * np.exp(1.7 * cell.spread * draw[0])).clip(2, 8.5)  # a uniform's deviation is 1 / 1.7
-    stretch = np.sqrt(1 + (cell.aspect - 1) * (0.9 + 0.7 * draw[1]))
-    turn = angle + 0.5 * draw[2] if cell is FIBROBLAST else np.float32(np.pi) * draw[2]
+    sampled = rng.uniform(-1, 1, (5, len(points), 1, 1)).astype(np.float32)
+    radius = (cell.radius * np.exp(1.7 * cell.radius_sd * sampled[0])).clip(2, 8.5)  # the sd of the uniform is 1 / 1.7
+    stretch = np.sqrt(1 + (cell.aspect - 1) * (0.9 + 0.7 * sampled[1]))
+    turn = angle + 0.5 * sampled[2] if cell is FIBROBLAST else np.float32(np.pi) * sampled[2]
     half = min(MARGIN, int((radius * stretch).max() * cell.body + 1))
     corner = points.round().astype(np.intp).clip(half, side - 1 - half) - half  # (N, 2)
     window = np.arange(2 * half + 1)
@@ -170,7 +173,7 @@ def _paint(
     nucleus, body = ((1 - rho) * radius + 0.5).clip(0, 1), ((cell.body - rho) * radius / 2 + 0.5).clip(0, 0.9)
     tone = 1 - cell.rim + cell.rim * rho.clip(0, 1) ** 3 + cell.chromatin * fine[at]
     if cell.nucleolus:
-        off = (along - 0.4 * draw[3] * radius) ** 2 + (over - 0.4 * draw[4] * radius) ** 2
+        off = (along - 0.4 * sampled[3] * radius) ** 2 + (over - 0.4 * sampled[4] * radius) ** 2
         tone += cell.nucleolus * np.exp(-off / 1.6)
     tone *= cell.hematoxylin * np.exp(np.float32(0.15) * rng.standard_normal(radius.shape, dtype=np.float32))
     spans = [(slice(top, top + len(window)), slice(left, left + len(window))) for top, left in corner]
@@ -178,7 +181,7 @@ def _paint(
         np.maximum(bodies[span], body[i], out=bodies[span])
     stains += bodies * (np.stack([0.12 + 0.03 * rough, cell.eosin * (1 + 0.15 * fine + 0.1 * rough)]) - stains)
     paint = np.stack([0.12 + nucleus * (tone.clip(0.2) - 0.12), cell.eosin * (0.8 - 0.2 * nucleus)], 1)
-    cover = ((1 - rho) * radius + 1.4).clip(0, 1)  # a pixel wider: a seam of cytoplasm parts nuclei that touch
+    cover = ((1 - rho) * radius + 1.4).clip(0, 1)  # one pixel wider: cytoplasm separates touching nuclei
     for i, span in enumerate(spans):
         stains[:, *span] += cover[i] * (paint[i] - stains[:, *span])
         nuclei[span] |= nucleus[i] > 0.5
@@ -188,20 +191,20 @@ def _paint(
 def paint_cells(
     rng: np.random.Generator, stains: Array, tissue: Array, angle: float, *, spare_center: bool = False
 ) -> Array:
-    """Paint all kinds of cells over the stains, in place, and return where tumor nuclei lie, shape (side, side).
+    """Paint all cell types over the stains, in place; return the mask of tumor nuclei, shape (side, side).
 
     Args:
-        rng: of the draw.
+        rng: random generator.
         stains: amounts of hematoxylin and eosin, shape (2, side, side).
-        tissue: which lies where, shape (side, side).
-        angle: of the fibers.
-        spare_center: paint no tumor cell that reaches the center 32 x 32.
+        tissue: map of tissue types, shape (side, side).
+        angle: angle of the fibers.
+        spare_center: keep the center 32 x 32 free of tumor cells.
     """
     side = len(tissue)
     rough, fine, crowd = noise(rng, 2.5, side), noise(rng, 0.9, side), noise(rng, 8, side)
     for kind in (LYMPHOCYTE, RED_CELL, FIBROBLAST, CENTROBLAST, HISTIOCYTE, TUMOR_CELL):
         cell = kind
-        if kind in (CENTROBLAST, HISTIOCYTE, TUMOR_CELL):  # neither size nor pallor alone gives a tumor away
+        if kind in (CENTROBLAST, HISTIOCYTE, TUMOR_CELL):  # neither size nor color alone identifies tumor
             scale, tone, tint = rng.uniform((0.85, 0.75, 0.5), (1.2, 1.4, 1.4)).tolist()
             cell = kind._replace(spacing=kind.spacing * scale, radius=kind.radius * scale, rim=rng.uniform(0.1, 0.65))
             cell = cell._replace(hematoxylin=kind.hematoxylin * tone, eosin=kind.eosin * tint)
@@ -216,30 +219,30 @@ def paint_cells(
         for first in range(0, max(1, len(points)), MOST_CELLS):
             nuclei |= _paint(rng, stains, cell, points[first : first + MOST_CELLS], angle, rough, fine)
     stains *= 1 + 0.1 * rng.standard_normal((side, side), dtype=np.float32)  # grain
-    stains *= np.exp(rng.normal(0.05, [[[0.3]], [[0.22]]]))  # sections vary in thickness
-    return nuclei  # of the last kind
+    stains *= np.exp(rng.normal(0.05, [[[0.3]], [[0.22]]]))  # variable section thickness
+    return nuclei  # nuclei of the last cell type: tumor
 
 
 def transmitted(stains: Array, slide: Slide) -> Array:
-    """Return the light that comes through stains on a slide, shape (3, side, side): white * exp(-density)."""
+    """Return the light transmitted by a stained slide, shape (3, side, side): white * exp(-density)."""
     through = np.exp(-np.einsum("shw,sc->chw", stains, slide.stains))
     return np.asarray(slide.white * (0.03 + 0.97 * through))  # stray light in the lens
 
 
-def draw_patch(rng: np.random.Generator, slide: Slide, label: int) -> tuple[Array, Array]:
-    """Draw one patch of a slide.
+def synthesize_patch(rng: np.random.Generator, slide: Slide, label: int) -> tuple[Array, Array]:
+    """Generate one patch of a slide.
 
-    Stains mix as optical densities, intensity = white * exp(-density), by the law of Beer and Lambert, with the stain
-    vectors of Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution", 2001.
+    Stains mix by the Beer-Lambert law, intensity = white * exp(-density). Stain vectors: Ruifrok
+    and Johnston, "Quantification of histochemical staining by color deconvolution", 2001.
 
     Args:
-        rng: where the patch comes from; the same state gives the same tissue, whatever the slide's stain.
-        slide: where the patch lies; most negatives on a slide with a tumor show it beside the center.
-        label: what the patch is to have.
+        rng: random generator; the same state gives the same tissue for every slide.
+        slide: slide of the patch; most negatives on a tumor slide contain tumor outside the center.
+        label: label of the patch.
 
     Returns:
-        The patch, uint8 of shape (96, 96, 3), and where it shows nuclei of a tumor, bool of shape (96, 96). The label
-        is 1 exactly when these reach the center 32 x 32.
+        The patch, uint8 of shape (96, 96, 3), and the mask of its tumor nuclei, bool of shape (96, 96). The label is 1
+        exactly if the mask intersects the center 32 x 32.
     """
     tumor, reached = bool(label) or ("_tumor_" in slide.name and rng.random() < 0.7), None
     while reached != bool(label):

@@ -1,4 +1,4 @@
-"""Whole slides of drawn lymph nodes with their annotations: for those who have no slides yet, and for the tests."""
+"""Generate synthetic whole slides of lymph nodes with annotations, for tests and for users without slides."""
 
 import errno
 from pathlib import Path
@@ -27,22 +27,22 @@ from pcam_lightning.synthetic.tissue import (
     transmitted,
 )
 
-MPP = 0.972  # um per pixel that slides are drawn at, as patches are
-FINER = 2  # levels above that: 0.243 um, as CAMELYON16's slides have
-PENS = np.array([[0.05, 0.35, 0.15], [0.1, 0.15, 0.6], [0.1, 0.1, 0.12]], np.float32)  # light that comes through ink
+MPP = 0.972  # um per pixel of the generated image, as for patches
+FINER = 2  # number of finer levels: level 0 has 0.243 um, as in CAMELYON16
+PENS = np.array([[0.05, 0.35, 0.15], [0.1, 0.15, 0.6], [0.1, 0.1, 0.12]], np.float32)  # light transmitted by ink
 
 
-def draw_whole_slide(rng: np.random.Generator, slide: Slide, side: int, *, tumor: bool) -> tuple[Array, Array]:
-    """Draw a lymph node with capsule, sinuses, follicles and fat, on glass with a pen mark and a blurred region.
+def synthesize_whole_slide(rng: np.random.Generator, slide: Slide, side: int, *, tumor: bool) -> tuple[Array, Array]:
+    """Generate a lymph node with capsule, sinuses, follicles and fat, on glass with a pen mark and a blurred strip.
 
     Args:
-        rng: of the draw.
-        slide: stain, glass and sharpness.
-        side: in pixels of 0.972 um.
-        tumor: whether there are metastases.
+        rng: random generator.
+        slide: stains, glass and sharpness.
+        side: side in pixels of 0.972 um.
+        tumor: whether the node has metastases.
 
     Returns:
-        The slide, uint8 (side, side, 3), and where its metastases are, bool (side, side).
+        The slide, uint8 (side, side, 3), and the mask of its metastases, bool (side, side).
     """
     tissue = _node(rng, side)
     metastases = _metastases(rng, tissue) if tumor else np.zeros((side, side), np.bool_)
@@ -63,7 +63,7 @@ def draw_whole_slide(rng: np.random.Generator, slide: Slide, side: int, *, tumor
 
 
 def _node(rng: np.random.Generator, side: int) -> Array:
-    """Draw which tissue lies where in a lymph node, shape (side, side)."""
+    """Sample the map of tissue types of a lymph node, shape (side, side)."""
     rows, columns = coordinates(side)
     y, x = side * rng.uniform(0.46, 0.54, 2)
     height, width = side * rng.uniform(0.33, 0.4, 2)
@@ -84,7 +84,7 @@ def _node(rng: np.random.Generator, side: int) -> Array:
 
 
 def _metastases(rng: np.random.Generator, tissue: Array) -> Array:
-    """Draw where one to three metastases lie, bool (side, side); the first has a radius of 8 to 15 % of the side."""
+    """Sample the mask of one to three metastases, bool (side, side); the first radius is 8 to 15 % of the side."""
     side = len(tissue)
     rows, columns = coordinates(side)
     inside = np.argwhere(np.isin(tissue, (LYMPHOID, SINUS, FOLLICLE)))
@@ -97,7 +97,7 @@ def _metastases(rng: np.random.Generator, tissue: Array) -> Array:
 
 
 def _out_of_focus(rng: np.random.Generator, image: Array) -> Array:
-    """Blur a strip, as where a scanner has lost its focus."""
+    """Blur a strip, like a scanner that loses focus."""
     side = image.shape[-1]
     left, width = side * rng.uniform(0.1, 0.8), side * rng.uniform(0.04, 0.08)
     inside = ((coordinates(side)[1] >= left) & (coordinates(side)[1] < left + width)).astype(np.float32)
@@ -105,7 +105,7 @@ def _out_of_focus(rng: np.random.Generator, image: Array) -> Array:
 
 
 def _pen_mark(rng: np.random.Generator, side: int) -> Array:
-    """Draw the light that comes through a stroke of ink beside the node, shape (3, side, side)."""
+    """Sample the light transmitted by a pen mark beside the node, shape (3, side, side)."""
     rows, columns = coordinates(side)
     across, along = (columns, rows) if rng.random() < 0.5 else (rows, columns)
     middle = side * (0.04 + 0.01 * np.sin(along / side * rng.uniform(4, 9)))
@@ -115,13 +115,13 @@ def _pen_mark(rng: np.random.Generator, side: int) -> Array:
 
 
 def write_whole_slide(path: Path, image: Array, metastases: Array, quality: int = 85) -> None:
-    """Write a slide as a pyramidal TIFF with JPEG tiles and, where it has any, its metastases beside it as ASAP's XML.
+    """Write a slide as a pyramidal TIFF with JPEG tiles, and its metastases, if any, as ASAP's XML.
 
     Args:
-        path: of the TIFF; the XML has the same name.
-        image: uint8 (H, W, 3), at 0.972 um per pixel. The finer levels are enlarged from it, and show no more.
-        metastases: bool (H, W).
-        quality: of the JPEG tiles.
+        path: path of the TIFF; the XML has the same stem.
+        image: uint8 (H, W, 3), at 0.972 um per pixel; finer levels are interpolated from it.
+        metastases: mask of the metastases, bool (H, W).
+        quality: quality of the JPEG tiles.
     """
     per_mm = 1000 / MPP * 2**FINER
     whole = pyvips.Image.new_from_array(image).resize(2**FINER, kernel="cubic")
@@ -157,7 +157,7 @@ def write_whole_slide(path: Path, image: Array, metastases: Array, quality: int 
 
 
 def _outlines(mask: Array) -> list[Array]:
-    """Return the outer outlines of a mask, (N, 2) each, as x and y in pixels; specks and holes are left out."""
+    """Return the outer outlines of a mask, (N, 2) each, as x and y in pixels, without specks and holes."""
     padded = np.pad(blur(mask.astype(np.float32), 4), 1)
     lines: list[Array] = contourpy.contour_generator(z=padded).lines(0.5)  # type: ignore[assignment]
     outlines = [shapely.LineString(line - 1).simplify(1.0) for line in lines if _area(line) > 200]
@@ -165,6 +165,6 @@ def _outlines(mask: Array) -> list[Array]:
 
 
 def _area(line: Array) -> float:
-    """Return the area inside a closed line, negative where it runs clockwise, as around a hole."""
+    """Return the area inside a closed line; it is negative if the line runs clockwise, as around a hole."""
     x, y = line.T
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)

@@ -15,7 +15,7 @@ from pcam_lightning.cli.commands import FUNCTION_COMMANDS
 from pcam_lightning.cli.function_parser import function_parser, parse_function
 from pcam_lightning.cli.parser import PCamCLI
 from pcam_lightning.cli.run_commands import RUN_COMMANDS
-from pcam_lightning.slides.options import SlideOptions
+from pcam_lightning.slides.slide_options import SlideOptions
 from pcam_lightning.training.lightning_internals import RunParser
 from pcam_lightning.utils.errors import UserError
 

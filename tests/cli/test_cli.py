@@ -168,7 +168,7 @@ def test_synthesize_then_pack(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(pd.read_csv("out/train_labels.csv")) == 12
     assert main(["pack", "--data.root", "out", "--data.verify=true"]) == 0
     message = capsys.readouterr().err
-    assert "out: 12 drawn patches to train on, 4 in test/." in message
+    assert "out: 12 synthetic training patches, 4 in test/." in message
     assert re.search(r"train: 12 patches, 12 distinct, in out/.pcam_cache/train-\w+/images.npy", message)
     assert re.search(r"test: 4 patches, 4 distinct", message)
     assert main(["synthesize", "bare", "--train", "12", "--test", "0", "--slides", "4"]) == 0

@@ -18,7 +18,7 @@ from pcam_lightning.data.image_io import read_patch
 from pcam_lightning.data.slide_map import read_slides
 from pcam_lightning.data.sources import parts, read_test, read_train
 from pcam_lightning.data.splits import read_split
-from pcam_lightning.slides.scale import read_mpp_table
+from pcam_lightning.slides.slide_scale import read_mpp_table
 from pcam_lightning.training.predictions import read_predictions_csv
 from pcam_lightning.utils.errors import UserError
 

@@ -20,12 +20,12 @@ from torch import nn
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.export import parity
-from pcam_lightning.export.export import check_files, export_network
-from pcam_lightning.export.network import ExportNetwork
+from pcam_lightning.export.export_module import ExportNetwork
+from pcam_lightning.export.export_network import check_files, export_network
+from pcam_lightning.export.export_source import synthetic_patches
 from pcam_lightning.export.onnx_file import OnnxNetwork
+from pcam_lightning.export.onnx_submission import predict_onnx
 from pcam_lightning.export.parity import Comparison
-from pcam_lightning.export.predict import predict_onnx
-from pcam_lightning.export.source import draw_patches
 from pcam_lightning.export.timm_files import find_timm_network, write_config, write_timm_weights
 from pcam_lightning.export.torchscript_file import read_torchscript, write_torchscript
 from pcam_lightning.models.backbones import BACKBONES, Backbone
@@ -67,7 +67,7 @@ def write_checkpoint(path: Path, small: Path, **options: Any) -> Path:
 
 
 def drawn_patches() -> np.ndarray:
-    return draw_patches(8).image
+    return synthetic_patches(8).image
 
 
 def test_the_folder_holds_what_each_program_reads(exported: Path, small: Path) -> None:
@@ -185,10 +185,10 @@ def test_several_networks_are_one_mean_and_a_temperature_is_inside(small: Path, 
     card = (result.folder / "README.md").read_text()
     assert f"| AUROC | {report['auroc']['value']:.4f} (" in card
     assert f"- {report['leak']}" in card
-    assert "divided by a temperature of 2.000, in all files" in card
-    with pytest.raises(UserError, match="`output` DIR is required"):
+    assert "In all files, the last layer is divided by a temperature of 2.000" in card
+    with pytest.raises(UserError, match="`output` is required"):
         export_network([*paths])
-    with pytest.raises(UserError, match="is named twice"):
+    with pytest.raises(UserError, match="named twice"):
         export_network([paths[0], paths[0]], tmp_path / "twice")
 
 
@@ -208,10 +208,10 @@ def test_what_rounds_by_design_is_left_out_beyond_its_limit(
     network = PCamClassifier(NETWORK, "none", size=64).eval()
     write_config(tmp_path / "config.json", "", network, find_timm_network([network]))
     write_timm_weights(tmp_path / "model.safetensors", network)
-    comparison = Comparison([network], 1.0, draw_patches(4).image, np.arange(4) % 2)
+    comparison = Comparison([network], 1.0, synthetic_patches(4).image, np.arange(4) % 2)
     assert check_files(tmp_path, comparison) == []
     assert not (tmp_path / "model.safetensors").exists()
-    assert "the limit is 0.1 in the mean, so that this file is not written" in capsys.readouterr().err
+    assert "the limit is 0.1 on average; this file is not written" in capsys.readouterr().err
 
 
 def test_predictions_by_the_file_of_a_bundled_network_carry_its_caution(
@@ -241,14 +241,14 @@ def test_what_cannot_be_exported_leaves_nothing(
     monkeypatch.setitem(BACKBONES, "untraceable", Backbone(Untraceable, "fc"))
     paths = {"untraceable": write_checkpoint(tmp_path / "u.ckpt", small, backbone="untraceable")}
     checkpoint = read_checkpoint(small / "checkpoints" / "best.ckpt")
-    for name, message in (("nan", "some of its weights are NaN"), ("other", "install the version that wrote it")):
+    for name, message in (("nan", "some weights are NaN"), ("other", "install the version that wrote it")):
         paths[message] = tmp_path / f"{name}.ckpt"
     torch.save({**checkpoint, "pcam": {**checkpoint["pcam"], "format": 99}}, paths["install the version that wrote it"])
     state = {
         name: value * (float("nan") if name.endswith("classifier.weight") else 1)
         for name, value in checkpoint["state_dict"].items()
     }
-    torch.save({**checkpoint, "state_dict": state}, paths["some of its weights are NaN"])
+    torch.save({**checkpoint, "state_dict": state}, paths["some weights are NaN"])
     messages = {"untraceable": "model.onnx: the network cannot be written as ONNX"}
     for message, path in paths.items():
         assert main(["export", str(path), "--output", str(tmp_path / "export")]) == 2
@@ -260,7 +260,7 @@ def test_what_cannot_be_exported_leaves_nothing(
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "mine").touch()
     assert main(["export", str(small), "--output", str(tmp_path / "export")]) == 2
-    assert "export is there already" in capsys.readouterr().err
+    assert "export exists and is not empty" in capsys.readouterr().err
     assert main(["export", str(small), "--tta=d8"]) == 2
     shutil.copytree(small, tmp_path / "diverged")
     (tmp_path / "diverged" / "diverged.csv").write_text("id\n")

@@ -1,4 +1,4 @@
-"""Each exported file is compared through its reader's own way: a wrong config.json or another network shows."""
+"""Each exported file is compared with the preprocessing of its reader: a wrong config.json or another network shows."""
 
 import json
 import math
@@ -10,10 +10,10 @@ import pytest
 import timm
 from conftest import NETWORK
 
-from pcam_lightning.export.export import check_files
-from pcam_lightning.export.network import ExportNetwork
+from pcam_lightning.export.export_module import ExportNetwork
+from pcam_lightning.export.export_network import check_files
+from pcam_lightning.export.export_source import find_patches, read_sources, synthetic_patches
 from pcam_lightning.export.parity import EXACT, ROUNDED, Comparison, Difference
-from pcam_lightning.export.source import draw_patches, find_patches, read_sources
 from pcam_lightning.export.timm_files import find_timm_network, write_config, write_timm_weights
 from pcam_lightning.export.torchscript_file import write_torchscript
 from pcam_lightning.models.classifier import PCamClassifier
@@ -24,7 +24,7 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def compare_on_synthetic(network: PCamClassifier, count: int = 6) -> Comparison:
-    patches = draw_patches(count)
+    patches = synthetic_patches(count)
     return Comparison([network], 1.0, patches.image, patches.label)
 
 
@@ -40,7 +40,7 @@ def check_changes(folder: Path, comparison: Comparison, changes: dict[str, Chang
         try:
             check_files(folder, comparison)
         except UserError as error:
-            assert "its logits differ from those of the checkpoint" in str(error)  # noqa: PT017
+            assert "its logits differ from the checkpoint" in str(error)  # noqa: PT017
         else:
             pytest.fail(f"{name}: not noticed")
 
@@ -125,4 +125,4 @@ def test_bundled_networks_are_compared_with_their_caution(drawn: Path, capsys: p
     patches = find_patches(read_sources(["pcam-small"], None), drawn, 8)
     assert "scores may be optimistic" in capsys.readouterr().err
     assert patches.origin.startswith("8 patches of kaggle, sampled at random; the network was trained on JPEG copies")
-    assert patches.origin.endswith("so that AUROC may be optimistic")
+    assert patches.origin.endswith("so AUROC may be optimistic")

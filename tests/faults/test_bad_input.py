@@ -447,7 +447,7 @@ TOOLS = {
     "crossval of one": Case(None, ("crossval", *FIT[1:], "--folds=1"), r"--folds 1"),
     "slides of nothing": Case(None, ("slides", "nowhere", "--root=kaggle"), r"nowhere"),
     "synthesize none": Case(None, ("synthesize", "out", "--train", "0"), r"train"),
-    "synthesize over": Case(None, ("synthesize", "kaggle"), r"kaggle is there already"),
+    "synthesize over": Case(None, ("synthesize", "kaggle"), r"kaggle exists and is not empty"),
     "pack nothing": Case(None, ("pack", "--data.root", "nowhere"), r"nowhere"),
 }
 FLAGS = {

@@ -27,7 +27,7 @@ from pcam_lightning.data.sources import open_source, read_train
 from pcam_lightning.synthetic import kaggle_folder
 
 os.register_at_fork(before=lambda: (traceback.print_stack(), os._exit(3)))
-kaggle_folder.WORTH_A_PROCESS = packing.PER_PROCESS = 1
+kaggle_folder.PER_PROCESS = packing.PER_PROCESS = 1
 root = Path("drawn")
 kaggle_folder.synthesize(root, train=12, test=0, slides=4)
 print(len(open_store(read_train(root), open_source(root), "train").ids))

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from filelock import FileLock
 
-from pcam_lightning.export.export import export_network
+from pcam_lightning.export.export_network import export_network
 from pcam_lightning.serve.app import build_app
 from pcam_lightning.serve.security import HEADERS
 

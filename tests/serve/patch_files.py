@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from pcam_lightning.synthetic.kaggle_folder import draw_slide
-from pcam_lightning.synthetic.tissue import draw_patch
+from pcam_lightning.synthetic.kaggle_folder import sample_slide
+from pcam_lightning.synthetic.tissue import synthesize_patch
 
 PNG = b"\x89PNG\r\n\x1a\n"
 DAMAGED = "damaged"
-MANY = "far more pixels"
+MANY = "The image is too large"
 
 
 class Refused(NamedTuple):
@@ -32,9 +32,9 @@ class Refused(NamedTuple):
 
 
 def draw(count: int, seed: int = 0) -> np.ndarray:
-    """Draw patches of synthetic tissue, uint8 (N, 96, 96, 3), half of them with tumor."""
+    """Return patches of synthetic tissue, uint8 (N, 96, 96, 3), half of them with tumor."""
     rng = np.random.default_rng(seed)
-    return np.stack([draw_patch(rng, draw_slide(rng, "drawn", 1.0), number % 2)[0] for number in range(count)])
+    return np.stack([synthesize_patch(rng, sample_slide(rng, "drawn", 1.0), number % 2)[0] for number in range(count)])
 
 
 def encode(pixels: np.ndarray | Image.Image, kind: str = "png", **options: Any) -> bytes:

@@ -24,9 +24,9 @@ from PIL import Image
 from scipy.special import expit
 
 from pcam_lightning.evaluation.interpret import cam_layer, center_heat_fraction, grad_cam
-from pcam_lightning.serve.pictures import heat_overlay
+from pcam_lightning.serve.patch_images import heat_overlay
 from pcam_lightning.serve.security import HEADERS, is_loopback
-from pcam_lightning.serve.serve import serve
+from pcam_lightning.serve.server import serve
 from pcam_lightning.training.feature_distance import FeatureDistance
 from pcam_lightning.training.loaded_run import load_pretrained
 from pcam_lightning.utils.errors import UserError
@@ -91,7 +91,7 @@ def test_grad_cam_is_that_of_the_network(port: int) -> None:
 def test_the_page_is_its_own(port: int) -> None:
     page = send(port, "GET", "/").body.decode()
     assert "For research; not for diagnosis." in page
-    assert "Try 10 drawn patches" in page
+    assert "Try 10 synthetic patches" in page
     for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
         answer = send(port, "GET", path)
         assert answer.headers["content-type"].startswith(kind)
@@ -117,11 +117,11 @@ def test_a_patch_out_of_distribution_has_a_warning(folder: Path) -> None:
     distance = FeatureDistance.read(folder / "training_features.safetensors")
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     with running(folder) as port:
-        assert "not compared" not in send(port, "GET", "/").body.decode()
+        assert "no features of training patches" not in send(port, "GET", "/").body.decode()
         warning = send(port, "POST", "/predict", encode(noise)).json["warning"]
     found = re.fullmatch(
-        r"Its texture and color are out of distribution: the distance from the training patches is (\S+), and at most "
-        r"(\S+) for 99 % of held-out patches\.",
+        r"Texture and color are out of distribution: the distance from the training patches is (\S+); "
+        r"for 99 % of held-out patches, it is at most (\S+)\.",
         warning,
     )
     assert found, warning
@@ -133,10 +133,10 @@ def test_grad_cam_of_several_networks_is_their_mean(folder: Path, tmp_path: Path
     with running(tmp_path) as port:
         page = send(port, "GET", "/").body.decode()
         assert "Grad-CAM is not available" in page
-        assert "not compared with the training patches: the export does not hold their features" in page
+        assert "the export has no features of training patches" in page
         assert 'id="show-heat"' not in page
-        assert "drawn patches" not in page
-        assert "no Grad-CAM" in error(send(port, "POST", "/grad_cam", GOOD["png"]))
+        assert "synthetic patches" not in page
+        assert "Grad-CAM is not available" in error(send(port, "POST", "/grad_cam", GOOD["png"]))
     for number in (1, 2):
         shutil.copy(folder / "pcam_lightning.safetensors", tmp_path / f"pcam_lightning_{number}.safetensors")
     with running(tmp_path) as port, running(folder) as other:
@@ -157,14 +157,14 @@ def test_an_error_of_the_server_is_told_in_one_sentence(tmp_path: Path, capsys: 
     with running(tmp_path) as port:
         answer = send(port, "POST", "/predict", GOOD["png"])
         assert answer.status == 500
-        assert answer.json == {"error": "The server could not process this request; its terminal shows why."}
+        assert answer.json == {"error": "The server could not process this request; see its terminal for the reason."}
         assert answer.headers["x-content-type-options"] == "nosniff"
     assert "the logit is NaN" in capsys.readouterr().err
 
 
 PROCESS = """
 import os, sys
-from pcam_lightning.serve.serve import serve
+from pcam_lightning.serve.server import serve
 from pcam_lightning.utils.signals import catch_signals
 written = []
 def note(event, args):
@@ -199,7 +199,7 @@ def test_a_process_writes_nothing_and_ends_cleanly(
         while not (found := re.search(r"http://[\d.]+:(\d+): open it", lines[-1] if lines else "")):
             lines.append(process.stderr.readline())
             assert lines[-1], lines
-        assert any("anybody in the network" in line for line in lines) == (host == "0.0.0.0")
+        assert any("everyone on the network" in line for line in lines) == (host == "0.0.0.0")
         port = int(found[1])
         for kind in BAD:
             send(port, "POST", "/predict", BAD[kind].content)
@@ -218,11 +218,11 @@ def test_a_process_writes_nothing_and_ends_cleanly(
 def test_what_the_user_can_correct_is_one_line(folder: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"`port` {port} is in use; name another"):
+        with pytest.raises(UserError, match=rf"`port` {port} is in use; choose another"):
             serve(folder, port=port)
     for options, message in (
-        ({"folder": tmp_path}, "has no model.onnx; name a folder that the export command wrote"),
-        ({"folder": tmp_path / "nothing"}, "has no model.onnx"),
+        ({"folder": tmp_path}, "contains no model.onnx; name a folder written by export"),
+        ({"folder": tmp_path / "nothing"}, "contains no model.onnx"),
         ({"port": 70000}, "`port` 70000: should be an integer of at most 65535"),
         ({"port": -1}, "`port` -1"),
         ({"max_mb": 0}, "`max_mb` 0"),

@@ -78,7 +78,7 @@ def test_an_island_in_a_hole_is_tumor_and_other_classes_are_not(
     assert not mask[22, 22]
     assert not mask[50, 5]
     assert mask.sum() == 80 * 70 - 20 * 20 + 10 * 10
-    report = "a.geojson: 0.53 mm2 of tumor (tumor: tumor 0.61; cut out: normal 0.08; ignored: tissue 1)."
+    report = "a.geojson: 0.53 mm2 of tumor (tumor: tumor 0.61; subtracted: normal 0.08; ignored: tissue 1)."
     assert report in capsys.readouterr().err
 
 
@@ -101,7 +101,7 @@ def test_point_sets_and_measurements_of_asap_are_no_polygons(tmp_path: Path) -> 
         if area:
             assert tumor_outlines(path, GRID).area == area
         else:
-            with pytest.raises(UserError, match=r"a.xml: no polygon is tumor; its classes: _0"):
+            with pytest.raises(UserError, match=r"a.xml: no polygon has a tumor class; classes found: _0"):
                 tumor_outlines(path, GRID)
             assert tumor_outlines(path, GRID, label=0).is_empty
 
@@ -110,7 +110,8 @@ def test_point_sets_and_measurements_of_asap_are_no_polygons(tmp_path: Path) -> 
 def test_a_file_in_which_no_outline_counts_names_its_classes(tmp_path: Path, name: str | None) -> None:
     path = write(tmp_path / "a.geojson", feature(name), feature("Normal", HOLE))
     shown = "no class" if name is None else name.lower()
-    with pytest.raises(UserError, match=rf"a.geojson: no polygon is tumor; its classes: {shown}. `tumor_class` names"):
+    message = rf"a.geojson: no polygon has a tumor class; classes found: {shown}. Name .* in `tumor_class`"
+    with pytest.raises(UserError, match=message):
         tumor_outlines(path, GRID)
     assert tumor_outlines(path, GRID, label=0).is_empty
     assert tumor_outlines(path, GRID, tumor_class=[name or "none"]).area == 600_000
@@ -124,7 +125,7 @@ def test_a_file_of_normal_outlines_alone_is_of_a_slide_without_tumor(tmp_path: P
 def test_an_outline_outside_the_slide_is_an_error(tmp_path: Path) -> None:
     outside = [[2000, 100], [2100, 100], [2100, 200], [2000, 100]]
     path = write(tmp_path / "a.geojson", feature("Tumor"), feature("Tumor", outside))
-    message = r"a.geojson: 1 of 2 outlines lie outside the slide of 1,005 x 1,000 pixels, one at x 2,000, y 100"
+    message = r"a.geojson: 1 of 2 outlines lie .* 1,005 x 1,000 pixels; the first starts at x 2,000, y 100"
     with pytest.raises(UserError, match=message):
         tumor_outlines(path, GRID)
     assert tumor_outlines(path, PatchGrid(3000, 1000, 1.0)).area == 645_000
@@ -144,10 +145,10 @@ def test_regions_of_interest_are_of_any_class_but_those_to_ignore(tmp_path: Path
     path = write(tmp_path / "a.geojson", feature("Region*"), feature("Ignore*", HOLE))
     assert regions_of_interest(path, slide, GRID, (0, 0)).area == 600_000
     assert regions_of_interest(tmp_path, slide, GRID, (0, 0)).area == 600_000
-    with pytest.raises(UserError, match=r"no regions of b.svs; should be b.geojson or .xml"):
+    with pytest.raises(UserError, match=r"no file for b.svs. Add b.geojson or b.xml"):
         regions_of_interest(tmp_path, Path("b.svs"), GRID, (0, 0))
     write(path)
-    with pytest.raises(UserError, match=r"a.geojson: no polygon of a region"):
+    with pytest.raises(UserError, match=r"a.geojson: contains no region polygon"):
         regions_of_interest(path, slide, GRID, (0, 0))
 
 
@@ -163,10 +164,10 @@ def test_files_are_found_by_the_name_of_the_slide(tmp_path: Path, capsys: pytest
     assert list_unmatched(tmp_path, slides)
     assert not list_unmatched(tmp_path, slides[2:])
     error = capsys.readouterr().err
-    assert "annotations of none of the slides: d.geojson.\n" in error
-    assert "annotations of none of the slides: a.tif.geojson, b.xml, d.geojson." in error
+    assert "these annotation files match none of the slides: d.geojson.\n" in error
+    assert "these annotation files match none of the slides: a.tif.geojson, b.xml, d.geojson." in error
     (tmp_path / "a.json").touch()
-    with pytest.raises(UserError, match=r"a.json.*a.tif.geojson: both are annotations of a.tif"):
+    with pytest.raises(UserError, match=r"a.json.*a.tif.geojson: a.tif has two annotation files"):
         find_annotation(tmp_path, slides[0])
 
 

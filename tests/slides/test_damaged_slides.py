@@ -11,10 +11,10 @@ from written import damage_tile
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.slides.patch_grid import PatchGrid, Region
-from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.slides.reader import SlideReader
-from pcam_lightning.slides.regions import SlideRegions
-from pcam_lightning.slides.tissue import tissue_mask
+from pcam_lightning.slides.predict_slide import predict_slide
+from pcam_lightning.slides.slide_reader import SlideReader
+from pcam_lightning.slides.slide_regions import SlideRegions
+from pcam_lightning.slides.tissue_mask import tissue_mask
 from pcam_lightning.utils.errors import UserError
 
 CPU = {"accelerator": "cpu", "precision": "32-true", "num_workers": 0}
@@ -32,7 +32,7 @@ def test_a_damaged_tile_leaves_its_squares_empty(slide: Path, copy: Path, capsys
     damage_tile(copy, level=2, tile=1)  # from column 256 of 320 on, where the last column of patches with tissue ends
     args = ["heatmap", str(copy), "--ckpt_path=pcam-small", "--accelerator=cpu", "--precision=32-true"]
     assert main([*args, "--num_workers=1"]) == 0
-    assert "damaged.tif: damaged at x 896, y 256: 5 of 25 squares cannot be read and are left empty" in (
+    assert "damaged.tif: damaged at x 896, y 256: 5 of 25 squares cannot be read and stay empty" in (
         capsys.readouterr().err
     )
     folder, whole = Path("heatmaps/damaged"), predict_slide(slide, "pcam-small", Path("whole"), **CPU)

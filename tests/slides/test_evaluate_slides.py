@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from pcam_lightning.cli.main import main
-from pcam_lightning.slides.evaluate import evaluate_slides
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.predictor import write_logits
 from pcam_lightning.slides.reference import label_of, read_reference
+from pcam_lightning.slides.region_predictor import write_logits
+from pcam_lightning.slides.score_slides import evaluate_slides
 from pcam_lightning.utils.errors import UserError
 
 
@@ -30,7 +30,7 @@ def test_references_in_several_forms(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     labels = read_reference(path)
     assert [label_of(labels, Path(f"x/{name}.tif"), path) for name in ("a", "b.1")] == [1, 0]
-    with pytest.raises(UserError, match=r"reference.csv: no row of b"):
+    with pytest.raises(UserError, match=r"reference.csv: no row for b"):
         label_of(labels, Path("b.tif"), path)
 
 
@@ -40,10 +40,10 @@ def test_a_reference_without_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"reference.csv, row 2: label 'maybe'"):
         read_reference(path)
     path.write_text("slide,label\na,1\na,0\n")
-    with pytest.raises(UserError, match=r"reference.csv, row 3: a stands there twice"):
+    with pytest.raises(UserError, match=r"reference.csv, row 3: a has another row above"):
         read_reference(path)
     path.write_text("x,y\n1,2\n")
-    with pytest.raises(UserError, match=r"reference.csv: has the columns x,y; should have slide,label"):
+    with pytest.raises(UserError, match=r"reference.csv: has the columns x,y; expected slide,label"):
         read_reference(path)
 
 
@@ -109,8 +109,8 @@ def test_slides_are_scored(annotated: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(args) == 0
     error = capsys.readouterr().err
     assert "AUROC of slides 0.7500" in error
-    assert "the network was trained on copies: scores may be optimistic" in error
-    assert "most of the tissue of 1 of 4 slides is out of distribution, t1 first: do not use their scores" in error
+    assert "the network was trained on copies; scores may be optimistic" in error
+    assert "most tissue of 1 of 4 slides is out of distribution; do not use their scores. The first is t1" in error
 
 
 def test_squares_of_annotated_slides_calibrate_others(annotated: Path) -> None:
@@ -128,16 +128,16 @@ def test_heat_maps_that_do_not_compare_are_refused(annotated: Path, capsys: pyte
     heatmaps, annotations, reference = (annotated / name for name in ("heatmaps", "annotations", "r.csv"))
     reference.write_text("slide,label\nt1,1\nt2,1\nn1,0\nn2,0\nn3,0\n")
     evaluate_slides(heatmaps, reference, bootstrap_samples=5)
-    assert "warning: 1 of 5 slides of" in capsys.readouterr().err
+    assert "warning: 1 of 5 slides in" in capsys.readouterr().err
     file = heatmaps / "n1" / "slide.json"
     plain = json.loads(file.read_text())
     for change, message in (
-        ({"network": {"sha256": "m", "tta": "none"}}, "n1.tif and n2.tif are of different networks"),
+        ({"network": {"sha256": "m", "tta": "none"}}, "n1.tif and n2.tif have different networks"),
         ({"options": {"stride": 32, "prior": 0.1}}, "n1.tif and n2.tif differ in `prior`"),
         ({"options": {"stride": 32, "regions": "r"}}, "n1.tif and n2.tif differ in `regions`"),
-        ({"correction": {"scale": 1.5, "shift": 0.0}}, "n1.tif and n2.tif differ in what `calibration` holds"),
+        ({"correction": {"scale": 1.5, "shift": 0.0}}, "n1.tif and n2.tif differ in `calibration`"),
         ({"slide": "other/n2.svs"}, "two heat maps of n2"),
-        ({"key": "other"}, "logits.npz: not of"),
+        ({"key": "other"}, "logits.npz: does not belong to"),
         ({"score": None}, "slide.json: damaged"),
     ):
         file.write_text(json.dumps(plain | change))
@@ -153,13 +153,13 @@ def test_what_is_missing_is_named(annotated: Path) -> None:
     heatmaps, annotations, reference = (annotated / name for name in ("heatmaps", "annotations", "r.csv"))
     with pytest.raises(UserError, match="`reference`, `annotations`: one of them is required"):
         evaluate_slides(heatmaps)
-    with pytest.raises(UserError, match="no heat maps there"):
+    with pytest.raises(UserError, match="contains no heat maps"):
         evaluate_slides(annotations, annotations=annotations)
     reference.write_text("slide,label\nt1,1\nt2,1\nn1,0\n")
-    with pytest.raises(UserError, match=r"r.csv: no row of n2"):
+    with pytest.raises(UserError, match=r"r.csv: no row for n2"):
         evaluate_slides(heatmaps, reference)
     reference.write_text("slide,label\nt1,1\nt2,1\nn1,1\nn2,0\n")
-    with pytest.raises(UserError, match="no annotations of n1, which has metastases"):
+    with pytest.raises(UserError, match="no annotation file for n1, which has metastases"):
         evaluate_slides(heatmaps, reference, annotations)
 
 
@@ -209,9 +209,9 @@ def test_outlines_of_another_class_count_on_request(annotated: Path, capsys: pyt
     (annotations / "t2.geojson").write_text(json.dumps([outline(10_000, 10_000, 14_000, 14_000, "Carcinoma")]))
     args = ["evaluate-slides", str(heatmaps), f"--annotations={annotations}", "--bootstrap_samples=5"]
     assert main(args) == 2
-    assert "n1.tif.geojson: no polygon is tumor; its classes: no class. --tumor_class" in capsys.readouterr().err
+    assert "n1.tif.geojson: no polygon has a tumor class; classes found: no class. Name " in capsys.readouterr().err
     assert main([*args, f"--reference={reference}"]) == 2
-    assert "t2.geojson: no polygon is tumor; its classes: carcinoma. --tumor_class" in capsys.readouterr().err
+    assert "classes found: carcinoma. Name the tumor class in --tumor_class" in capsys.readouterr().err
     assert main([*args, f"--reference={reference}", "--tumor_class=Carcinoma"]) == 0
     error = capsys.readouterr().err
     assert "t1.geojson: 0.9448 mm2 of tumor (tumor: tumor 0.9448)." in error
@@ -219,16 +219,16 @@ def test_outlines_of_another_class_count_on_request(annotated: Path, capsys: pyt
     assert "n1.tif.geojson: 0 mm2 of tumor (ignored: no class 4.783)." in error
     assert "AUROC of slides 0.7500" in error
     assert main([*args, f"--reference={reference}", "--tumor_class=Carcinoma", "--tumor_class", "none"]) == 0
-    assert f"warning: {reference}: says 0 of n1, which has outlines of tumor in " in capsys.readouterr().err
+    assert f"warning: {reference}: n1 has label 0, but " in capsys.readouterr().err
 
 
 def test_annotations_of_no_slide_are_listed(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     heatmaps, annotations = annotated / "heatmaps", annotated / "annotations"
     (annotations / "t1.geojson").rename(annotations / "T1.geojson")
     evaluate_slides(heatmaps, annotations=annotations, bootstrap_samples=5)
-    assert "annotations: annotations of none of the slides: T1.geojson." in capsys.readouterr().err
+    assert "annotations: these annotation files match none of the slides: T1.geojson." in capsys.readouterr().err
     (annotations / "t2.geojson").unlink()
-    with pytest.raises(UserError, match="annotations: of none of the slides"):
+    with pytest.raises(UserError, match="annotations: no file matches a slide"):
         evaluate_slides(heatmaps, annotations=annotations, bootstrap_samples=5)
 
 

@@ -10,12 +10,12 @@ import pytest
 import pyvips
 import shapely
 
+from pcam_lightning.slides.hard_negatives import mine_negatives
 from pcam_lightning.slides.heat_map import HeatMap
-from pcam_lightning.slides.mine import mine_negatives
 from pcam_lightning.slides.outlines import write_geojson
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.predict_slide import predict_slide
+from pcam_lightning.slides.slide_reader import SlideReader
 from pcam_lightning.utils.errors import UserError
 
 CPU = {"accelerator": "cpu", "precision": "32-true", "num_workers": 0}
@@ -73,7 +73,7 @@ def test_outlines_of_qupath_and_of_asap_mean_the_same_place(heatmaps: Path, tmp_
     (tmp_path / "asap").mkdir()
     ElementTree.ElementTree(root).write(tmp_path / "asap" / "leica.xml")
     for name in ("qupath", "asap"):
-        with pytest.raises(UserError, match="no false positive at `threshold` 0 in 1 slides"):
+        with pytest.raises(UserError, match=r"no false positive found at `threshold` 0 \(annotated slides: 1\)"):
             mine_negatives(heatmaps, tmp_path / "mined", annotations=tmp_path / name, threshold=0)
 
 

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pcam_lightning.slides import page
+from pcam_lightning.slides import slide_page
 from pcam_lightning.slides.heat_map import HeatMap
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.slide_reader import SlideReader
 
 PROGRAMS = shutil.which("chromium"), shutil.which("chromedriver")
 SUMMARY = {
@@ -39,9 +39,9 @@ def write(folder: Path, slide: Path, most: float | None = None) -> tuple[HeatMap
     if most is not None:
         distance = logit.copy()
         distance[~np.isnan(logit)] = np.arange(25) + 0.5
-        heat_map = replace(heat_map, ood_distance=distance, most=most)
+        heat_map = replace(heat_map, ood_distance=distance, ood_threshold=most)
     lesions = heat_map.lesions(0.5)
-    page.write_page(folder, reader, heat_map, lesions, SUMMARY)
+    slide_page.write_page(folder, reader, heat_map, lesions, SUMMARY)
     return heat_map, lesions
 
 
@@ -51,7 +51,7 @@ def test_tiles_are_inline_or_beside_the_page(slide: Path, tmp_path: Path, monkey
     assert not (tmp_path / "heatmap_tiles").exists()
     assert not re.findall(r"""(?:src|href)=["']?https?:""", text.split("</style>")[-1].split("<aside>")[0])
     assert "Be careful &lt;b&gt;." in text
-    monkeypatch.setattr(page, "INLINE_TILES", 0)
+    monkeypatch.setattr(slide_page, "INLINE_TILES", 0)
     write(tmp_path, slide)
     tiles = sorted(path.name for path in (tmp_path / "heatmap_tiles").iterdir())
     assert tiles[0] == "0_0_0.js"
@@ -92,7 +92,7 @@ def test_a_person_uses_the_page(
     from selenium.webdriver import ActionChains, Keys
     from selenium.webdriver.common.by import By
 
-    monkeypatch.setattr(page, "INLINE_TILES", 1000 if inline else 0)
+    monkeypatch.setattr(slide_page, "INLINE_TILES", 1000 if inline else 0)
     heat_map, lesions = write(tmp_path, slide)
     browser.get((tmp_path / "heatmap.html").as_uri())
 
@@ -139,9 +139,9 @@ def test_a_person_uses_the_page(
     threshold = run(f"{MODEL}('threshold').value")
     assert (run(f"{MODEL}('scale').low"), run(f"{MODEL}('scale').high")) == (0, 1)
     shown = run(f"{MODEL}('scale').palette")
-    assert len(shown) == page.COLORS
-    hidden = round(threshold * page.COLORS)
-    assert shown == ["rgba(0, 0, 0, 0)"] * hidden + page.scale_colors()[hidden:]
+    assert len(shown) == slide_page.COLORS
+    hidden = round(threshold * slide_page.COLORS)
+    assert shown == ["rgba(0, 0, 0, 0)"] * hidden + slide_page.scale_colors()[hidden:]
     errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert errors == []
 
@@ -178,7 +178,7 @@ def test_a_map_of_unfamiliar_tissue_says_so(slide: Path, tmp_path: Path) -> None
         write(tmp_path, slide, most)
         text = (tmp_path / "heatmap.html").read_text().split("</style>")[-1]
         assert (message in text) == found
-        assert "mark squares that are out of distribution" in text
+        assert "mark out-of-distribution squares" in text
     write(tmp_path, slide)
     assert "out of distribution</th><td>not measured" in (tmp_path / "heatmap.html").read_text()
 
@@ -191,7 +191,7 @@ def test_the_index_lists_slides_by_score_and_leads_to_their_pages(tmp_path: Path
         (tmp_path / name).mkdir()
         (tmp_path / name / "heatmap.html").write_text("<title>the page</title>")
         Image.new("RGB", (20, 10)).save(tmp_path / name / "thumbnail.jpg")
-    page.write_index(
+    slide_page.write_index(
         tmp_path,
         pd.DataFrame(
             {

@@ -1,4 +1,4 @@
-"""Where patches are cut, and what tissue is."""
+"""Patch grid and tissue mask."""
 
 import pickle
 from pathlib import Path
@@ -12,9 +12,9 @@ from PIL import Image
 
 from pcam_lightning.data.image_io import MPP
 from pcam_lightning.slides.patch_grid import PatchGrid, Region
-from pcam_lightning.slides.reader import SlideReader
-from pcam_lightning.slides.regions import SlideRegions, cut_patches
-from pcam_lightning.slides.tissue import is_tissue, tissue_mask
+from pcam_lightning.slides.slide_reader import SlideReader
+from pcam_lightning.slides.slide_regions import SlideRegions, cut_patches
+from pcam_lightning.slides.tissue_mask import is_tissue, tissue_mask
 from pcam_lightning.synthetic.whole_slide import write_whole_slide
 
 
@@ -107,7 +107,7 @@ def test_strips_of_any_height_make_the_same_picture(plain: Path, monkeypatch: py
         return np.asarray(SlideReader(plain, 0.5).read_scaled((0, 0, 320, 320), (90, 90)), dtype=float)
 
     whole = picture()
-    monkeypatch.setattr("pcam_lightning.slides.reader._MOST_PIXELS", 320 * 20)
+    monkeypatch.setattr("pcam_lightning.slides.slide_reader._MOST_PIXELS", 320 * 20)
     assert np.abs(picture() - whole).max() <= 1
 
 

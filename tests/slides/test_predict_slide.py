@@ -16,15 +16,15 @@ from PIL import Image
 
 from pcam_lightning.cli.main import main
 from pcam_lightning.models.patch_network import PatchNetwork
-from pcam_lightning.slides import network, predict
+from pcam_lightning.slides import slide_network
 from pcam_lightning.slides.correction import prior_shift
 from pcam_lightning.slides.heat_map import HeatMap
-from pcam_lightning.slides.heat_map_folder import HeatMapFolder
-from pcam_lightning.slides.heatmaps import heatmap, list_slides
+from pcam_lightning.slides.many_slides import heatmap, list_slides
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.slides.predictor import write_logits
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.predict_slide import FILES, SlideResult, predict_slide
+from pcam_lightning.slides.region_predictor import write_logits
+from pcam_lightning.slides.saved_heat_map import SavedHeatMap
+from pcam_lightning.slides.slide_reader import SlideReader
 from pcam_lightning.training.feature_distance import find_feature_distance
 from pcam_lightning.training.loaded_run import LoadedRun, load_pretrained
 from pcam_lightning.utils.errors import UserError
@@ -32,16 +32,16 @@ from pcam_lightning.utils.system import supported_precision
 
 CPU = {"accelerator": "cpu", "precision": "32-true", "num_workers": 0}
 ARGS = ("--accelerator=cpu", "--precision=32-true", "--num_workers=0", "--ckpt_path=pcam-small")
-FILES = {*predict.FILES, "lesions.csv", "slide.json", "logits.npz"}
+WRITTEN = {*FILES, "lesions.csv", "slide.json", "logits.npz"}
 
 
 @pytest.fixture(scope="module")
-def result(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> predict.SlideResult:
+def result(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> SlideResult:
     """The slide's heat map by pcam-small."""
     return predict_slide(str(slide), "pcam-small", tmp_path_factory.mktemp("heatmap"), **CPU)
 
 
-def test_logits_are_those_of_the_patches(slide: Path, result: predict.SlideResult) -> None:
+def test_logits_are_those_of_the_patches(slide: Path, result: SlideResult) -> None:
     assert np.array_equal(np.isnan(result.heat_map.logit), ~_tissue())
     network, reader = load_pretrained("pcam-small"), SlideReader(slide)
     network.fold()
@@ -58,15 +58,15 @@ def _tissue() -> np.ndarray:
     return squares
 
 
-def test_the_files_agree_with_each_other(slide: Path, result: predict.SlideResult) -> None:
+def test_the_files_agree_with_each_other(slide: Path, result: SlideResult) -> None:
     folder, heat_map = result.folder, result.heat_map
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == WRITTEN
     patches = pd.read_csv(folder / "patches.csv")
     assert list(patches) == ["minx", "miny", "width", "height", "prob_tumor", "ood_distance", "ood"]
     assert len(patches) == 25
     assert heat_map.ood_distance is not None
     assert patches["ood_distance"].to_numpy() == pytest.approx(heat_map.ood_distance[_tissue()])
-    assert patches["ood"].tolist() == (patches["ood_distance"] > heat_map.most).astype(int).tolist()
+    assert patches["ood"].tolist() == (patches["ood_distance"] > heat_map.ood_threshold).astype(int).tolist()
     assert patches.iloc[0][["minx", "miny", "width", "height"]].tolist() == [2 * 128, 128, 384, 384]
     assert patches["prob_tumor"].to_numpy() == pytest.approx(heat_map.prob[_tissue()])
     summary = json.loads((folder / "slide.json").read_text())
@@ -94,7 +94,7 @@ def test_tissue_out_of_distribution_is_loud_everywhere(slide: Path, capsys: pyte
         assert message in page.read_text()
 
 
-def test_the_tiff_lies_over_the_slide(result: predict.SlideResult) -> None:
+def test_the_tiff_lies_over_the_slide(result: SlideResult) -> None:
     tiff = openslide.OpenSlide(result.folder / "heatmap.tif")
     assert tiff.dimensions == (10, 10)
     assert float(tiff.properties["openslide.mpp-x"]) == pytest.approx(128 * 0.243, rel=1e-4)
@@ -102,7 +102,7 @@ def test_the_tiff_lies_over_the_slide(result: predict.SlideResult) -> None:
     assert np.abs(pixels - np.nan_to_num(255 * result.heat_map.prob)).max() <= 0.5 + 1e-6
 
 
-def test_qupath_objects_are_tiles_and_outlines(result: predict.SlideResult) -> None:
+def test_qupath_objects_are_tiles_and_outlines(result: SlideResult) -> None:
     content = json.loads((result.folder / "heatmap.geojson").read_text())
     tiles = [one for one in content["features"] if one["properties"]["objectType"] == "tile"]
     outlines = [one for one in content["features"] if one["properties"]["objectType"] == "annotation"]
@@ -152,7 +152,7 @@ def test_a_prior_corrects_probabilities() -> None:
     assert shifted == pytest.approx(9 * 0.02 / (9 * 0.02 + 0.98))
 
 
-def test_a_prior_is_given_on_the_command_line(slide: Path, result: predict.SlideResult) -> None:
+def test_a_prior_is_given_on_the_command_line(slide: Path, result: SlideResult) -> None:
     assert main(["heatmap", str(slide), *ARGS, "--prior=0.02", "--output=maps"]) == 0
     folder = Path("maps") / slide.stem
     summary = json.loads((folder / "slide.json").read_text())
@@ -168,7 +168,7 @@ def test_a_prior_is_given_on_the_command_line(slide: Path, result: predict.Slide
 
 
 def test_a_calibration_file_corrects_probabilities(
-    slide: Path, result: predict.SlideResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    slide: Path, result: SlideResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, file = tmp_path / "map", tmp_path / "calibration.json"
     shutil.copytree(result.folder, folder)
@@ -179,12 +179,12 @@ def test_a_calibration_file_corrects_probabilities(
     assert other.heat_map.prob[4, 4] == pytest.approx(1 / (1 + np.exp(1.5 - 0.5 * result.heat_map.logit[4, 4])))
     assert json.loads((folder / "slide.json").read_text())["options"]["calibration"] == str(file)
     for change, message in (
-        ({"stride": 96}, "was fitted with --stride 96, and here it is 32"),
-        ({"network": network | {"tta": "d4"}}, "was fitted with --tta d4, and here it is none"),
-        ({"network": network | {"sha256": "a"}}, "was fitted to another network"),
+        ({"stride": 96}, "fitted with --stride 96, not 32"),
+        ({"network": network | {"tta": "d4"}}, "fitted with --tta d4, not none"),
+        ({"network": network | {"sha256": "a"}}, "fitted to another network"),
         ({"scale": -1}, "scale and shift should be finite"),
         ({"shift": float("nan")}, "scale and shift should be finite"),
-        ({"stride": None, "network": None}, "no calibration.json of evaluate-slides"),
+        ({"stride": None, "network": None}, "not a calibration.json of evaluate-slides"),
     ):
         file.write_text(json.dumps(content | change))
         assert main(["heatmap", str(slide), *ARGS, f"--calibration={file}"]) == 2
@@ -206,7 +206,7 @@ def _count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_nothing_is_predicted_twice(
-    slide: Path, result: predict.SlideResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    slide: Path, result: SlideResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "map"
     shutil.copytree(result.folder, folder)
@@ -225,7 +225,7 @@ def test_nothing_is_predicted_twice(
 
 def test_regions_of_interest_are_predicted_alone(
     slide: Path,
-    result: predict.SlideResult,
+    result: SlideResult,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -249,23 +249,23 @@ def test_regions_of_interest_are_predicted_alone(
     assert second.summary["regions"] != first.summary["regions"]
     again = predict_slide(slide, "pcam-small", "map", regions=write(0, 700), **CPU)
     assert again.summary == second.summary
-    with pytest.raises(UserError, match=r"tumor_001.geojson: no tissue of .*tumor_001.tif inside"):
+    with pytest.raises(UserError, match=r"tumor_001.geojson: contains no tissue of .*tumor_001.tif"):
         predict_slide(slide, "pcam-small", "map", regions=write(0, 300), **CPU)
     other = tmp_path / "other.tif"
     shutil.copyfile(slide, other)
     args = ["heatmap", str(slide), str(other), *ARGS]
     assert main([*args, f"--regions={write(0, 500)}"]) == 2
-    assert "tumor_001.geojson: of one slide, not of 2; should be a folder" in capsys.readouterr().err
+    assert "tumor_001.geojson: one file for 2 slides; pass a folder of files" in capsys.readouterr().err
     (tmp_path / "regions" / "third.xml").touch()
     assert main([*args, f"--regions={tmp_path / 'regions'}"]) == 2
     error = capsys.readouterr().err
-    assert "regions: annotations of none of the slides: third.xml" in error
-    assert "regions: no regions of other.tif; should be other.geojson or .xml" in error
+    assert "regions: these annotation files match none of the slides: third.xml" in error
+    assert "regions: no file for other.tif. Add other.geojson or other.xml" in error
     assert pd.read_csv("heatmaps/slides.csv")["folder"].tolist() == [f"heatmaps/{slide.stem}"]
 
 
 def test_an_interrupted_slide_is_resumed(
-    slide: Path, result: predict.SlideResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    slide: Path, result: SlideResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("pcam_lightning.slides.patch_grid.BLOCK", 4)  # several regions
     folder = tmp_path / "map"
@@ -291,10 +291,10 @@ def test_an_interrupted_slide_is_resumed(
     assert again.heat_map.ood_distance == pytest.approx(result.heat_map.ood_distance, abs=1e-4, nan_ok=True)
     assert again.heat_map.ood_distance is not None
     assert not np.isnan(again.heat_map.ood_distance[_tissue()]).any()
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == WRITTEN
 
 
-def test_worker_processes_read_the_same(slide: Path, result: predict.SlideResult, tmp_path: Path) -> None:
+def test_worker_processes_read_the_same(slide: Path, result: SlideResult, tmp_path: Path) -> None:
     options = {**CPU, "num_workers": 1}
     other = predict_slide(slide, "pcam-small", tmp_path / "map", **options)
     assert np.array_equal(other.heat_map.logit, result.heat_map.logit, equal_nan=True)
@@ -303,7 +303,7 @@ def test_worker_processes_read_the_same(slide: Path, result: predict.SlideResult
 def test_empty_glass_is_an_error_that_names_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (200, 200), (245, 245, 245)).save(tmp_path / "glass.png")
     assert main(["heatmap", str(tmp_path / "glass.png"), *ARGS, "--mpp=0.972"]) == 2
-    assert "glass.png: no tissue found, see heatmaps/glass/tissue.png; --tissue none" in capsys.readouterr().err
+    assert "glass.png: no tissue found, see heatmaps/glass/tissue.png. Set --tissue none" in capsys.readouterr().err
     assert Path("heatmaps/glass/tissue.png").is_file()
     assert not Path("heatmaps/glass/slide.json").exists()
     assert main(["heatmap", str(tmp_path / "glass.png"), *ARGS, "--mpp=0.972", "--tissue=none", "--stride=96"]) == 0
@@ -342,7 +342,7 @@ def test_a_slide_that_fails_does_not_stop_the_others(
     (folder / "notes.txt").write_text("no slide")
     assert main(["heatmap", str(folder), *ARGS, "--stride=96"]) == 2
     error = capsys.readouterr().err
-    assert "error: 1 of 2 slides could not be predicted; the first: " in error
+    assert "error: 1 of 2 slides could not be predicted. First error: " in error
     assert pd.read_csv("heatmaps/slides.csv")["folder"].tolist() == ["heatmaps/good"]
 
 
@@ -359,11 +359,11 @@ def test_slides_csv_has_all_slides_of_the_folder(
     twin.parent.mkdir()
     shutil.copyfile(slide, twin)
     assert main(["heatmap", str(twin), *ARGS, "--stride=96"]) == 2
-    assert f"heatmaps/other: has the results of {other}; name another folder with --output" in capsys.readouterr().err
+    assert f"heatmaps/other: contains the results of {other}; choose another --output folder" in capsys.readouterr().err
 
 
 def test_results_name_their_slide_from_anywhere(
-    slide: Path, result: predict.SlideResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slide: Path, result: SlideResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for place in (here, there):
@@ -374,10 +374,10 @@ def test_results_name_their_slide_from_anywhere(
     first = predict_slide("a.tif", "pcam-small", "../maps/a", stride=96, **CPU)
     assert first.summary["slide"] == str(here / "a.tif")
     monkeypatch.chdir(there)
-    with pytest.raises(UserError, match=f"has the results of {here / 'a.tif'}; name another folder with `output`"):
+    with pytest.raises(UserError, match=f"contains the results of {here / 'a.tif'}; choose another `output` folder"):
         predict_slide("a.tif", "pcam-small", "../maps/a", mpp=0.972, **CPU)
     (here / "a.tif").rename(here / "b.tif")
-    with pytest.raises(UserError, match=f"has the results of {here / 'a.tif'}"):
+    with pytest.raises(UserError, match=f"contains the results of {here / 'a.tif'}"):
         predict_slide("a.tif", "pcam-small", "../maps/a", mpp=0.972, **CPU)
     counts = _count(monkeypatch)
     moved = predict_slide(here / "b.tif", "pcam-small", "../maps/a", stride=96, **CPU)  # the same slide
@@ -388,7 +388,7 @@ def test_results_name_their_slide_from_anywhere(
     moved = predict_slide(here / "c.tif", "pcam-small", "../maps/a", stride=96, **CPU)
     assert moved.summary["slide"] == str(here / "c.tif")
     assert not counts
-    HeatMapFolder.read(Path("../maps/a")).check_slide()
+    SavedHeatMap.read(Path("../maps/a")).check_slide()
 
 
 def test_what_a_result_depends_on_is_predicted_anew(
@@ -406,7 +406,7 @@ def test_what_a_result_depends_on_is_predicted_anew(
     measured = find_feature_distance(LoadedRun.open("pcam-small"))
     assert measured is not None
     for changed in (replace(measured, mean=measured.mean + 1), replace(measured, threshold=0.0)):
-        monkeypatch.setattr(network, "find_feature_distance", lambda _, changed=changed: changed)
+        monkeypatch.setattr(slide_network, "find_feature_distance", lambda _, changed=changed: changed)
         before = second
         second = predict_slide(path, "pcam-small", folder, **options)
         assert second.heat_map.ood_distance is not None
@@ -430,7 +430,7 @@ def test_logits_that_are_not_numbers_are_an_error(slide: Path, tmp_path: Path, m
         return logit
 
     monkeypatch.setattr(PatchNetwork, "predict_logits", overflowing)
-    with pytest.raises(UserError, match="1 logits are not finite numbers; try `precision` 32-true"):
+    with pytest.raises(UserError, match="1 logits are not finite; try `precision` 32-true"):
         predict_slide(slide, "pcam-small", tmp_path / "map", **CPU)
     assert not (tmp_path / "map" / "slide.json").exists()
 
@@ -444,16 +444,14 @@ def test_a_damaged_slide_json_is_named(slide: Path, content: str, capsys: pytest
     assert f"error: {file}: damaged" in capsys.readouterr().err
 
 
-def test_an_error_of_an_earlier_call_is_not_raised_again(
-    slide: Path, result: predict.SlideResult, tmp_path: Path
-) -> None:
+def test_an_error_of_an_earlier_call_is_not_raised_again(slide: Path, result: SlideResult, tmp_path: Path) -> None:
     folder = tmp_path / "map"
     folder.mkdir()
     nothing = np.full((10, 10), np.nan, dtype=np.float32)
     write_logits(folder / "logits_1.npz", nothing, result.summary["key"], "a disk was away")  # of a second process
     again = predict_slide(slide, "pcam-small", folder, **CPU)
     assert np.array_equal(again.heat_map.logit, result.heat_map.logit, equal_nan=True)
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == WRITTEN
 
 
 def test_a_damaged_region_is_an_error_from_worker_processes_too(slide: Path, tmp_path: Path) -> None:
@@ -465,22 +463,22 @@ def test_a_damaged_region_is_an_error_from_worker_processes_too(slide: Path, tmp
         file.seek(2000)
         file.write(bytes(len(slide.read_bytes()) - 20_000))
     for workers in (0, 1):
-        with pytest.raises(UserError, match=r"damaged.tif: (damaged at|cannot be read|not a slide)"):
+        with pytest.raises(UserError, match=r"damaged.tif: (damaged at|cannot be read|neither OpenSlide nor Pillow)"):
             predict_slide(path, "pcam-small", tmp_path / "map", **{**CPU, "num_workers": workers})
 
 
 def test_slides_are_listed(slide: Path, tmp_path: Path) -> None:
     assert list_slides([slide.parent]) == [slide]
-    with pytest.raises(UserError, match="no slide in this folder"):
+    with pytest.raises(UserError, match="contains no slide"):
         list_slides([tmp_path])
     other = tmp_path / f"{slide.stem}.png"
-    with pytest.raises(UserError, match="the results of both would be in the same folder"):
+    with pytest.raises(UserError, match="both would write to the same results folder"):
         list_slides([slide, other])
     with pytest.raises(UserError, match="no such slide"):
         heatmap([tmp_path / "missing.svs"], "pcam-small", tmp_path / "out", **CPU)
 
 
-def test_every_square_of_tissue_has_one_value(result: predict.SlideResult) -> None:
+def test_every_square_of_tissue_has_one_value(result: SlideResult) -> None:
     grid, painted = result.heat_map.grid, np.zeros((1280, 1280), dtype=int)
     table = pd.read_csv(result.folder / "patches.csv")
     side = (table["width"] - grid.center) // 2
@@ -492,7 +490,7 @@ def test_every_square_of_tissue_has_one_value(result: predict.SlideResult) -> No
 
 @pytest.mark.parametrize("mpp", [0.226, 0.25, 0.499, 1.0])
 def test_the_scale_of_a_slide_hardly_changes_its_map(
-    result: predict.SlideResult, pixels: np.ndarray, tmp_path: Path, mpp: float
+    result: SlideResult, pixels: np.ndarray, tmp_path: Path, mpp: float
 ) -> None:
     """The same tissue at another scale; squares are up to 1.3 % larger or smaller, and resampled."""
     side = round(320 * 0.972 / mpp)
@@ -535,7 +533,7 @@ def test_an_image_too_large_to_decode_is_refused(tmp_path: Path, capsys: pytest.
     with Image.new("1", (30_000, 20_000)) as image:
         image.save(path)
     assert main(["heatmap", str(path), *ARGS, "--mpp=0.5"]) == 2
-    assert "bomb.png: more than 178,956,970 pixels without a pyramid are too many" in capsys.readouterr().err
+    assert "bomb.png: has more than 178,956,970 pixels and no pyramid, too many" in capsys.readouterr().err
     assert not list(Path("heatmaps").glob("*/slide.json"))
 
 

@@ -1,4 +1,4 @@
-"""Which files are slides, which belong to one, and what identifies its content."""
+"""Slide files: finding them, their companions, and hashes of their content."""
 
 import os
 import re
@@ -38,12 +38,12 @@ def test_what_cannot_be_opened_counts_as_failed(
     assert main(["heatmap", str(folder), *ARGS, f"--output={folder / 'maps'}"]) == 2
     error = capsys.readouterr().err
     last = error.strip().splitlines()[-1]
-    assert last.startswith("error: 5 of 6 slides could not be predicted; the first: ")
+    assert last.startswith("error: 5 of 6 slides could not be predicted. First error: ")
     assert all(f"{folder / name}" in last for name in names[:5])
-    assert "empty.ndpi: is empty" in error
-    assert f"other.vsi: OpenSlide does not read this .vsi. {hint}" in error
+    assert "empty.ndpi: the file is empty" in error
+    assert f"other.vsi: OpenSlide cannot read this .vsi file. {hint}" in error
     assert re.search(rf"some.czi: cannot be read as a slide \(.*\). {hint}", error)
-    assert f"alone.mrxs: its folder {folder / 'alone'} is missing" in error
+    assert f"alone.mrxs: the folder with its pixels, {folder / 'alone'}, is missing" in error
     assert [path.name for path in find_slides(folder)] == names  # the results' pictures are no slides
 
 

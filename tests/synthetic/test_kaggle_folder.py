@@ -9,7 +9,7 @@ from PIL import Image
 
 from pcam_lightning.synthetic import kaggle_folder as synthetic
 from pcam_lightning.synthetic.kaggle_folder import synthesize
-from pcam_lightning.synthetic.tissue import draw_patch
+from pcam_lightning.synthetic.tissue import synthesize_patch
 from pcam_lightning.utils.errors import UserError
 
 
@@ -29,7 +29,7 @@ def test_label_is_tumor_in_the_center() -> None:
     beside = 0
     for number in range(60):
         side, label = int(number % 3 > 0), int(number % 3 > 1)
-        patch, mask = draw_patch(np.random.default_rng(number), slides["train", side][0], label)
+        patch, mask = synthesize_patch(np.random.default_rng(number), slides["train", side][0], label)
         assert patch.shape == (96, 96, 3)
         assert patch.dtype == np.uint8
         assert mask.shape == (96, 96)
@@ -81,7 +81,7 @@ def test_each_split_has_both_sides(count: int) -> None:
 
 
 def test_same_seed_same_patches(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "WORTH_A_PROCESS", 1)  # worker processes draw what one process draws
+    monkeypatch.setattr(synthetic, "PER_PROCESS", 1)  # worker processes draw what one process draws
     synthesize(tmp_path / "same", train=40, test=12, slides=8)
     synthesize(tmp_path / "fewer", train=3, test=0, slides=8)
     synthesize(tmp_path / "other", train=3, test=2, slides=8, seed=1)
@@ -111,7 +111,7 @@ def test_a_repeated_patch_is_drawn_again(tmp_path: Path, monkeypatch: pytest.Mon
     def blank(rng: np.random.Generator, slide: object, label: int) -> tuple[np.ndarray, np.ndarray]:
         return np.full((96, 96, 3), rng.integers(250, 256), np.uint8), np.zeros((96, 96), np.bool_)
 
-    monkeypatch.setattr(synthetic, "draw_patch", blank)
+    monkeypatch.setattr(synthetic, "synthesize_patch", blank)
     synthesize(tmp_path / "data", train=4, test=2)
     assert len({*ids(tmp_path / "data"), *ids(tmp_path / "data", "answers.csv")}) == 6
 
@@ -119,7 +119,7 @@ def test_a_repeated_patch_is_drawn_again(tmp_path: Path, monkeypatch: pytest.Mon
 def test_leaves_a_folder_with_content_alone(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="data is there already"):
+    with pytest.raises(UserError, match="data exists and is not empty"):
         synthesize(tmp_path / "data", train=1, test=0)
     assert [path.name for path in tmp_path.glob("*data*")] == ["data"]
     assert [path.read_text() for path in (tmp_path / "data").iterdir()] == ["mine"]
@@ -152,7 +152,7 @@ def test_slide_effect_parts_the_slides() -> None:
     spread = {}
     for effect in (0.0, 1.0):
         slides = synthetic._slides(12, 0, effect)["train", 0]
-        patches = [[draw_patch(np.random.default_rng(i), slide, 0)[0] for i in range(4)] for slide in slides]
+        patches = [[synthesize_patch(np.random.default_rng(i), slide, 0)[0] for i in range(4)] for slide in slides]
         spread[effect] = np.array(patches).mean((1, 2, 3)).std(0).mean()
     assert spread[0.0] < 1e-9
     assert spread[1.0] > 4

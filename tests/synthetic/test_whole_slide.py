@@ -10,10 +10,10 @@ from pcam_lightning.cli.main import main
 from pcam_lightning.slides.annotations import tumor_outlines
 from pcam_lightning.slides.outlines import outline_mask
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.reader import SlideReader
-from pcam_lightning.slides.tissue import is_tissue
-from pcam_lightning.synthetic.kaggle_folder import draw_slide
-from pcam_lightning.synthetic.whole_slide import draw_whole_slide, write_whole_slide
+from pcam_lightning.slides.slide_reader import SlideReader
+from pcam_lightning.slides.tissue_mask import is_tissue
+from pcam_lightning.synthetic.kaggle_folder import sample_slide
+from pcam_lightning.synthetic.whole_slide import synthesize_whole_slide, write_whole_slide
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_wrong_arguments_are_one_line(tmp_path: Path, flag: str, capsys: pytest.
 def test_a_slide_may_have_an_odd_side(tmp_path: Path) -> None:
     side = 515
     rng = np.random.default_rng(0)
-    image, metastases = draw_whole_slide(rng, draw_slide(rng, "tumor", 1.0), side, tumor=True)
+    image, metastases = synthesize_whole_slide(rng, sample_slide(rng, "tumor", 1.0), side, tumor=True)
     assert image.shape == (side, side, 3)
     assert metastases.shape == (side, side)
     write_whole_slide(tmp_path / "tumor.tif", image, metastases)
@@ -78,5 +78,5 @@ def test_a_slide_may_have_an_odd_side(tmp_path: Path) -> None:
 @pytest.mark.parametrize("side_mm", ["0.49", "4.1"])
 def test_other_sides_are_refused(side_mm: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synthesize", "slides", "--whole", "--side_mm", side_mm]) == 2
-    assert f"side_mm {side_mm} is out of range. Give a number from 0.5 to 4." in capsys.readouterr().err
+    assert f"side_mm {side_mm} is out of range. Set a number from 0.5 to 4." in capsys.readouterr().err
     assert not Path("slides").exists()

@@ -5,7 +5,7 @@ const IMAGE = /\.(png|tiff?|jpe?g|bmp)$/i;
 const find = (id) => document.getElementById(id);
 const maxMb = Number(document.body.dataset.maxMb);
 
-let patches = [];          // one object each file, in the order they were added
+let patches = [];          // one object per file, in the order of upload
 let queue = [];            // functions that return promises
 let active = 0, skipped = 0, dropped = 0, aborter = new AbortController();
 
@@ -24,7 +24,7 @@ async function post(path, file) {
     return await response.json();
   } catch (error) {
     if (error.name === "NotReadableError" || error.name === "NotFoundError") return { error: "The browser cannot read the file." };
-    return { error: "The server does not answer. Is it still running?" };
+    return { error: "The server does not respond. Is it still running?" };
   }
 }
 
@@ -49,7 +49,7 @@ async function toggleHeat(patch, shown) {
         addNote(patch, answer.error);
       } else {
         patch.card.querySelector(".heat").src = answer.heat;
-        const text = answer.center === null ? "Grad-CAM: nothing in this patch speaks for tumor."
+        const text = answer.center === null ? "Grad-CAM: this patch shows no evidence for tumor."
           : `Grad-CAM: ${Math.round(100 * answer.center)} % of the heat lies within the frame.`;
         addNote(patch, text, "plain");
         patch.heatLoaded = true;
@@ -61,7 +61,7 @@ async function toggleHeat(patch, shown) {
   patch.card.querySelector(".heat").hidden = !(shown && patch.heatLoaded);
 }
 
-// Of thousands of patches, the overlay is computed for those that are looked at.
+// The overlay is computed only for patches in view.
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     const patch = patches.find((one) => one.card === entry.target);
@@ -170,7 +170,7 @@ function addFiles(found, fromFolder) {
 for (const id of ["files", "folder"]) {
   find(id).addEventListener("change", (event) => {
     const found = [...event.target.files].map((file) => ({ file, name: file.webkitRelativePath || file.name }));
-    event.target.value = "";  // the same files may be chosen again
+    event.target.value = "";  // allow the same files to be chosen again
     addFiles(found, id === "folder");
   });
 }
@@ -193,7 +193,7 @@ document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) fi
 document.addEventListener("drop", async (event) => {
   event.preventDefault();
   find("drop").classList.remove("over");
-  // Entries are gone once this function has waited for the first time.
+  // Entries are invalid after the first await.
   const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry && item.webkitGetAsEntry());
   const files = [...event.dataTransfer.files].map((file) => ({ file, name: file.name }));
   if (!entries.some((entry) => entry && entry.isDirectory)) { addFiles(files, false); return; }
@@ -204,7 +204,7 @@ if (find("examples")) {
   find("examples").addEventListener("click", async () => {
     const numbers = [...Array(Number(document.body.dataset.examples)).keys()];
     const blobs = await Promise.all(numbers.map(async (number) => (await fetch(`examples/${number}.png`)).blob()));
-    addFiles(blobs.map((file, number) => ({ file, name: `drawn_${number + 1}.png` })), false);
+    addFiles(blobs.map((file, number) => ({ file, name: `synthetic_${number + 1}.png` })), false);
   });
 }
 
@@ -213,7 +213,7 @@ if (find("show-heat")) {
     for (const patch of patches.filter((one) => one.prob !== undefined)) {
       if (!heatWanted()) toggleHeat(patch, false);
       watcher.unobserve(patch.card);
-      watcher.observe(patch.card);  // reports at once whether it is in view
+      watcher.observe(patch.card);  // reports immediately whether the card is in view
     }
   });
 }
@@ -232,7 +232,7 @@ find("clear").addEventListener("click", () => {
   find("files").focus();
 });
 
-// A spreadsheet takes what starts with one of these for a formula.
+// Spreadsheets interpret cells that start with one of these characters as formulas.
 const asCell = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? `'${text}` : text).replaceAll('"', '""')}"`;
 
 find("download").addEventListener("click", () => {

@@ -1,4 +1,4 @@
-"""An exported network that predicts one patch at a time, with Grad-CAM."""
+"""PatchPredictor: predict single patches with an exported network, with Grad-CAM."""
 
 import math
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from pcam_lightning.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of a patch.
+    """Prediction of a patch.
 
     Attributes:
         prob: probability of tumor in the center 32 x 32 pixels.
-        logit: of it.
-        warning: a sentence on how far the patch is from the training patches; None where it is not, or where their
-            features are not known.
+        logit: logit of the probability.
+        warning: warning about an out-of-distribution patch; None if it is in distribution, or if the export has no
+            features of training patches.
     """
 
     prob: float
@@ -36,16 +36,16 @@ class Prediction:
 
 
 class PatchPredictor:
-    """Predicts patches with the files that `export` wrote.
+    """Predicts patches with the files written by `export`.
 
     Args:
-        folder: with model.onnx, and, for Grad-CAM, pcam_lightning.safetensors, or pcam_lightning_1.safetensors and so
-            on of an ensemble; training_features.safetensors for warnings; and examples in test_vectors.npz.
+        folder: folder with model.onnx. Optional files are pcam_lightning*.safetensors for Grad-CAM,
+            training_features.safetensors for out-of-distribution warnings, and test_vectors.npz for examples.
 
     Attributes:
-        metadata: what model.onnx says of itself, by name.
-        distance: from training patches; None where it was not measured.
-        examples: drawn patches, uint8 (N, 96, 96, 3).
+        metadata: metadata of model.onnx, text by name.
+        distance: distance from the training patches; None if not measured.
+        examples: synthetic patches, uint8 (N, 96, 96, 3).
 
     Raises:
         UserError: model.onnx is missing, or a file is damaged.
@@ -54,7 +54,7 @@ class PatchPredictor:
     def __init__(self, folder: Path | str) -> None:
         folder = Path(folder).expanduser()
         if not (folder / "model.onnx").is_file():
-            raise UserError(f"`folder` {folder}: has no model.onnx; name a folder that the export command wrote.")
+            raise UserError(f"`folder` {folder}: contains no model.onnx; name a folder written by export.")
         self._network = OnnxNetwork(folder / "model.onnx")
         self.metadata = self._network.metadata
         self._networks = [_with_layer(path) for path in sorted(folder.glob("pcam_lightning*.safetensors"))]
@@ -64,14 +64,14 @@ class PatchPredictor:
 
     @property
     def has_heat(self) -> bool:
-        """Return whether there is a network for Grad-CAM."""
+        """Whether a network supports Grad-CAM."""
         return any(layer is not None for _, layer in self._networks)
 
     def predict(self, image: np.ndarray) -> Prediction:
         """Predict a patch, uint8 (96, 96, 3).
 
         Raises:
-            PatchRefused: it is black, blank or out of focus.
+            PatchRefused: the patch is black, blank or out of focus.
         """
         check_quality(image)
         logit = float(self._network.logits(image[None])[0])
@@ -80,7 +80,7 @@ class PatchPredictor:
         return Prediction(float(expit(logit)), logit, self._ood_warning(image))
 
     def _ood_warning(self, image: np.ndarray) -> str | None:
-        """Return a sentence where a patch is out of distribution by its features."""
+        """Return a warning if the features of a patch are out of distribution, else None."""
         if self.distance is None:
             return None
         network, _ = self._networks[0]
@@ -94,15 +94,15 @@ class PatchPredictor:
         if distance <= self.distance.threshold:
             return None
         return (
-            f"Its texture and color are out of distribution: the distance from the training patches is {distance:.2f}, "
-            f"and at most {self.distance.threshold:.2f} for 99 % of held-out patches."
+            f"Texture and color are out of distribution: the distance from the training patches is {distance:.2f}; for "
+            f"99 % of held-out patches, it is at most {self.distance.threshold:.2f}."
         )
 
     def heat(self, image: np.ndarray) -> tuple[np.ndarray, float | None]:
-        """Return the heat of Grad-CAM in a patch, uint8 (96, 96, 3), the mean over the networks.
+        """Return the Grad-CAM of a patch, uint8 (96, 96, 3), averaged over the networks.
 
         Returns:
-            Heat, float32 (96, 96), from 0 to 1; and the share of it in the center 32 x 32, None where there is no heat.
+            Heat, float32 (96, 96), from 0 to 1; and its share in the center 32 x 32 pixels, None without heat.
         """
         batch = torch.tensor(image[None])
         heats = [grad_cam(network, batch, layer) for network, layer in self._networks if layer is not None]
@@ -112,8 +112,8 @@ class PatchPredictor:
 
 
 def _with_layer(path: Path) -> tuple[PCamClassifier, str | None]:
-    """Load a network, and find the layer of its Grad-CAM; None where it has none."""
-    network = load_pretrained(path, "none")  # heat and distance are of one view
+    """Load a network and its Grad-CAM layer, which is None if unsupported."""
+    network = load_pretrained(path, "none")  # heat and distance use one view
     try:
         return network, cam_layer(network, torch.zeros(1, 96, 96, 3, dtype=torch.uint8))
     except UserError:
@@ -121,11 +121,11 @@ def _with_layer(path: Path) -> tuple[PCamClassifier, str | None]:
 
 
 def _read_examples(path: Path) -> np.ndarray:
-    """Read the drawn patches of an export, uint8 (N, 96, 96, 3); none where the file is missing or damaged."""
-    none = np.zeros((0, 96, 96, 3), dtype=np.uint8)
+    """Read the synthetic patches of an export, uint8 (N, 96, 96, 3); empty if the file is missing or damaged."""
+    empty = np.zeros((0, 96, 96, 3), dtype=np.uint8)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             image: np.ndarray = arrays["image"]
     except Exception:  # zipfile and numpy raise errors of many types over a damaged file
-        return none
-    return image if image.dtype == np.uint8 and image.shape[1:] == (96, 96, 3) else none
+        return empty
+    return image if image.dtype == np.uint8 and image.shape[1:] == (96, 96, 3) else empty

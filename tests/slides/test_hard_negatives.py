@@ -13,11 +13,11 @@ from conftest import FAST
 from PIL import Image
 
 from pcam_lightning.cli.main import main
+from pcam_lightning.slides.hard_negatives import false_positives, mine_negatives
 from pcam_lightning.slides.heat_map import HeatMap
-from pcam_lightning.slides.mine import false_positives, mine_negatives
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.predict import predict_slide
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.predict_slide import predict_slide
+from pcam_lightning.slides.slide_reader import SlideReader
 from pcam_lightning.utils.errors import UserError
 
 CPU = {"accelerator": "cpu", "precision": "32-true", "num_workers": 0}
@@ -60,7 +60,10 @@ def test_fit_trains_on_them_too(
 ) -> None:
     args = ["mine-negatives", str(heatmaps), "--reference", str(reference), "--threshold=0", "--per_slide=20"]
     assert main(args) == 0
-    assert "hard_negatives: 20 false positives in 1 of 1 slides; fit with --data.extra_train" in capsys.readouterr().err
+    assert (
+        "hard_negatives: 20 false positives in 1 of 1 slides. To train on them, run fit with --data.extra_train"
+        in capsys.readouterr().err
+    )
     config = str(Path(__file__).parents[2] / "configs" / "base.yaml")
     fit = ["fit", "-c", config, "--data.root", str(drawn), "--trainer.max_epochs=1", *FAST]
     assert main([*fit, "--data.extra_train=hard_negatives"]) == 0
@@ -88,7 +91,7 @@ def test_slides_of_which_nothing_is_known_are_skipped(
 ) -> None:
     annotations = tmp_path / "annotations"
     annotations.mkdir()
-    with pytest.raises(UserError, match="annotations: of none of the slides"):
+    with pytest.raises(UserError, match="annotations: no file matches a slide"):
         mine_negatives(heatmaps, Path("mined"), annotations=annotations, threshold=0)
     other = annotations / "other"
     shutil.copytree(heatmaps, other)
@@ -98,7 +101,7 @@ def test_slides_of_which_nothing_is_known_are_skipped(
     shutil.copytree(heatmaps / slide.stem, other / slide.stem)
     (annotations / f"{slide.stem}.geojson").write_text(json.dumps({"features": []}))
     assert len(mine_negatives(other, Path("mined"), annotations=annotations, threshold=0)) == 25
-    assert "1 slides have no annotations and are skipped, normal first" in capsys.readouterr().err
+    assert "skipped slides without annotations: 1, starting with normal" in capsys.readouterr().err
 
 
 def test_tumor_of_another_class_is_not_mined(
@@ -111,7 +114,7 @@ def test_tumor_of_another_class_is_not_mined(
     file.write_text(json.dumps(content))
     args = ["mine-negatives", str(heatmaps), "--output=mined", f"--annotations={tmp_path}", "--threshold=0"]
     assert main(args) == 2
-    assert f"{file}: no polygon is tumor; its classes: tumor: positive." in capsys.readouterr().err
+    assert f"{file}: no polygon has a tumor class; classes found: tumor: positive." in capsys.readouterr().err
     assert main([*args, "--tumor_class=Tumor: Positive"]) == 0
     assert "0.00387 mm2 of tumor (tumor: tumor: positive 0.00387)" in capsys.readouterr().err
     assert len(pd.read_csv("mined/mined_patches.csv")) == 9  # of 25; the outline reaches 4 x 4 patches
@@ -121,9 +124,9 @@ def test_a_slide_with_metastases_is_not_mined_without_annotations(
     slide: Path, heatmaps: Path, reference: Path, tmp_path: Path
 ) -> None:
     reference.write_text(f"slide,label\n{slide.stem},1\n")
-    with pytest.raises(UserError, match="no false positive at `threshold` 0 in 0 slides"):
+    with pytest.raises(UserError, match=r"no false positive found at `threshold` 0 \(annotated slides: 0\)"):
         mine_negatives(heatmaps, Path("mined"), reference, threshold=0)
-    with pytest.raises(UserError, match=f"no annotations of {slide.stem}, which has metastases"):
+    with pytest.raises(UserError, match=f"no annotation file for {slide.stem}, which has metastases"):
         mine_negatives(heatmaps, Path("mined"), reference, tmp_path, threshold=0)
 
 
@@ -135,7 +138,7 @@ def test_what_is_missing_is_named_and_nothing_is_left(heatmaps: Path, reference:
     full = tmp_path / "full"
     full.mkdir()
     (full / "a").touch()
-    with pytest.raises(UserError, match=r"full is there already, and is no empty folder"):
+    with pytest.raises(UserError, match=r"full exists and is not empty"):
         mine_negatives(heatmaps, full, reference, threshold=0)
     moved = tmp_path / "moved"
     for folder in heatmaps.iterdir():
@@ -163,6 +166,6 @@ def test_another_slide_under_the_same_name_is_not_mined(
     content = bytearray(slide.read_bytes())
     content[-100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"{slide.name}: is not the slide that .*{slide.stem} was predicted from"):
+    with pytest.raises(UserError, match=f"{slide.name}: has changed since .*{slide.stem} was predicted"):
         mine_negatives(copy, tmp_path / "mined", reference, threshold=0)
     assert not (tmp_path / "mined").exists()

@@ -1,4 +1,4 @@
-"""evaluate_slides: how well heat maps tell slides with metastases from others, and how many lesions they find."""
+"""evaluate_slides: AUROC of slides and FROC of lesions from heat maps."""
 
 import json
 from collections.abc import Collection
@@ -15,14 +15,14 @@ from pcam_lightning.metrics.classification import auroc
 from pcam_lightning.metrics.froc import FALSE_POSITIVES, SlideDetections, froc, match_detections, number_lesions
 from pcam_lightning.slides.annotations import reaches
 from pcam_lightning.slides.heat_map import ood_warning
-from pcam_lightning.slides.heat_map_folder import HeatMapFolder, read_folders
 from pcam_lightning.slides.outlines import Geometry, outline_mask
 from pcam_lightning.slides.reference import Reference
+from pcam_lightning.slides.saved_heat_map import SavedHeatMap, read_heat_maps
 from pcam_lightning.utils.atomic_io import atomic_write
 from pcam_lightning.utils.errors import check_number, rank_zero_info, rank_zero_warn
 
-MASK_MPP = 7.776  # um per pixel of masks: level 5 of slides with 0.243
-CAMELYON16_MPP = 0.243  # um per pixel that CAMELYON16's script takes for all slides, though some have 0.226
+MASK_MPP = 7.776  # um per pixel of masks: level 5 of a slide with 0.243 um per pixel
+CAMELYON16_MPP = 0.243  # um per pixel that CAMELYON16's script assumes for all slides; some have 0.226
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class SlideScores:
     """Scores of slides.
 
     Attributes:
-        auroc: of the slides' scores, with a 95 % interval by a bootstrap over slides; None where all are of one kind.
-        froc: CAMELYON16's score, with such an interval; None without annotations of a lesion that counts.
-        sensitivity: at each number of false positives a slide.
-        slides: one row a slide: slide, label, score, lesions, found, false.
+        auroc: AUROC of the slide scores, with a 95 % bootstrap interval over slides; None if all slides have one label.
+        froc: CAMELYON16's FROC score, with a 95 % bootstrap interval; None without an annotated lesion that counts.
+        sensitivity: lesion sensitivity by the number of false positives per slide.
+        slides: one row per slide: slide, label, score, lesions, found, false.
     """
 
     auroc: Interval | None
@@ -51,41 +51,40 @@ def evaluate_slides(
     tumor_class: Collection[str] = (),
     camelyon16: bool = False,
 ) -> SlideScores:
-    """Score the heat maps of slides: AUROC of slides, and the FROC of their lesions by CAMELYON16's rules.
+    """Score a folder of heat maps: AUROC of slides, and FROC of lesions by CAMELYON16's rules.
 
-    Writes `slide_scores.json` and `slide_scores.csv` into the folder; with annotations `calibration.json` too, by which
-    `heatmap` corrects the probabilities of other slides. Each square is tumor there if an outline reaches the center of
-    its patch, as PCam's labels say it.
+    Writes `slide_scores.json` and `slide_scores.csv` into the folder. With annotations, also writes
+    `calibration.json`, with which `heatmap` corrects the probabilities of other slides. As in PCam, a square is tumor
+    if an outline intersects the center of its patch.
 
     Args:
-        heatmaps: folder that `heatmap` has written.
-        reference: CSV with slide,label, 1 for slides with metastases; or CAMELYON16's, with the name and Tumor or
-            Normal. By default, slides with annotations of tumor are those with metastases.
-        annotations: folder with the outlines of metastases, for each slide that has any: its name with .xml (ASAP's) or
-            .geojson.
-        bootstrap_samples: for the intervals.
-        seed: of the bootstrap.
-        tumor_class: classes of outlines that are tumor, besides tumor, metastases, _0 and _1; none is outlines without
-            class.
-        camelyon16: compute the FROC as CAMELYON16's own script does, and write `camelyon16/<slide>.csv` for it.
+        heatmaps: folder written by `heatmap`.
+        reference: CSV with slide,label, where label 1 means metastases; or CAMELYON16's CSV, with the slide name and
+            Tumor or Normal. By default, slides with tumor annotations are those with metastases.
+        annotations: folder of metastasis outlines, named after the slides, with the suffix .xml (ASAP) or .geojson.
+        bootstrap_samples: number of bootstrap samples for the intervals.
+        seed: seed of the bootstrap.
+        tumor_class: additional tumor classes of outlines, besides tumor, metastases, _0 and _1; none selects
+            outlines without a class.
+        camelyon16: compute the FROC like CAMELYON16's own script, and write `camelyon16/<slide>.csv` for that script.
 
     Raises:
-        UserError: a file is missing or malformed, or the heat maps are not of one network and one set of options.
+        UserError: a file is missing or malformed, or the heat maps have different networks or options.
     """
     check_number("bootstrap_samples", bootstrap_samples, 1, whole=True)
     truth = Reference(reference, annotations, tumor_class)
-    maps = read_folders(heatmaps)
+    maps = read_heat_maps(heatmaps)
     if caution := maps[0].network.get("caution"):
-        rank_zero_warn(f"{heatmaps}: the network was {caution}: scores may be optimistic.")
+        rank_zero_warn(f"{heatmaps}: the network was {caution}; scores may be optimistic.")
     if unusable := [one.slide.stem for one in maps if ood_warning(one.ood_fraction)]:
         rank_zero_warn(
-            f"{heatmaps}: most of the tissue of {len(unusable):,} of {len(maps):,} slides is out of distribution, "
-            f"{unusable[0]} first: do not use their scores."
+            f"{heatmaps}: most tissue of {len(unusable):,} of {len(maps):,} slides is out of distribution; do not use "
+            f"their scores. The first is {unusable[0]}."
         )
     truth.check([one.slide for one in maps])
     if truth.labels is not None and (missing := len(truth.labels) - len(maps)) > 0:
         rank_zero_warn(
-            f"{missing:,} of {len(truth.labels):,} slides of {reference} have no finished heat map in {heatmaps}."
+            f"{missing:,} of {len(truth.labels):,} slides in {reference} have no finished heat map in {heatmaps}."
         )
     rows, detections, outlines = [], [], []
     for one in maps:
@@ -111,10 +110,10 @@ def evaluate_slides(
     return scores
 
 
-def _detections(one: HeatMapFolder, tumor: Geometry, label: int, *, camelyon16: bool) -> SlideDetections:
+def _detections(one: SavedHeatMap, tumor: Geometry, label: int, *, camelyon16: bool) -> SlideDetections:
     """Match a slide's lesions.csv with its annotations."""
     slide_mpp = CAMELYON16_MPP if camelyon16 else one.heat_map.grid.slide_mpp
-    if camelyon16 and not label:  # all detections of such a slide are false there
+    if camelyon16 and not label:  # CAMELYON16 counts all detections on these slides as false positives
         tumor = shapely.Polygon()
     downsample = 2.0 ** round(np.log2(MASK_MPP / slide_mpp))
     mask = outline_mask(tumor, one.heat_map.grid.width, one.heat_map.grid.height, downsample)
@@ -123,18 +122,18 @@ def _detections(one: HeatMapFolder, tumor: Geometry, label: int, *, camelyon16: 
     return match_detections(numbered, ignored, one.detections["confidence"].to_numpy(), row, column)
 
 
-def _write_camelyon16(folder: Path, maps: list[HeatMapFolder]) -> None:
-    """Write the detections of each slide as CAMELYON16's script reads them: confidence, x and y, without a header."""
+def _write_camelyon16(folder: Path, maps: list[SavedHeatMap]) -> None:
+    """Write the detections of each slide for CAMELYON16's script: confidence, x and y, without a header."""
     folder.mkdir(exist_ok=True)
-    for file in folder.glob("*.csv"):  # the script takes all that it finds there
+    for file in folder.glob("*.csv"):  # the script reads every CSV in the folder
         file.unlink()
     for one in maps:
         table = one.detections[["confidence", "x", "y"]]
         atomic_write(folder / f"{one.slide.stem}.csv", table.to_csv(header=False, index=False, lineterminator="\n"))
 
 
-def _write_calibration(heatmaps: Path, maps: list[HeatMapFolder], outlines: list[Geometry]) -> None:
-    """Fit scale and shift of the logits of all squares, by the labels of the centers of their patches."""
+def _write_calibration(heatmaps: Path, maps: list[SavedHeatMap], outlines: list[Geometry]) -> None:
+    """Fit the scale and shift of the logits of all squares to the labels of their patch centers."""
     file = heatmaps / "calibration.json"
     labels, logits = [], []
     for one, tumor in zip(maps, outlines, strict=True):
@@ -146,11 +145,11 @@ def _write_calibration(heatmaps: Path, maps: list[HeatMapFolder], outlines: list
         logits.append(one.heat_map.logit[row, column])
     label, logit = np.concatenate(labels).astype(np.int64), np.concatenate(logits).astype(np.float64)
     if len(np.unique(label)) < 2:
-        rank_zero_info(f"{file}: not written, all squares are of one kind.")
+        rank_zero_info(f"{file}: not written, because all squares have the same label.")
         return
     scale, shift = fit_platt(label, logit)
     if scale <= 0:
-        rank_zero_warn(f"{file}: not written, squares with tumor have lower logits than the others.")
+        rank_zero_warn(f"{file}: not written, because tumor squares have lower logits than the others.")
         return
     content = {
         "scale": scale,
@@ -167,10 +166,10 @@ def _write_calibration(heatmaps: Path, maps: list[HeatMapFolder], outlines: list
 def _auroc(table: pd.DataFrame, samples: int, seed: int) -> Interval | None:
     label, score = table["label"].to_numpy(), table["score"].to_numpy()
     if len(np.unique(label)) < 2:
-        rank_zero_info("slides: all of one kind, so that there is no AUROC.")
+        rank_zero_info("slides: AUROC is undefined, because all slides have the same label.")
         return None
-    drawn, _ = bootstrap_scores(label, score, np.arange(len(label)), samples, seed)
-    return percentile_interval(auroc(label, score), drawn)
+    sampled, _ = bootstrap_scores(label, score, np.arange(len(label)), samples, seed)
+    return percentile_interval(auroc(label, score), sampled)
 
 
 def _froc(
@@ -178,13 +177,14 @@ def _froc(
 ) -> tuple[Interval | None, dict[float, float]]:
     if not sum(slide.lesions for slide in detections):
         if detections:
-            rank_zero_info("FROC: none, since no lesion is as long as 275 um.")
+            rank_zero_info("FROC: undefined, because no lesion has a major axis of 275 um or more.")
         return None, {}
     curve = froc(detections, camelyon16)
-    draws = ([detections[row] for row in rows] for rows in bootstrap_rows(np.arange(len(detections)), samples, seed))
-    drawn = [froc(slides, camelyon16).score for slides in draws if any(slide.lesions for slide in slides)]
+    rows = bootstrap_rows(np.arange(len(detections)), samples, seed)
+    resampled = ([detections[row] for row in sample] for sample in rows)
+    scores = [froc(slides, camelyon16).score for slides in resampled if any(slide.lesions for slide in slides)]
     at = np.interp(FALSE_POSITIVES, curve.false_positives, curve.sensitivity)
-    return percentile_interval(curve.score, np.array(drawn)), dict(zip(FALSE_POSITIVES, map(float, at), strict=True))
+    return percentile_interval(curve.score, np.array(scores)), dict(zip(FALSE_POSITIVES, map(float, at), strict=True))
 
 
 def _write(heatmaps: Path, scores: SlideScores) -> None:

@@ -1,4 +1,4 @@
-"""What is exported: networks of runs and checkpoints, with their temperature, records and patches."""
+"""Networks to export, and the patches to compare files on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,65 +11,65 @@ from pcam_lightning.data.datamodule import READ_OPTIONS, PCamDataModule
 from pcam_lightning.data.sources import parts
 from pcam_lightning.models.classifier import PCamClassifier
 from pcam_lightning.models.heads import head_of
-from pcam_lightning.synthetic.kaggle_folder import draw_slide
-from pcam_lightning.synthetic.tissue import draw_patch
+from pcam_lightning.synthetic.kaggle_folder import sample_slide
+from pcam_lightning.synthetic.tissue import synthesize_patch
 from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.training.run_report import read_temperature
 from pcam_lightning.utils.errors import UserError, rank_zero_warn
 from pcam_lightning.utils.run_dir import Run
 
-DRAWN = 256  # patches to compare on where there are no others
+SYNTHETIC_PATCHES = 256  # number of patches to compare on if there is no data
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """A network to export.
 
     Attributes:
-        loaded: its run.
-        network: in evaluation mode, on the CPU.
+        loaded: run of the network.
+        network: network in evaluation mode, on the CPU.
     """
 
     loaded: LoadedRun
     network: PCamClassifier
 
     @classmethod
-    def read(cls, target: Path | str, tta: str | None) -> "Source":
-        """Read a run's best checkpoint, a checkpoint, or a network that comes with the package.
+    def read(cls, target: Path | str, tta: str | None) -> "ExportSource":
+        """Read the best checkpoint of a run, a checkpoint, or a bundled network.
 
         Raises:
-            UserError: it cannot be used.
+            UserError: the network cannot be loaded.
         """
         if Path(target).is_dir() and Run(Path(target)).diverged.is_file():
-            raise UserError(f"{target}: the loss of this run was NaN or infinite; name a checkpoint of it to export.")
+            raise UserError(f"{target}: the loss of this run was NaN or infinite; name one of its checkpoints.")
         loaded = LoadedRun.open(target)
         network = loaded.classifier(tta).eval()
         if not all(bool(value.isfinite().all()) for value in network.net.state_dict().values()):
-            raise UserError(f"{loaded.path}: some of its weights are NaN or infinite.")
+            raise UserError(f"{loaded.path}: some weights are NaN or infinite.")
         return cls(loaded, network)
 
     @property
     def made_by(self) -> dict[str, Any]:
-        """What logits depend on, as report.json records it."""
+        """Step and views, as recorded in report.json."""
         return {"step": self.loaded.step, "tta": self.network.hparams["tta"]}
 
     def temperature(self) -> float:
-        """Return the temperature that evaluate has found.
+        """Return the temperature that evaluate fitted.
 
         Raises:
-            UserError: there is none of this checkpoint.
+            UserError: evaluate has not scored this checkpoint.
         """
         return read_temperature(self.loaded.run, self.made_by)
 
 
 @dataclass(frozen=True)
-class Patches:
+class ComparisonPatches:
     """Patches to compare files on.
 
     Attributes:
-        image: uint8, (N, 96, 96, 3).
-        label: 0 or 1, (N,).
-        origin: where they are from.
+        image: patches, uint8, (N, 96, 96, 3).
+        label: labels, 0 or 1, (N,).
+        origin: description of the patches.
     """
 
     image: np.ndarray
@@ -77,13 +77,13 @@ class Patches:
     origin: str
 
 
-def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> Patches:
-    """Return patches of a run's validation part; drawn ones, with a warning, where its data is not at hand.
+def find_patches(sources: Sequence[ExportSource], root: Path | None, sample: int) -> ComparisonPatches:
+    """Return validation patches of a run, or synthetic patches with a warning if its data is missing.
 
     Args:
-        sources: networks; the run of the first one counts.
-        root: data folder, where it has moved since the run.
-        sample: how many at most, sampled at random; 0 for all.
+        sources: networks; the patches come from the run of the first.
+        root: data folder, if it has moved since the run.
+        sample: maximum number of patches, sampled at random; 0 for all.
 
     Raises:
         UserError: the data cannot be used.
@@ -94,18 +94,18 @@ def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> P
     if not folder.exists() or "train" not in parts(folder, options.get("columns")):
         if not source.bundled:
             rank_zero_warn(
-                f"{folder}: no labeled patches there, so that files are compared on synthetic ones; `root` names the "
-                "data."
+                f"{folder}: contains no labeled patches; files are compared on synthetic patches. Set `root` to the "
+                "data folder."
             )
-        return draw_patches(DRAWN)
-    # There is no split of a checkpoint that was moved, or of another machine.
+        return synthetic_patches(SYNTHETIC_PATCHES)
+    # A checkpoint that was moved has no split file.
     split = {"split_file": source.run.split} if source.run.split.is_file() else {"val_fraction": 0.5}
     how = {name: options.get(name) for name in READ_OPTIONS}
     data = PCamDataModule(folder, cache_dir=_cache(options, root), **split, **how)
     data.setup("fit")
     rows = np.flatnonzero(data.val_mask)
     if not len(rows):
-        rank_zero_warn(f"{source.run.split}: no patch is held out, so that files are compared on training patches.")
+        rank_zero_warn(f"{source.run.split}: no patch is held out; files are compared on training patches.")
         rows = np.arange(len(data.table))
     known = source.run.split.is_file() and data.val_mask.any()
     if sample:
@@ -118,44 +118,44 @@ def find_patches(sources: Sequence[Source], root: Path | None, sample: int) -> P
         trained = other.loaded.trained
         network = f"network {number}" if len(sources) > 1 else "the network"
         if overlap := trained.report(table, other.loaded.name):
-            origin += f"; {overlap:,} of them trained {network}, so that AUROC is optimistic"
+            origin += f"; {overlap:,} of them trained {network}, so AUROC is optimistic"
         if trained.caution:
-            origin += f"; {network} was {trained.caution}, so that AUROC may be optimistic"
-    return Patches(image, table["label"].to_numpy(), origin)
+            origin += f"; {network} was {trained.caution}, so AUROC may be optimistic"
+    return ComparisonPatches(image, table["label"].to_numpy(), origin)
 
 
 def _cache(options: dict[str, Any], root: Path | None) -> Path | None:
     return Path(options["cache_dir"]) if options.get("cache_dir") and root is None else None
 
 
-def draw_patches(count: int) -> Patches:
-    """Draw patches of synthetic tissue."""
+def synthetic_patches(count: int) -> ComparisonPatches:
+    """Generate patches of synthetic tissue."""
     rng = np.random.default_rng(0)
     label = np.arange(count) % 2
-    drawn = [draw_patch(rng, draw_slide(rng, "drawn", 1.0), int(one))[0] for one in label]
-    return Patches(np.stack(drawn), label, f"{count:,} patches of synthetic tissue")
+    patches = [synthesize_patch(rng, sample_slide(rng, "synthetic", 1.0), int(one))[0] for one in label]
+    return ComparisonPatches(np.stack(patches), label, f"{count:,} patches of synthetic tissue")
 
 
-def read_sources(targets: Sequence[Path | str], tta: str | None) -> list[Source]:
+def read_sources(targets: Sequence[Path | str], tta: str | None) -> list[ExportSource]:
     """Read all networks of an export.
 
     Raises:
-        UserError: one cannot be used, or is there twice.
+        UserError: a network cannot be loaded, or is named twice.
     """
     if not targets:
         raise UserError("export: name a run, a checkpoint, or pcam.")
-    sources = [Source.read(target, tta) for target in targets]
+    sources = [ExportSource.read(target, tta) for target in targets]
     paths = [source.loaded.path.resolve() for source in sources]
     if twice := next((path for path in paths if paths.count(path) > 1), None):
-        raise UserError(f"{twice}: is named twice.")
+        raise UserError(f"{twice}: named twice.")
     return sources
 
 
-def exported_checkpoint(source: Source, temperature: float) -> dict[str, Any]:
-    """Return a source's checkpoint with all that the export changes.
+def exported_checkpoint(source: ExportSource, temperature: float) -> dict[str, Any]:
+    """Return the checkpoint of a source with the changes of the export.
 
-    Its last layer is divided by the temperature, its views are those of the export, and paths of the machine that
-    trained it are cut to their last part.
+    The last layer is divided by the temperature, the views are those of the export, and local paths are shortened to
+    their last part.
     """
     checkpoint, tta = source.loaded.checkpoint, source.network.hparams["tta"]
     pcam, head = checkpoint["pcam"], f"net.{head_of(source.network.net)}."

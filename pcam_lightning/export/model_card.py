@@ -1,4 +1,4 @@
-"""README.md of an export: a model card in the Hugging Face hub's form, filled from the records of the run."""
+"""README.md of an export: a Hugging Face model card, filled from the records of the run."""
 
 import json
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from scipy.special import expit, logit
 
 from pcam_lightning import __version__
+from pcam_lightning.export.export_source import ExportSource
 from pcam_lightning.export.parity import Difference
-from pcam_lightning.export.source import Source
 from pcam_lightning.utils.run_dir import BundledRun
 
-WORST = 5  # slides that the card lists
-# Licenses of the weights that training starts from, by the start of the network's name; the first that fits counts.
+WORST = 5  # number of slides that the card lists
+# Licenses of pretrained weights by prefix of the network's name; the first match counts.
 _LICENSES = {
     "efficientnet_lite": "Apache-2.0",
     "resnet": "BSD-3-Clause (torchvision)",
@@ -29,28 +29,28 @@ _FILES = {
     "torchscript_model.pt": "for WSInfer and QuPath: float (N, 3, 96, 96) in [0, 1] -> logits (N, 2) of normal, tumor",
     "config.json": "for WSInfer and timm",
     "model.safetensors": "for timm: `timm.create_model('local-dir:.', pretrained=True)`; the network alone",
-    "test_vectors.npz": "ten synthetic patches, `image`, and what must come out, `logit` and `prob`",
+    "test_vectors.npz": "ten synthetic patches, `image`, and the expected `logit` and `prob`",
     "training_features.safetensors": "for `serve`: features of training patches, to detect out-of-distribution patches",
 }
 
 
 def write_card(
-    path: Path, sources: Sequence[Source], temperature: float, origin: str, differences: Sequence[Difference]
+    path: Path, sources: Sequence[ExportSource], temperature: float, origin: str, differences: Sequence[Difference]
 ) -> None:
     """Write the card.
 
     Args:
-        path: of the file, beside those that it describes.
-        sources: networks, the first of which gives the scores.
-        temperature: that logits are divided by.
-        origin: of the patches that files were compared on.
-        differences: what came of that.
+        path: path of the card, in the folder of the exported files.
+        sources: exported networks; the scores are those of the first.
+        temperature: divisor of the logits.
+        origin: description of the patches used for the comparison.
+        differences: result of the comparison.
     """
     first = sources[0]
     report = _report(first) if len(sources) == 1 else None
     files = {name: text for name, text in _FILES.items() if (path.parent / name).is_file()}
     files |= {
-        file.name: "the network in float32, and how it was trained, for pcam_lightning"
+        file.name: "for pcam_lightning: the network in float32, and its training record"
         for file in sorted(path.parent.glob("pcam_lightning*.safetensors"))
     }
     environment = Environment(
@@ -74,7 +74,7 @@ def write_card(
 
 
 def _head(report: dict[str, Any] | None, data: str, *, timm: bool) -> str:
-    """Return what the hub reads of a card, as YAML; scores on synthetic tissue are left out."""
+    """Return the card's metadata as YAML; scores on synthetic tissue are left out."""
     results = None
     if report is not None and not report["synthetic"]:
         results = [
@@ -96,8 +96,8 @@ def _head(report: dict[str, Any] | None, data: str, *, timm: bool) -> str:
     return str(head.to_yaml())
 
 
-def _describe(source: Source) -> dict[str, Any]:
-    """Return what the card says of a network."""
+def _describe(source: ExportSource) -> dict[str, Any]:
+    """Return the card's description of a network."""
     network, checkpoint = source.network, source.loaded.checkpoint
     record = checkpoint["pcam"]
     data, preprocess = record["config"]["data"], network.preprocess
@@ -127,15 +127,15 @@ def _describe(source: Source) -> dict[str, Any]:
     }
 
 
-def _own_card(source: Source) -> str | None:
-    """Return the card of a network that comes with the package, without its title; None of any other network."""
+def _own_card(source: ExportSource) -> str | None:
+    """Return the card of a bundled network without its title, or None for other networks."""
     if not isinstance(source.loaded.run, BundledRun):
         return None
     return source.loaded.run.file.with_suffix(".md").read_text(encoding="utf-8").partition("\n")[2].strip()
 
 
-def _start(source: Source) -> str:
-    """Return which weights training started from, and their license."""
+def _start(source: ExportSource) -> str:
+    """Return the initial weights of training, and their license."""
     weights = str(source.loaded.checkpoint["init_weights"])
     if weights == "none":
         return "random weights"
@@ -146,16 +146,16 @@ def _start(source: Source) -> str:
     if license_ is None:
         config: Any = getattr(source.network.net, "pretrained_cfg", None) or {}
         license_ = config.get("license") if isinstance(config, dict) else getattr(config, "license", None)
-    return f"ImageNet weights, license: {license_ or 'not known'}"
+    return f"ImageNet weights, license: {license_ or 'unknown'}"
 
 
 def _threshold(prob: float, temperature: float) -> float:
-    """Return the threshold on probabilities after a temperature."""
+    """Return the probability threshold after division of the logits by a temperature."""
     return float(expit(logit(prob) / temperature))
 
 
 def _split(record: dict[str, Any]) -> str:
-    """Return how the validation part was chosen."""
+    """Return a description of the split."""
     data, kind = record["config"]["data"], str(record["split"]["kind"])
     if data.get("split_file"):
         return kind
@@ -163,8 +163,8 @@ def _split(record: dict[str, Any]) -> str:
     return f"{kind}, fold {data['fold'] + 1} of {data['folds']}, {seed}" if data.get("folds") else f"{kind}, {seed}"
 
 
-def _report(source: Source) -> dict[str, Any] | None:
-    """Return what evaluate has written about this very checkpoint and its views; None where it has not."""
+def _report(source: ExportSource) -> dict[str, Any] | None:
+    """Return evaluate's report on this checkpoint and its views, or None if there is none."""
     try:
         report: dict[str, Any] = json.loads((source.loaded.run.folder / "report.json").read_text(encoding="utf-8"))
         return report if report["made_by"] == source.made_by else None
@@ -172,8 +172,8 @@ def _report(source: Source) -> dict[str, Any] | None:
         return None
 
 
-def _test(source: Source) -> float | None:
-    """Return AUROC on the test part, where test has scored this checkpoint."""
+def _test(source: ExportSource) -> float | None:
+    """Return AUROC on the test part if test has scored this checkpoint, else None."""
     try:
         scores = json.loads((source.loaded.run.folder / "test.json").read_text(encoding="utf-8"))
         same = scores["step"] == source.loaded.step and scores["tta"] == source.network.hparams["tta"]

@@ -1,4 +1,4 @@
-"""The network that predicts slides, read once for all of them."""
+"""The network that predicts slides, loaded once for all slides."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ class SlideNetwork:
     """A network, in evaluation mode on the CPU.
 
     Attributes:
-        name: as the user gave it.
-        classifier: maps patches to logits.
-        sha256: of its weights.
-        distance: from its training patches; None where it was not measured.
+        name: name or path that the user passed.
+        classifier: network that maps patches to logits.
+        sha256: SHA-256 of the weights.
+        distance: distance from the training patches; None if not measured.
     """
 
     name: str
@@ -30,10 +30,10 @@ class SlideNetwork:
 
     @classmethod
     def load(cls, target: "SlideNetwork | LoadedRun | Path | str", tta: str | None) -> "SlideNetwork":
-        """Load a run, a checkpoint, pcam or pcam-small; one that is loaded already is returned.
+        """Load a run, a checkpoint, pcam or pcam-small; a `SlideNetwork` is returned unchanged.
 
         Raises:
-            UserError: it cannot be used.
+            UserError: the network cannot be loaded.
         """
         if isinstance(target, SlideNetwork):
             return target
@@ -43,11 +43,11 @@ class SlideNetwork:
 
     @property
     def tta(self) -> str:
-        """Its views."""
+        """Test-time augmentation."""
         return str(self.classifier.hparams["tta"])
 
     def describe(self) -> dict[str, Any]:
-        """Return what slide.json records of it."""
+        """Return the record for slide.json."""
         return {
             "ckpt_path": self.name,
             "backbone": self.classifier.hparams["backbone"],

@@ -1,4 +1,4 @@
-"""SlideOptions: how a slide is predicted."""
+"""SlideOptions: options of slide prediction."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SlideOptions:
-    """How a slide is predicted.
+    """Options of slide prediction.
 
     Args:
-        mpp: um per pixel of the slide's finest level, or a CSV with slide,mpp; by default what the file says. A number
-            that differs from it is an error, and a row of the CSV corrects it.
-        stride: distance of neighboring patches, in pixels of 0.972 um, a multiple of 32; more than 32 leaves gaps.
-        tissue: predict tissue alone (auto), or everything (none).
-        regions: regions of interest, GeoJSON or ASAP's XML, of a slide, or a folder of them by the names of the slides:
-            only squares whose centers lie inside are predicted.
-        tta: test-time augmentation, none or d4; by default what the network's run had.
-        threshold: probability from which a square counts as tumor, in outlines, lesions and areas.
-        prior: share of the tissue that is expected to be tumor, for which probabilities are corrected.
-        calibration: calibration.json of `evaluate_slides`, by which probabilities are corrected instead.
-        batch_size: patches that go through the network at once.
-        num_workers: threads that read the slide ahead, for each device.
-        accelerator: of Lightning's Trainer.
-        devices: of Lightning's Trainer.
-        num_nodes: of Lightning's Trainer; all nodes need the same output folder.
-        precision: of Lightning's Trainer.
+        mpp: um per pixel of the slide's finest level, or a CSV with slide,mpp; by default the scale stated by the file.
+            A number that differs from the file is an error; a row of the CSV overrides the file.
+        stride: distance between patches in pixels of 0.972 um, a multiple of 32; more than 32 leaves gaps.
+        tissue: predict only tissue (auto), or the whole slide (none).
+        regions: regions of interest of a slide, GeoJSON or ASAP's XML, or a folder of files named after the slides;
+            only squares with centers inside are predicted.
+        tta: test-time augmentation, none or d4; by default that of the run.
+        threshold: lowest probability of a tumor square, for outlines, lesions and areas.
+        prior: expected share of tumor in the tissue, to correct the probabilities.
+        calibration: calibration.json of `evaluate_slides`, to correct the probabilities instead.
+        batch_size: patches per forward pass.
+        num_workers: number of threads per device that read ahead.
+        accelerator: argument of Lightning's Trainer.
+        devices: argument of Lightning's Trainer.
+        num_nodes: argument of Lightning's Trainer; all nodes need the same output folder.
+        precision: argument of Lightning's Trainer.
 
     Raises:
         UserError: a value is out of range.
@@ -56,13 +56,13 @@ class SlideOptions:
     def __post_init__(self) -> None:
         """Check values."""
         if self.stride < CENTER or self.stride % CENTER:
-            raise UserError(f"`stride` {self.stride}: should be a multiple of {CENTER}, the side of a patch's center.")
+            raise UserError(f"`stride` {self.stride}: should be a multiple of {CENTER}, the side of a patch center.")
         for name in ("threshold", "prior"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise UserError(f"`{name}` {value}: should be more than 0 and less than 1.")
         if self.prior is not None and self.calibration is not None:
-            raise UserError("`prior`, `calibration`: only one of them corrects probabilities.")
+            raise UserError("`prior`, `calibration`: only one of them can be set.")
         for name in ("calibration", "regions"):
             if (path := getattr(self, name)) is not None:
                 object.__setattr__(self, name, Path(path).expanduser().absolute())
@@ -70,12 +70,12 @@ class SlideOptions:
         check_number("num_workers", self.num_workers, 0, whole=True)
 
     def build_trainer(self, callback: "L.Callback") -> "L.Trainer":
-        """Build the trainer that predicts.
+        """Build the trainer for prediction.
 
         Raises:
-            UserError: this machine lacks what the options ask for.
+            UserError: this machine does not support the options.
         """
-        import lightning as L  # the command line reads the options without it
+        import lightning as L  # deferred: the command line reads the options without it
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         try:
@@ -89,7 +89,7 @@ class SlideOptions:
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
-                use_distributed_sampler=False,  # SlideDataModule shares the regions out
+                use_distributed_sampler=False,  # SlideDataModule distributes the regions
             )
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"`accelerator`, `devices`, `num_nodes`, `precision`: {error}") from error

@@ -1,4 +1,4 @@
-"""A network on the patches of a slide's regions, and the file that keeps its logits."""
+"""Predict the patches of slide regions, and store their logits in a file."""
 
 import time
 from pathlib import Path
@@ -12,25 +12,25 @@ from tqdm import tqdm
 
 from pcam_lightning.models.patch_network import PatchNetwork
 from pcam_lightning.models.stage_statistics import StageStatistics
-from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.regions import RegionBatch, SlideDataModule, SlideRegions, cut_patches
+from pcam_lightning.slides.slide_options import SlideOptions
+from pcam_lightning.slides.slide_regions import RegionBatch, SlideDataModule, SlideRegions, cut_patches
 from pcam_lightning.training.feature_distance import FeatureDistance
 from pcam_lightning.training.lightning_internals import keyboard_interrupt
 from pcam_lightning.utils.atomic_io import atomic_open
 from pcam_lightning.utils.errors import UserError, is_rank_zero, rank_zero_warn
 
-_EVERY = 30.0  # seconds of predictions that a killed process may lose
+_EVERY = 30.0  # seconds between writes: a killed process loses at most these predictions
 
 
 class SlidePredictor(L.LightningModule):
     """Predicts the patches of a region.
 
     Args:
-        network: what predicts them.
-        stride: distance of neighboring patches, in pixels.
-        batch_size: patches that go through the network at once.
-        distance: from the training patches, of features of the network's early stages; None where it is not known.
+        network: network that maps patches to logits.
+        stride: distance between patches, in pixels.
+        batch_size: patches per forward pass.
+        distance: distance from the training patches by features of the early stages; None if not measured.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class SlidePredictor(L.LightningModule):
         self._statistics: StageStatistics | None = None
 
     def on_predict_start(self) -> None:
-        """Fold BatchNorm, and look at the early stages where distances are asked for."""
+        """Fold BatchNorm, and record early-stage statistics if distances are needed."""
         self.network.fold()
         if self.distance is not None:
             self._statistics = StageStatistics(self.network.predictor, self.network.hparams["backbone"])
 
     def predict_step(self, batch: RegionBatch, batch_idx: int) -> RegionBatch:
-        """Return `square`, int64 (N,), `logit` and, where it is known, `ood_distance`, float32 (N,), and `damaged`.
+        """Return `square`, int64 (N,), `logit` and, if measured, `ood_distance`, float32 (N,), and `damaged`.
 
-        Where nothing can be read, the batch as it came.
+        A batch without readable squares is returned unchanged.
         """
         if "error" in batch or not len(batch["row"]):
             return batch
@@ -67,13 +67,13 @@ class SlidePredictor(L.LightningModule):
 
 
 class LogitFile(L.Callback):
-    """Keeps the logits of a process in a file, so that an interrupted prediction can be resumed.
+    """Writes the logits of a process to a file, so that an interrupted prediction can resume.
 
     Args:
-        path: .npz of `write_logits`; the number of the process is added to its name.
-        key: what the logits depend on.
-        known: logits and distances that are known already.
-        total: patches to predict in all processes.
+        path: .npz file of `write_logits`; the rank of the process is added to its name.
+        key: hash of the inputs that the logits depend on.
+        known: logits and distances from an earlier call.
+        total: number of patches to predict in all processes.
     """
 
     def __init__(self, path: Path, key: str, known: "Logits", total: int) -> None:
@@ -86,13 +86,13 @@ class LogitFile(L.Callback):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show a progress bar."""
-        total = self.total // trainer.world_size  # of this process, nearly
+        total = self.total // trainer.world_size  # approximate share of this process
         self._bar = tqdm(total=total, desc=self.path.parent.name, unit=" patches", disable=not trainer.is_global_zero)
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *batch: Any) -> None:
-        """Keep the logits of a region, or the first error.
+        """Store the logits of a region, or the first error.
 
-        An error is raised when all processes have ended: each of them learns of it.
+        The error is raised after all processes have finished, in each of them.
         """
         if "error" in outputs:
             self.error = self.error or outputs["error"]
@@ -112,7 +112,7 @@ class LogitFile(L.Callback):
         self._write(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write the file where the prediction is interrupted."""
+        """Write the file when the prediction is interrupted."""
         if self._bar is not None:
             self._bar.close()
         self._write(trainer)
@@ -124,13 +124,13 @@ class LogitFile(L.Callback):
 
 
 class Logits(NamedTuple):
-    """What is known of the squares of a slide.
+    """Logits and distances of the squares of a slide.
 
     Attributes:
-        logit: float32 (rows, columns), NaN where there is none.
-        ood_distance: from the training patches, the same.
-        damaged: squares that cannot be read, bool (rows, columns).
-        error: of a process, if any.
+        logit: float32 (rows, columns), NaN if missing.
+        ood_distance: distance from the training patches, float32 (rows, columns), NaN if missing.
+        damaged: mask of unreadable squares, bool (rows, columns).
+        error: error message of a process, or an empty string.
     """
 
     logit: np.ndarray
@@ -147,7 +147,7 @@ def write_logits(
     ood_distance: np.ndarray | None = None,
     damaged: np.ndarray | None = None,
 ) -> None:
-    """Write logits and what they depend on; see `Logits`."""
+    """Write logits and their key; see `Logits`."""
     ood_distance = np.full_like(logit, np.nan) if ood_distance is None else ood_distance
     damaged = np.zeros(logit.shape, dtype=bool) if damaged is None else damaged
     with atomic_open(path) as file:
@@ -157,7 +157,7 @@ def write_logits(
 
 
 def read_logits(path: Path, key: str, shape: tuple[int, ...]) -> Logits:
-    """Read what `write_logits` and `LogitFile` have written with the same key."""
+    """Read and merge the files that `write_logits` and `LogitFile` wrote with the same key."""
     nothing = np.full(shape, np.nan, dtype=np.float32)
     found = Logits(nothing, nothing, np.zeros(shape, dtype=bool))
     for part in (path, *sorted(path.parent.glob(f"{path.stem}_*.npz"))):
@@ -168,7 +168,7 @@ def read_logits(path: Path, key: str, shape: tuple[int, ...]) -> Logits:
                     distance = np.where(np.isnan(found.ood_distance), arrays["ood_distance"], found.ood_distance)
                     damaged = (found.damaged | arrays["damaged"]) & np.isnan(logit)
                     found = Logits(logit, distance, damaged, found.error or str(arrays["error"]))
-        except (OSError, EOFError, ValueError, KeyError, BadZipFile):  # none there, damaged, or of another version
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile):  # missing, damaged, or another version
             continue
     return found
 
@@ -183,20 +183,20 @@ def predict_squares(
     options: SlideOptions,
     distance: FeatureDistance | None,
 ) -> Logits:
-    """Return logits and distances of squares: those that are in a file, and the others predicted.
+    """Return logits and distances of squares: read known ones from a file, and predict the others.
 
     Args:
-        path: of the slide.
-        grid: of its patches.
-        squares: which to predict, bool (rows, columns) of the grid.
-        network: what predicts them.
-        file: .npz of `write_logits`; it has all of them afterwards.
-        key: what they depend on.
-        options: how they are predicted.
-        distance: from the training patches; None where it is not known.
+        path: path of the slide.
+        grid: patch grid of the slide.
+        squares: mask of the squares to predict, bool (rows, columns) of the grid.
+        network: network that maps patches to logits.
+        file: .npz file of `write_logits`; afterwards it contains all squares.
+        key: hash of the inputs that the logits depend on.
+        options: options of the prediction.
+        distance: distance from the training patches; None if not measured.
 
     Raises:
-        UserError: the slide cannot be opened, most of it cannot be read, or a logit is no finite number.
+        UserError: the slide cannot be opened, most of it cannot be read, or a logit is not finite.
     """
     found = read_logits(file, key, squares.shape)
     unknown = np.isnan(found.logit) if distance is None else np.isnan(found.logit) | np.isnan(found.ood_distance)
@@ -210,11 +210,13 @@ def predict_squares(
             trainer.predict(predictor, SlideDataModule(regions, options.num_workers), return_predictions=False)
         trainer.strategy.barrier()
         found = read_logits(file, key, squares.shape)
-        trainer.strategy.barrier()  # before the parts are removed
+        trainer.strategy.barrier()  # all processes have read the parts before they are removed
         if count := int((np.isnan(found.logit) & squares & ~found.damaged).sum()):
-            raise UserError(found.error or f"{path}: {count:,} logits are not finite numbers; try `precision` 32-true.")
-    logit, far = (np.where(squares, values, np.float32(np.nan)) for values in (found.logit, found.ood_distance))
-    found = Logits(logit, far, found.damaged & squares)
+            raise UserError(found.error or f"{path}: {count:,} logits are not finite; try `precision` 32-true.")
+    logit, ood_distance = (
+        np.where(squares, values, np.float32(np.nan)) for values in (found.logit, found.ood_distance)
+    )
+    found = Logits(logit, ood_distance, found.damaged & squares)
     _report_damage(path, grid, found.damaged, squares)
     if is_rank_zero():
         write_logits(file, found.logit, key, ood_distance=found.ood_distance, damaged=found.damaged)
@@ -224,10 +226,10 @@ def predict_squares(
 
 
 def _report_damage(path: Path, grid: PatchGrid, damaged: np.ndarray, squares: np.ndarray) -> None:
-    """Warn of squares that cannot be read, bool (rows, columns), among those to predict.
+    """Warn about unreadable squares among those to predict; both masks are bool (rows, columns).
 
     Raises:
-        UserError: these are most of them.
+        UserError: most squares cannot be read.
     """
     if not damaged.any():
         return
@@ -235,5 +237,5 @@ def _report_damage(path: Path, grid: PatchGrid, damaged: np.ndarray, squares: np
     count, total = damaged.sum(), squares.sum()
     message = f"{path}: damaged at x {column:,}, y {row:,}: {count:,} of {total:,} squares cannot be read"
     if 2 * count > total:
-        raise UserError(f"{message}. Copy the slide again from where it came.")
-    rank_zero_warn(f"{message} and are left empty.")
+        raise UserError(f"{message}. Copy the slide again from its source.")
+    rank_zero_warn(f"{message} and stay empty.")

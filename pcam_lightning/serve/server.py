@@ -1,4 +1,4 @@
-"""serve: a local web page that predicts one's own patches with an exported network."""
+"""serve: a local web page that predicts your own patches with an exported network."""
 
 import errno
 import socket
@@ -11,25 +11,24 @@ from pcam_lightning.serve.security import is_loopback
 from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info, rank_zero_warn
 from pcam_lightning.utils.signals import stop_if_asked
 
-CONNECTIONS = 200  # at once; a browser opens six
-_GRACE = 3  # seconds for requests in progress after Ctrl-C
+CONNECTIONS = 200  # concurrent connections; a browser opens six
+_GRACE = 3  # seconds for open requests after Ctrl-C
 
 
 def serve(folder: Path, host: str = "127.0.0.1", port: int = 8000, max_mb: int = 20) -> None:
     """Serve a web page that predicts patches with an exported network, until Ctrl-C.
 
-    Images stay in memory and are not kept. The page is for research and not for diagnosis.
+    Images are processed in memory and not stored. The page is for research and not for diagnosis.
 
     Args:
-        folder: that `export` wrote.
-        host: name or address to listen on; anything but 127.0.0.1 and localhost lets others in the network use the
-            page.
-        port: to listen on; 0 for any that is free.
-        max_mb: largest file that is accepted, in MB.
+        folder: folder written by `export`.
+        host: name or address to listen on; any except 127.0.0.1 and localhost exposes the page to the network.
+        port: port to listen on; 0 for a free port.
+        max_mb: largest accepted file, in MB.
 
     Raises:
         UserError: the folder has no model.onnx or a damaged file, or the port cannot be used.
-        KeyboardInterrupt: Ctrl-C, after the server has ended.
+        KeyboardInterrupt: Ctrl-C, after the server has stopped.
     """
     check_number("port", port, whole=True)
     check_number("max_mb", max_mb, 1, whole=True)
@@ -50,18 +49,18 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8000, max_mb: int =
             timeout_graceful_shutdown=_GRACE,
         )
         if not is_loopback(host):
-            rank_zero_warn(f"`host` {host}: anybody in the network can use this page, without a password.")
+            rank_zero_warn(f"`host` {host}: everyone on the network can use this page without a password.")
         name, number = listener.getsockname()[:2]
-        rank_zero_info(f"http://{f'[{name}]' if ':' in name else name}:{number}: open it in a browser; Ctrl-C ends it.")
+        rank_zero_info(f"http://{f'[{name}]' if ':' in name else name}:{number}: open in a browser; Ctrl-C stops it.")
         uvicorn.Server(config).run(sockets=[listener])
-        stop_if_asked()  # uvicorn sends the signal that ended it once more
+        stop_if_asked()  # uvicorn raises the signal that stopped it again
 
 
 def _listen(host: str, port: int) -> socket.socket:
     """Open the port.
 
     Raises:
-        UserError: it is in use or not allowed, or the host is none of this computer's.
+        UserError: the port is in use or not allowed, or the host is not an address of this computer.
     """
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -71,7 +70,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UserError(f"`host` {host}: no such name or address.") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise UserError(f"`port` {port} is in use; name another one, such as {port % 65535 + 1}.") from None
+            raise UserError(f"`port` {port} is in use; choose another, such as {port % 65535 + 1}.") from None
         if error.errno == errno.EADDRNOTAVAIL:
             raise UserError(f"`host` {host}: not an address of this computer.") from None
         raise UserError(f"`port` {port} cannot be used: {error.strerror}.") from None

@@ -1,4 +1,4 @@
-"""predict_onnx: the patches of test/ by an exported network, without torch in the loop."""
+"""predict_onnx: predict the patches of test/ with an exported network, without torch in the loop."""
 
 from pathlib import Path
 from typing import Literal
@@ -27,20 +27,20 @@ def predict_onnx(
     output: Path | str | None = None,
     overwrite: bool = False,
 ) -> pd.DataFrame:
-    """Predict the patches of test/, or of a folder that holds patches alone, by an exported network: submission.csv.
+    """Predict the patches of test/, or of a folder of unlabeled patches, with an exported network: submission.csv.
 
     Args:
         model: model.onnx of an export, or its folder.
         root: data folder.
-        batch_size: patches a batch.
-        cache_dir: folder for the packed images; by default .pcam_cache in the data folder.
-        columns: of a CSV of patches: what its columns path, label, id, slide, patient, center and split are called,
-            where that is none of the usual names.
-        resize: take images of another size, or JPEG: crop cuts 96 x 96 pixels at the center, scale resamples the 93 um
-            at the center to 96 x 96 pixels. Needs `mpp`.
-        mpp: um per pixel of the images that are resized, such as 0.5 of a scan at 20x.
-        output: folder to write submission.csv into; null writes none.
-        overwrite: replace a submission that is there and differs.
+        batch_size: patches per batch.
+        cache_dir: folder of the packed images; by default .pcam_cache in the data folder.
+        columns: names of the columns path, label, id, slide, patient, center and split of a CSV of patches, if they
+            are not the usual names.
+        resize: accept images of another size, or JPEG: crop cuts the center 96 x 96 pixels, scale resamples the center
+            93 um to 96 x 96 pixels. Needs `mpp`.
+        mpp: um per pixel of images to resize, such as 0.5 for a scan at 20x.
+        output: folder to write submission.csv to; null writes none.
+        overwrite: replace an existing submission that differs.
 
     Returns:
         Columns `id`, in the order of the submission, `logit` (float32) and `prob` (float64).
@@ -70,13 +70,11 @@ def predict_onnx(
 
 
 def _report_overlap(folder: Path, table: pd.DataFrame) -> None:
-    """Warn of patches that trained the network, by the checkpoints beside the file."""
+    """Warn about patches that trained the network, according to the checkpoints in its folder."""
     trained = TrainingPatches()
     for file in sorted(folder.glob("pcam_lightning*.safetensors")):
         try:
             trained |= TrainingPatches.of_checkpoint(safe_load(file))
         except ValueError as error:
-            rank_zero_warn(
-                f"{file}: cannot be read ({error}), so that patches which trained the network are not found."
-            )
+            rank_zero_warn(f"{file}: cannot be read ({error}); patches that trained the network are not detected.")
     trained.report(table, folder)

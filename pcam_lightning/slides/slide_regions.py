@@ -1,4 +1,4 @@
-"""Regions of a slide, as batches for the network."""
+"""Regions of a slide as batches for a network."""
 
 import threading
 from pathlib import Path
@@ -11,20 +11,20 @@ from torch.utils.data import Dataset
 
 from pcam_lightning.data.loader import ThreadedLoader
 from pcam_lightning.slides.patch_grid import PATCH, PatchGrid, Region
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.slide_reader import SlideReader
 from pcam_lightning.utils.errors import UserError
 
 RegionBatch = dict[str, Any]
 
 
 class SlideRegions(Dataset[RegionBatch]):
-    """The regions of a slide; each thread that reads them opens the slide itself.
+    """The regions of a slide; each reading thread opens the slide itself.
 
     Args:
-        path: of the slide.
-        grid: of its patches.
-        regions: what to read.
-        squares: which are predicted, bool, (rows, columns) of the grid.
+        path: path of the slide.
+        grid: patch grid of the slide.
+        regions: regions to read.
+        squares: mask of the squares to predict, bool, (rows, columns) of the grid.
     """
 
     def __init__(self, path: Path, grid: PatchGrid, regions: list[Region], squares: np.ndarray) -> None:
@@ -32,31 +32,31 @@ class SlideRegions(Dataset[RegionBatch]):
         self._opened = threading.local()
 
     def __getstate__(self) -> dict[str, object]:
-        """Return what another process needs: it opens the slide itself."""
+        """Return the state without open slides, which other processes cannot share."""
         return {name: value for name, value in self.__dict__.items() if name != "_opened"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what another process has sent."""
+        """Restore the state in another process."""
         self.__dict__.update(state, _opened=threading.local())
 
     def __len__(self) -> int:
-        """Return their number."""
+        """Return the number of regions."""
         return len(self.regions)
 
     def __getitem__(self, index: int) -> RegionBatch:
         """Read a region.
 
         Returns:
-            `image`, uint8 (H, W, 3); `row` and `column`, int64 (N,), of its squares within the region; `square`, int64
-            (N,), of the same squares within the grid, row by row; and `damaged`, int64 (M,), of squares that cannot be
-            read. Only `error`, a text, where the slide cannot be opened: all processes that predict it learn of it.
+            `image`, uint8 (H, W, 3); `row` and `column`, int64 (N,), position of each square in the region; `square`,
+            int64 (N,), index of each square in the grid, row by row; and `damaged`, int64 (M,), indices of unreadable
+            squares. If the slide cannot be opened, only `error`, a message for all processes.
         """
         region = self.regions[index]
         row, column = np.nonzero(self.squares[region.slice])
         try:
             slide = getattr(self._opened, "slide", None) or SlideReader(self.path, self.grid.slide_mpp)
             self._opened.slide = slide
-            slide.damaged.clear()  # of an earlier region, whose blocks may reach into this one
+            slide.damaged.clear()  # damage of the previous region, which may overlap this one
             pixels = self.grid.read(slide, region)
         except UserError as error:
             return {"error": str(error)}
@@ -67,11 +67,11 @@ class SlideRegions(Dataset[RegionBatch]):
 
 
 class SlideDataModule(L.LightningDataModule):
-    """Loads the regions of a slide, each in one of the trainer's processes.
+    """Distributes the regions of a slide over the processes of a trainer.
 
     Args:
-        regions: of the slide.
-        num_workers: threads that read ahead, for each process of the trainer.
+        regions: regions of the slide.
+        num_workers: number of threads per process that read ahead.
     """
 
     def __init__(self, regions: SlideRegions, num_workers: int) -> None:
@@ -84,23 +84,23 @@ class SlideDataModule(L.LightningDataModule):
         return ThreadedLoader(
             self.regions,
             self.num_workers,
-            # A process without regions would end the others: it reads the last one once more.
+            # A process without regions would stop the others, so it reads the last region again.
             sampler=range(rank, len(self.regions), world) or range(len(self.regions) - 1, len(self.regions)),
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
 
 def cut_patches(image: torch.Tensor, row: torch.Tensor, column: torch.Tensor, stride: int) -> torch.Tensor:
-    """Cut patches out of a region.
+    """Cut patches from a region.
 
     Args:
         image: uint8, (H, W, 3).
-        row: of the patches, int64 (N,).
-        column: of the patches, int64 (N,).
-        stride: distance of neighboring patches, in pixels.
+        row: rows of the patches, int64 (N,).
+        column: columns of the patches, int64 (N,).
+        stride: distance between patches, in pixels.
 
     Returns:
-        uint8, (N, 96, 96, 3), copied from one array in which they overlap.
+        Patches, uint8, (N, 96, 96, 3), copied from the region.
     """
-    views = image.unfold(0, PATCH, stride).unfold(1, PATCH, stride)  # (R, C, 3, 96, 96), no pixel copied
+    views = image.unfold(0, PATCH, stride).unfold(1, PATCH, stride)  # (R, C, 3, 96, 96), a view without a copy
     return views[row, column].permute(0, 2, 3, 1)

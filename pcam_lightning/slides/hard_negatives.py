@@ -1,4 +1,4 @@
-"""mine_negatives: patches in which a network finds tumor where there is none, as a data folder that fit adds."""
+"""mine_negatives: false positives of annotated slides, written as a data folder for training."""
 
 import hashlib
 from collections.abc import Collection, Iterator
@@ -12,10 +12,10 @@ from tqdm import tqdm
 from pcam_lightning.data.slide_map import SLIDES_FILES
 from pcam_lightning.slides.annotations import reaches
 from pcam_lightning.slides.heat_map import HeatMap
-from pcam_lightning.slides.heat_map_folder import HeatMapFolder, read_folders
 from pcam_lightning.slides.outlines import Geometry
 from pcam_lightning.slides.reference import Reference
-from pcam_lightning.slides.regions import SlideRegions, cut_patches
+from pcam_lightning.slides.saved_heat_map import SavedHeatMap, read_heat_maps
+from pcam_lightning.slides.slide_regions import SlideRegions, cut_patches
 from pcam_lightning.utils.atomic_io import atomic_folder, atomic_write
 from pcam_lightning.utils.errors import UserError, check_number, rank_zero_info, rank_zero_warn
 
@@ -29,38 +29,38 @@ def mine_negatives(
     per_slide: int = 1000,
     tumor_class: Collection[str] = (),
 ) -> pd.DataFrame:
-    """Write the false positives of annotated slides as a data folder, which `fit` adds with `data.extra_train`.
+    """Write the false positives of annotated slides as a data folder, to train on with `data.extra_train`.
 
-    A false positive is a patch with a probability at or above the threshold that no outline of tumor reaches. Outlines
-    are drawn by hand, so that patches on them are left out, though PCam's label is about the center alone.
+    A false positive is a patch with a probability at or above the threshold that does not intersect a tumor outline.
+    PCam labels only the center of a patch, but hand-drawn outlines are inexact, so all intersecting patches are left
+    out.
 
-    The folder is in Kaggle's layout: train/ with a TIFF for each patch, named by the SHA-1 of its pixels,
-    train_labels.csv, patch_id_wsi.csv with the names of the slides, and mined_patches.csv.
+    The folder has Kaggle's layout: train/ with one TIFF per patch, named by the SHA-1 of its pixels,
+    train_labels.csv, patch_id_wsi.csv with the slide names, and mined_patches.csv.
 
     Args:
-        heatmaps: folder that `heatmap` has written; its slides must be where they were, unchanged.
-        output: folder to make.
-        reference: CSV with slide,label, or CAMELYON16's; slides without metastases need no annotations.
-        annotations: folder with the outlines of metastases: the name of a slide with .xml (ASAP's) or .geojson. A slide
-            that neither says anything of is skipped.
-        threshold: probability from which a patch counts as positive.
-        per_slide: patches of a slide at most, those with the highest probabilities.
-        tumor_class: classes of outlines that are tumor, besides tumor, metastases, _0 and _1; none is outlines without
-            class.
+        heatmaps: folder written by `heatmap`; its slides must be unchanged and in the same place.
+        output: folder to create.
+        reference: CSV with slide,label, or CAMELYON16's CSV; slides without metastases need no annotations.
+        annotations: folder of metastasis outlines, named after the slides, with the suffix .xml (ASAP) or .geojson.
+            Slides without a label and annotations are skipped.
+        threshold: lowest probability of a positive patch.
+        per_slide: maximum number of patches per slide; the most probable are kept.
+        tumor_class: additional tumor classes of outlines, besides tumor, metastases, _0 and _1; none selects
+            outlines without a class.
 
     Returns:
-        A row for each patch, as in mined_patches.csv: id, slide, minx and miny in pixels of level 0, and prob_tumor.
+        One row per patch, as in mined_patches.csv: id, slide, minx and miny in level-0 pixels, and prob_tumor.
 
     Raises:
-        UserError: a file is missing, malformed or another than was predicted, no patch is found, or `output` holds
-            something.
+        UserError: a file is missing, malformed or changed, no patch is found, or `output` is not empty.
     """
     check_number("per_slide", per_slide, 1, whole=True)
     check_number("threshold", threshold)
     truth = Reference(reference, annotations, tumor_class)
-    maps = read_folders(Path(heatmaps))
+    maps = read_heat_maps(Path(heatmaps))
     truth.check(one.slide for one in maps)
-    chosen: list[tuple[HeatMapFolder, np.ndarray]] = []
+    chosen: list[tuple[SavedHeatMap, np.ndarray]] = []
     skipped = []
     for one in maps:
         tumor = truth.tumor(one)
@@ -70,32 +70,34 @@ def mine_negatives(
             one.check_slide()
             chosen.append((one, false_positives(one.heat_map, tumor, threshold, per_slide)))
     if skipped:
-        rank_zero_warn(f"{len(skipped):,} slides have no annotations and are skipped, {skipped[0]} first.")
+        rank_zero_warn(f"{heatmaps}: skipped slides without annotations: {len(skipped):,}, starting with {skipped[0]}.")
     if not sum(int(mask.sum()) for _, mask in chosen):
-        raise UserError(f"{heatmaps}: no false positive at `threshold` {threshold:g} in {len(chosen):,} slides.")
+        raise UserError(
+            f"{heatmaps}: no false positive found at `threshold` {threshold:g} (annotated slides: {len(chosen):,})."
+        )
     output = Path(output).expanduser()
     try:
         with atomic_folder(output) as folder:
             table = _write(folder, chosen)
     except FileExistsError:
-        raise UserError(f"{output} is there already, and is no empty folder. Name a new one, or remove it.") from None
+        raise UserError(f"{output} exists and is not empty. Name a new folder, or remove it.") from None
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror or error}. Name another folder.") from error
     rank_zero_info(
-        f"{output}: {len(table):,} false positives in {table['slide'].nunique():,} of {len(chosen):,} slides; fit with "
-        f"`data.extra_train` {output} trains on them too."
+        f"{output}: {len(table):,} false positives in {table['slide'].nunique():,} of {len(chosen):,} slides. To train "
+        f"on them, run fit with `data.extra_train` {output}."
     )
     return table
 
 
 def false_positives(heat_map: HeatMap, tumor: Geometry, threshold: float, count: int) -> np.ndarray:
-    """Mark the squares whose patches are false positives, up to a number of them, the most probable first.
+    """Mark the squares of the most probable false positives.
 
     Args:
-        heat_map: of a slide.
-        tumor: outlines, in pixels of level 0.
-        threshold: probability from which a patch counts as positive.
-        count: how many at most.
+        heat_map: heat map of a slide.
+        tumor: tumor outlines in level-0 pixels.
+        threshold: lowest probability of a positive patch.
+        count: maximum number of squares.
 
     Returns:
         bool, (rows, columns).
@@ -111,8 +113,8 @@ def false_positives(heat_map: HeatMap, tumor: Geometry, threshold: float, count:
     return mask
 
 
-def _write(folder: Path, chosen: list[tuple[HeatMapFolder, np.ndarray]]) -> pd.DataFrame:
-    """Write the patches of slides and their tables."""
+def _write(folder: Path, chosen: list[tuple[SavedHeatMap, np.ndarray]]) -> pd.DataFrame:
+    """Write the patches and their tables."""
     (folder / "train").mkdir()
     rows = {}
     for one, mask in tqdm(chosen, desc="cutting patches", unit=" slides"):
@@ -133,8 +135,8 @@ def _write(folder: Path, chosen: list[tuple[HeatMapFolder, np.ndarray]]) -> pd.D
     return table
 
 
-def _patches(one: HeatMapFolder, mask: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield number and pixels, uint8 (96, 96, 3), of the squares of a mask, cut as they were for the network.
+def _patches(one: SavedHeatMap, mask: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the index and pixels, uint8 (96, 96, 3), of the marked squares, cut in the same way as for prediction.
 
     Raises:
         UserError: the slide cannot be read.

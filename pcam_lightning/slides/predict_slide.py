@@ -1,4 +1,4 @@
-"""predict_slide: a network on every square of tissue of a slide, and the files that come of it."""
+"""predict_slide: predict every tissue square of a slide, and write the results."""
 
 import hashlib
 import json
@@ -17,18 +17,18 @@ from pcam_lightning import __version__
 from pcam_lightning.slides.annotations import regions_of_interest
 from pcam_lightning.slides.correction import logit_correction
 from pcam_lightning.slides.heat_map import HeatMap, ood_warning
-from pcam_lightning.slides.heat_map_folder import read_summary
-from pcam_lightning.slides.network import SlideNetwork
-from pcam_lightning.slides.options import SlideOptions
 from pcam_lightning.slides.outlines import Geometry, outline_mask, write_geojson
-from pcam_lightning.slides.page import write_page
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.pictures import encode, mask_png, overlay, write_tiff
-from pcam_lightning.slides.predictor import Logits, predict_squares, read_logits
-from pcam_lightning.slides.reader import SlideReader
-from pcam_lightning.slides.scale import check_given, given_mpp
+from pcam_lightning.slides.region_predictor import Logits, predict_squares, read_logits
+from pcam_lightning.slides.saved_heat_map import read_summary
 from pcam_lightning.slides.slide_files import content_sha256, dates
-from pcam_lightning.slides.tissue import tissue_mask
+from pcam_lightning.slides.slide_images import encode, mask_png, overlay, write_tiff
+from pcam_lightning.slides.slide_network import SlideNetwork
+from pcam_lightning.slides.slide_options import SlideOptions
+from pcam_lightning.slides.slide_page import write_page
+from pcam_lightning.slides.slide_reader import SlideReader
+from pcam_lightning.slides.slide_scale import check_given, given_mpp
+from pcam_lightning.slides.tissue_mask import tissue_mask
 from pcam_lightning.training.feature_distance import FeatureDistance
 from pcam_lightning.training.loaded_run import LoadedRun
 from pcam_lightning.utils.atomic_io import atomic_write
@@ -37,8 +37,8 @@ from pcam_lightning.utils.system import quiet_lightning, supported_precision
 
 FILES = ("tissue.png", "patches.csv", "heatmap.geojson", "heatmap.tif", "heatmap.html", "overlay.png", "thumbnail.jpg")
 CAUTION = (
-    "The network was trained on selected patches, about half of them tumor. In a slide tumor is rarer, so that "
-    "probabilities are too high unless a prior is given, and a threshold chosen on patches finds too much."
+    "About half of the selected patches that trained the network are tumor. Tumor is rarer in slides, so probabilities "
+    "are too high without a prior, and a threshold chosen on patches gives too many false positives."
 )
 
 
@@ -46,10 +46,10 @@ class SlideResult(NamedTuple):
     """A predicted slide.
 
     Attributes:
-        folder: of the files.
-        heat_map: the logits.
-        lesions: as in lesions.csv.
-        summary: as in slide.json.
+        folder: folder of the files.
+        heat_map: heat map of the slide.
+        lesions: content of lesions.csv.
+        summary: content of slide.json.
     """
 
     folder: Path
@@ -65,25 +65,24 @@ def predict_slide(
     output: Path | str | None = None,
     **options: Any,
 ) -> SlideResult:
-    """Predict every square of 32 x 32 pixels of a slide's tissue, and write the map in formats that others read.
+    """Predict every tissue square of 32 x 32 pixels of a slide, and write the heat map for other programs.
 
     Args:
-        slide: that OpenSlide or Pillow reads.
-        ckpt_path: pcam or pcam-small, which come with the package, or a run or a checkpoint of this project; or one
-            that is loaded already.
-        output: folder of the results; by default `heatmaps/<name of the slide>`. What is there of the same slide,
-            network and options is not predicted again, whether it is whole or, of an interrupted call, a part.
-        options: of `SlideOptions`.
+        slide: file that OpenSlide or Pillow can read.
+        ckpt_path: pcam or pcam-small (bundled with the package), a run, a checkpoint, or a loaded network.
+        output: folder of the results; by default `heatmaps/<slide name>`. Complete or partial results of the same
+            slide, network and options are reused.
+        options: fields of `SlideOptions`.
 
     Raises:
-        UserError: the slide, the network or an option cannot be used, there is no tissue, or `output` holds the results
-            of another slide.
+        UserError: the slide, the network or an option cannot be used, no tissue is found, or `output` contains the
+            results of another slide.
     """
     path = Path(slide).expanduser()
     reader, choices = _open(path, SlideOptions(**options))
     grid = PatchGrid(reader.width, reader.height, reader.mpp, choices.stride)
     if reader.mpp > 1.5 * grid.mpp:
-        rank_zero_warn(f"{path}: {reader.mpp:g} um per pixel is coarser than the training patches' {grid.mpp:.3g}.")
+        rank_zero_warn(f"{path}: {reader.mpp:g} um per pixel is coarser than the training patches ({grid.mpp:.3g}).")
     network = SlideNetwork.load(ckpt_path, choices.tta)
     regions = None
     if choices.regions is not None:
@@ -103,12 +102,12 @@ def predict_slide(
         "geojson_origin": [*reader.bounds_origin],
     }
     if finished := _finished(folder, grid, same, distance):
-        rank_zero_info(f"{path}: predicted already, see {folder}.")
-        _follow(path, finished)
-        _warn(path, finished.heat_map)
+        rank_zero_info(f"{path}: already predicted, see {folder}.")
+        _update_finished(path, finished)
+        _warn_ood(path, finished.heat_map)
         return finished
     if is_rank_zero():
-        (folder / "slide.json").unlink(missing_ok=True)  # written again once all files belong together
+        (folder / "slide.json").unlink(missing_ok=True)  # written last, once all files are consistent
     squares = _find_tissue(reader, grid, choices, regions, folder)
     found = predict_squares(path, grid, squares, network.classifier, folder / "logits.npz", key, choices, distance)
     heat_map = _heat_map(grid, found, correction, distance)
@@ -136,15 +135,15 @@ def predict_slide(
     result = SlideResult(folder, heat_map, lesions, summary)
     if is_rank_zero():
         _write(result, reader, choices.threshold)
-    _warn(path, heat_map)
+    _warn_ood(path, heat_map)
     return result
 
 
-def _follow(path: Path, finished: SlideResult) -> None:
-    """Repeat what was wrong with a finished slide, and record where it lies now."""
+def _update_finished(path: Path, finished: SlideResult) -> None:
+    """Repeat the warning about damage of a finished slide, and record its current path."""
     summary = finished.summary
     if damaged := summary["damaged_squares"]:
-        rank_zero_warn(f"{path}: {damaged:,} squares cannot be read and are left empty.")
+        rank_zero_warn(f"{path}: {damaged:,} squares cannot be read and stay empty.")
     recorded = Path(summary["slide"])
     if not (recorded.exists() and recorded.samefile(path)):
         summary["slide"] = str(path.absolute())
@@ -152,13 +151,13 @@ def _follow(path: Path, finished: SlideResult) -> None:
             atomic_write(finished.folder / "slide.json", json.dumps(summary, indent=2) + "\n")
 
 
-def _warn(path: Path, heat_map: HeatMap) -> None:
+def _warn_ood(path: Path, heat_map: HeatMap) -> None:
     if warning := ood_warning(heat_map.ood_fraction):
         rank_zero_warn(f"{path}: {warning}")
 
 
 def _open(path: Path, options: SlideOptions) -> tuple[SlideReader, SlideOptions]:
-    """Open a slide, and replace options by what they mean for it: its scale, and the precision of this machine."""
+    """Open a slide, and resolve the options for its scale and for the precision of this machine."""
     mpp = given_mpp(options.mpp, path)
     reader = SlideReader(path, mpp)
     check_given(options.mpp, mpp, reader.stated, path)
@@ -166,10 +165,10 @@ def _open(path: Path, options: SlideOptions) -> tuple[SlideReader, SlideOptions]
 
 
 def _check_folder(folder: Path, slide: Path, content: str) -> None:
-    """Check that a folder is not of another slide of the same name; one that was moved is the same.
+    """Check that a folder does not contain results of another slide; a moved slide is the same slide.
 
     Raises:
-        UserError: it is.
+        UserError: it contains results of another slide.
     """
     file = folder / "slide.json"
     if not file.is_file():
@@ -179,9 +178,9 @@ def _check_folder(folder: Path, slide: Path, content: str) -> None:
     if other.exists() and other.samefile(slide):
         return
     recorded = summary.get("content_sha256")
-    still_there = other.exists() and content_sha256(other) == recorded  # a copy of it, not what was moved
+    still_there = other.exists() and content_sha256(other) == recorded  # a copy, not a moved slide
     if recorded != content or still_there:
-        raise UserError(f"{folder}: has the results of {other}; name another folder with `output`.")
+        raise UserError(f"{folder}: contains the results of {other}; choose another `output` folder.")
 
 
 def _heat_map(
@@ -196,7 +195,7 @@ def _heat_map(
 def _finished(
     folder: Path, grid: PatchGrid, same: Mapping[str, Any], distance: FeatureDistance | None
 ) -> SlideResult | None:
-    """Return what an earlier call has written, where nothing has changed and nothing is missing."""
+    """Return the results of an earlier call if they are complete and nothing has changed, else None."""
     try:
         summary = json.loads((folder / "slide.json").read_text())
         lesions = pd.read_csv(folder / "lesions.csv")
@@ -213,30 +212,30 @@ def _finished(
 def _find_tissue(
     reader: SlideReader, grid: PatchGrid, options: SlideOptions, regions: Geometry | None, folder: Path
 ) -> np.ndarray:
-    """Return the squares to predict, bool (rows, columns); write the mask.
+    """Return the squares to predict, bool (rows, columns), and write the tissue mask.
 
     Raises:
-        UserError: there is no tissue.
+        UserError: no tissue is found.
     """
     mask = tissue_mask(reader, grid)
     squares = grid.squares_with(mask)
     picture = folder / "tissue.png"
     atomic_write(picture, mask_png(mask))
-    rank_zero_info(f"{reader.path}: {squares.mean():.1%} of {squares.size:,} squares hold tissue, see {picture}.")
+    rank_zero_info(f"{reader.path}: {squares.mean():.1%} of {squares.size:,} squares contain tissue, see {picture}.")
     if options.tissue == "none":
         squares = np.ones_like(squares)
     if not squares.any():
-        raise UserError(f"{reader.path}: no tissue found, see {picture}; `tissue` none predicts everything.")
+        raise UserError(f"{reader.path}: no tissue found, see {picture}. Set `tissue` none to predict the whole slide.")
     if regions is not None:
         squares &= outline_mask(regions, grid.width, grid.height, grid.square)
-        rank_zero_info(f"{reader.path}: {squares.sum():,} of them have their centers in {options.regions}.")
+        rank_zero_info(f"{reader.path}: {squares.sum():,} of them have centers inside {options.regions}.")
         if not squares.any():
-            raise UserError(f"{options.regions}: no tissue of {reader.path} inside, see {picture}.")
+            raise UserError(f"{options.regions}: contains no tissue of {reader.path}, see {picture}.")
     return squares
 
 
 def _fingerprint(path: Path, content: str, network: SlideNetwork, grid: PatchGrid, options: SlideOptions) -> str:
-    """Return the SHA-256 of what logits and distances depend on; which squares are predicted does not count."""
+    """Return the SHA-256 of all inputs that logits and distances depend on, except the selection of squares."""
     plain = [__version__, content, dates(path), repr(grid), network.sha256, network.tta, options.precision]
     digest = hashlib.sha256(json.dumps(plain).encode())
     if (distance := network.distance) is not None:
@@ -246,7 +245,7 @@ def _fingerprint(path: Path, content: str, network: SlideNetwork, grid: PatchGri
 
 
 def _findings(heat_map: HeatMap, threshold: float) -> dict[str, Any]:
-    """Return what is found on a slide: its score, and areas in square millimeters."""
+    """Return the slide score, and areas in mm2."""
     prob, square_mm2 = heat_map.prob, heat_map.grid.square_mm2
     return {
         "score": heat_map.score,

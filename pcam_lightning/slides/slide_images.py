@@ -1,4 +1,4 @@
-"""Pictures of a heat map: a pyramidal TIFF of the probabilities, and the map drawn over the slide."""
+"""Images of a heat map: a pyramidal TIFF of the probabilities, and an overlay on the slide."""
 
 import io
 from pathlib import Path
@@ -10,23 +10,23 @@ from matplotlib import colormaps
 from PIL import Image
 
 from pcam_lightning.slides.heat_map import HeatMap
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.slide_reader import SlideReader
 from pcam_lightning.utils.atomic_io import atomic_write
 
-OVERLAY = 2000  # largest side of overlay.png, in pixels
+OVERLAY = 2000  # longer side of overlay.png, in pixels
 _OPACITY = 0.45
-_QUALITY = 75  # of JPEGs
+_QUALITY = 75  # JPEG quality
 
 
 def mask_png(mask: np.ndarray) -> bytes:
-    """Return a mask as a PNG, tissue white."""
+    """Return a mask as PNG bytes, with white tissue."""
     return encode(Image.fromarray(mask), "png")
 
 
 def write_tiff(path: Path, heat_map: HeatMap) -> None:
-    """Write the probabilities as a tiled, pyramidal TIFF, uint8: 255 is 1, and 0 also where nothing was predicted.
+    """Write the probabilities as a tiled, pyramidal uint8 TIFF: 255 is 1; squares without a prediction are 0.
 
-    A pixel of its finest level is a square of the grid, and its resolution says so: viewers can lay it over the slide.
+    One pixel of the finest level is one square, and the TIFF states this resolution, so viewers can overlay it.
     """
     level = np.nan_to_num(255 * heat_map.prob).round().astype(np.uint8)
     per_mm = 1000 / (heat_map.grid.square * heat_map.grid.slide_mpp)
@@ -38,21 +38,21 @@ def write_tiff(path: Path, heat_map: HeatMap) -> None:
 
 
 def colors(prob: np.ndarray, opacity: float) -> np.ndarray:
-    """Return a probability map as uint8 (rows, columns, 4), transparent where it is NaN."""
-    drawn: np.ndarray = (colormaps["turbo"](np.nan_to_num(prob)) * 255).astype(np.uint8)
-    drawn[..., 3] = np.where(np.isnan(prob), 0, round(255 * opacity))
-    return drawn
+    """Return a probability map as RGBA, uint8 (rows, columns, 4); NaN is transparent."""
+    rgba: np.ndarray = (colormaps["turbo"](np.nan_to_num(prob)) * 255).astype(np.uint8)
+    rgba[..., 3] = np.where(np.isnan(prob), 0, round(255 * opacity))
+    return rgba
 
 
 def thumbnail(slide: SlideReader, longest: int) -> Image.Image:
-    """Return the whole slide, RGB, at most `longest` pixels a side."""
+    """Return the whole slide as RGB, with sides of at most `longest` pixels."""
     factor = max(1.0, max(slide.width, slide.height) / longest)
     size = max(1, round(slide.width / factor)), max(1, round(slide.height / factor))
     return slide.read_scaled((0, 0, slide.width, slide.height), size)
 
 
 def overlay(slide: SlideReader, heat_map: HeatMap, longest: int = OVERLAY) -> Image.Image:
-    """Draw the map over the slide, from blue for 0 to red for 1; where nothing was predicted, the slide alone."""
+    """Overlay the map on the slide, from blue (0) to red (1); squares without a prediction are transparent."""
     below = thumbnail(slide, longest).convert("RGBA")
     grid = heat_map.grid
     scale = below.width / slide.width
@@ -64,7 +64,7 @@ def overlay(slide: SlideReader, heat_map: HeatMap, longest: int = OVERLAY) -> Im
 
 
 def encode(image: Image.Image, kind: Literal["png", "jpeg"]) -> bytes:
-    """Return an image as the bytes of a file."""
+    """Encode an image as PNG or JPEG bytes."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"quality": _QUALITY} if kind == "jpeg" else {}))
     return buffer.getvalue()

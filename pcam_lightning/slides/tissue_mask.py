@@ -1,22 +1,22 @@
-"""Which squares of a slide hold tissue."""
+"""Tissue mask of a slide."""
 
 import math
 
 import numpy as np
 
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.slide_reader import SlideReader
 
-# Glass is white and gray; stained tissue has color and takes up light. Fixed, since a threshold that is chosen from the
-# slide's own histogram loses the few cells of a sparse one.
-SATURATION = 0.07  # (max - min) / max of the channels, at least
-DENSITY = 0.04  # mean optical density of the channels, at least
-CELLS = 4  # pixels of the mask along a side of the center of a patch: 8 um each
-_ROWS = 256  # of the mask that are found at once, to bound memory
+# Glass is white or gray; stained tissue is colored and absorbs light. The thresholds are fixed, because a threshold
+# from the slide's histogram misses the few cells of a sparse slide.
+SATURATION = 0.07  # minimum of (max - min) / max over the channels
+DENSITY = 0.04  # minimum of the mean optical density of the channels
+CELLS = 4  # mask pixels along a side of a patch center: 8 um each
+_ROWS = 256  # rows of the mask per step, to bound memory
 
 
 def is_tissue(pixels: np.ndarray) -> np.ndarray:
-    """Mark the pixels that are tissue by color and density.
+    """Classify pixels as tissue by saturation and optical density.
 
     Args:
         pixels: uint8, (H, W, 3).
@@ -32,10 +32,10 @@ def is_tissue(pixels: np.ndarray) -> np.ndarray:
 
 
 def tissue_mask(slide: SlideReader, grid: PatchGrid) -> np.ndarray:
-    """Find the tissue of a slide at low resolution; what is damaged there counts, since finer levels may show it.
+    """Find the tissue of a slide at low resolution; damaged parts count as tissue, as finer levels may be readable.
 
     Returns:
-        bool, (rows * cells, columns * cells) of the grid; a cell is a quarter of the side of a patch's center, 8 um.
+        bool, (rows * cells, columns * cells) of the grid; the side of a cell is a quarter of a patch center, 8 um.
     """
     cells = CELLS * (grid.square // grid.center)
     region = (0, 0, grid.columns * grid.square, grid.rows * grid.square)

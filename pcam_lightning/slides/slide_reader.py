@@ -1,4 +1,4 @@
-"""One whole-slide image: its size, its scale, and RGB pixels of any region at any level."""
+"""SlideReader: size, scale and pixels of a whole-slide image."""
 
 import math
 from pathlib import Path
@@ -10,16 +10,16 @@ from PIL import Image
 
 from pcam_lightning.data.tiff_pages import TiffPage, check_pages, read_pages
 from pcam_lightning.slides.plain_image import check_orientation, decode_image
-from pcam_lightning.slides.scale import StatedScale, check_range
 from pcam_lightning.slides.slide_files import CONVERT, FOREIGN
+from pcam_lightning.slides.slide_scale import StatedScale, check_range
 from pcam_lightning.utils.errors import UserError
 
-_MOST_PIXELS = 2**24  # that are read at once: 64 MB as RGBA
-_SMALLEST = 96  # pixels: a part of a damaged region that is no larger is given up
+_MOST_PIXELS = 2**24  # pixels per read: 64 MB as RGBA
+_SMALLEST = 96  # pixels: damaged regions are not divided below this side
 
 
 class Level(NamedTuple):
-    """One level of a slide's pyramid: width and height in pixels, and how many level 0 pixels one of its pixels is."""
+    """One level of a slide's pyramid: width and height in pixels, and level-0 pixels per pixel."""
 
     width: int
     height: int
@@ -27,7 +27,7 @@ class Level(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A part of a slide, in pixels of level 0."""
+    """A rectangle of a slide, in level-0 pixels."""
 
     left: float
     top: float
@@ -36,27 +36,27 @@ class Box(NamedTuple):
 
 
 class _DamagedError(UserError):
-    """A region cannot be read; others may be."""
+    """A region cannot be read; other regions may be readable."""
 
 
 class SlideReader:
-    """A whole-slide image, opened by OpenSlide or, where it is a plain image, by Pillow.
+    """A whole-slide image, opened with OpenSlide, or with Pillow if it is a plain image.
 
-    A reader belongs to one process: others open their own.
+    Each process and thread needs its own reader.
 
     Args:
-        path: of the slide.
-        mpp: um per pixel of level 0; by default what the file says.
+        path: path of the slide.
+        mpp: um per pixel of level 0; by default the scale stated by the file.
 
     Attributes:
         mpp: um per pixel of level 0.
-        stated: what the file says of them.
-        levels: from the finest to the coarsest.
-        vendor: format, as OpenSlide names it, or as Pillow does.
-        damaged: what `read_around` could not read.
+        stated: scale stated by the file.
+        levels: levels from the finest to the coarsest.
+        vendor: format name of OpenSlide or Pillow.
+        damaged: rectangles that `read_around` could not read.
 
     Raises:
-        UserError: the file cannot be read, contradicts itself or does not state its scale.
+        UserError: the file cannot be read, is inconsistent or does not state its scale.
     """
 
     def __init__(self, path: Path | str, mpp: float | None = None) -> None:
@@ -75,25 +75,25 @@ class SlideReader:
             self.vendor, self._slide = vendor, self._open()
         sizes = zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
         self.levels = [Level(width, height, downsample) for (width, height), downsample in sizes]
-        # A plain TIFF and a tiled one state their scale by the same tags; OpenSlide reads what other formats say.
+        # Plain and tiled TIFFs state their scale in the same tags; OpenSlide reads the scale of other formats.
         self.stated = StatedScale.of_page(pages[0]) if pages else StatedScale.of_properties(self._slide.properties)
         self.mpp = self.stated.mpp(self.path) if mpp is None else check_range(mpp)
         self._check_levels()
 
     @property
     def width(self) -> int:
-        """Of level 0, in pixels."""
+        """Width of level 0, in pixels."""
         return self.levels[0].width
 
     @property
     def height(self) -> int:
-        """Of level 0, in pixels."""
+        """Height of level 0, in pixels."""
         return self.levels[0].height
 
     @property
     def bounds_origin(self) -> tuple[int, int]:
-        """X and y of the corner of the image as QuPath shows it, in pixels of level 0: of the bounds, if any."""
-        names = ("x", "y", "width", "height")  # QuPath crops where all four are there
+        """X and y of the corner of QuPath's image in level-0 pixels: the corner of the bounds, if any."""
+        names = ("x", "y", "width", "height")  # QuPath crops if all four are present
         bounds = [self._slide.properties.get(f"openslide.bounds-{name}", "") for name in names]
         return (int(bounds[0]), int(bounds[1])) if all(map(str.isdecimal, bounds)) else (0, 0)
 
@@ -105,10 +105,10 @@ class SlideReader:
             raise UserError(f"{self.path}: cannot be read as a slide ({error}).{hint}") from None
 
     def _check_pages(self, vendor: str | None) -> list[TiffPage]:
-        """Return the images of a TIFF without a format of its own, and of no other file.
+        """Return the pages of a generic TIFF, and an empty list for other formats.
 
         Raises:
-            UserError: it is not plain which pixels to read.
+            UserError: the pixels to read are ambiguous.
         """
         if vendor not in (None, "generic-tiff"):
             return []
@@ -123,7 +123,7 @@ class SlideReader:
         return pages
 
     def _check_levels(self) -> None:
-        """Check that the levels are one picture in several sizes."""
+        """Check that all levels have the aspect ratio of level 0."""
         first = self.levels[0]
         for number, level in enumerate(self.levels):
             for side, whole in ((level.width, first.width), (level.height, first.height)):
@@ -131,12 +131,12 @@ class SlideReader:
                 if side < 1 or abs(side - expected) > 1 + expected / 100:
                     size = f"{level.width:,} x {level.height:,}"
                     raise UserError(
-                        f"{self.path}: level {number} has {size} pixels, which is not level 0 ({first.width:,} x "
-                        f"{first.height:,}) downsampled by {level.downsample:g}."
+                        f"{self.path}: level {number} has {size} pixels, which does not match level 0 "
+                        f"({first.width:,} x {first.height:,}) downsampled by {level.downsample:g}."
                     )
 
     def level_for(self, mpp: float) -> int:
-        """Return the coarsest level that is at least as fine as a scale, else the finest.
+        """Return the coarsest level that is at least as fine as a scale, or else the finest level.
 
         Args:
             mpp: um per pixel.
@@ -145,32 +145,32 @@ class SlideReader:
         return max(fine, key=lambda number: self.levels[number].downsample, default=0)
 
     def read(self, x: int, y: int, width: int, height: int, level: int = 0) -> np.ndarray:
-        """Read a region; what lies outside the slide is white.
+        """Read a region; pixels outside the slide are white.
 
         Args:
-            x: of its left border, in pixels of level 0.
-            y: of its upper border, in pixels of level 0.
-            width: in pixels of the level.
-            height: in pixels of the level.
-            level: of the pyramid.
+            x: left border, in level-0 pixels.
+            y: upper border, in level-0 pixels.
+            width: width in pixels of the level.
+            height: height in pixels of the level.
+            level: level of the pyramid.
 
         Returns:
             uint8, (height, width, 3).
 
         Raises:
-            UserError: the file is damaged there.
+            UserError: the region is damaged.
         """
         try:
             region = self._slide.read_region((x, y), level, (width, height))
         except openslide.OpenSlideError as error:
             self._slide.close()
-            self._slide = self._open()  # OpenSlide reads nothing more from one after an error
+            self._slide = self._open()  # after an error, OpenSlide cannot read from the same handle
             raise _DamagedError(f"{self.path}: damaged at x {x:,}, y {y:,} of level {level} ({error}).") from None
         white = Image.new("RGBA", region.size, (255, 255, 255, 255))
         return np.asarray(Image.alpha_composite(white, region).convert("RGB"))
 
     def read_around(self, x: int, y: int, width: int, height: int, level: int = 0) -> np.ndarray:
-        """Read a region like `read`; what is damaged in it is white, and added to `damaged`."""
+        """Read a region like `read`; damaged parts are white and are added to `damaged`."""
         try:
             return self.read(x, y, width, height, level)
         except _DamagedError:
@@ -187,19 +187,19 @@ class SlideReader:
         return np.concatenate([self.read_around(*part, level) for part in parts], axis=1 if wide else 0)
 
     def read_scaled(self, region: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
-        """Read a region at another size, RGB, in strips, so that memory is bounded.
+        """Read a region as RGB at another size, in strips to bound memory.
 
-        It is read from the coarsest level that is fine enough, around what is damaged.
+        Pixels come from the coarsest level that is fine enough; damaged parts are white.
 
         Args:
-            region: x, y, width and height in pixels of level 0.
+            region: x, y, width and height in level-0 pixels.
             size: width and height of the result.
         """
         x, y, width, height = region
         level = self.level_for(self.mpp * height / size[1])
         downsample = self.levels[level].downsample
-        columns = width / downsample  # of the level, perhaps not whole
-        step = height / downsample / size[1]  # rows of the level for one of the result
+        columns = width / downsample  # columns of the level, possibly fractional
+        step = height / downsample / size[1]  # rows of the level per row of the result
         whole = Image.new("RGB", size)
         rows = max(1, int(_MOST_PIXELS / columns / step))
         for top in range(0, size[1], rows):
@@ -214,15 +214,15 @@ class SlideReader:
 
 
 def _check_format(path: Path) -> None:
-    """Check that a file that OpenSlide does not know may be an image.
+    """Check that a file that OpenSlide does not recognize may be an image.
 
     Raises:
-        UserError: it is known what it is, or what it lacks.
+        UserError: the file is empty or incomplete, or has an unsupported slide format.
     """
     suffix = path.suffix.lower()
     if not path.stat().st_size:
-        raise UserError(f"{path}: is empty.")
+        raise UserError(f"{path}: the file is empty.")
     if suffix in FOREIGN:
-        raise UserError(f"{path}: OpenSlide does not read this {suffix}. {CONVERT}")
+        raise UserError(f"{path}: OpenSlide cannot read this {suffix} file. {CONVERT}")
     if suffix == ".mrxs" and not path.with_suffix("").is_dir():
-        raise UserError(f"{path}: its folder {path.with_suffix('')} is missing, which holds its pixels.")
+        raise UserError(f"{path}: the folder with its pixels, {path.with_suffix('')}, is missing.")

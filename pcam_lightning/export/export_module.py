@@ -1,4 +1,4 @@
-"""ExportNetwork: patches -> logits with preprocessing, views and ensemble, as one module to trace."""
+"""ExportNetwork: preprocessing, views and ensemble as one module that can be traced."""
 
 import copy
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from pcam_lightning.transforms.geometry import d4_views
 
 
 class ExportNetwork(nn.Module):
-    """What maps patches to logits in `predict`, as one module.
+    """Maps patches to logits like `predict`, as one module.
 
     Args:
-        networks: trained ones; the mean of their logits counts.
+        networks: trained networks; their logits are averaged.
     """
 
     def __init__(self, networks: Sequence[PCamClassifier]) -> None:
@@ -40,10 +40,10 @@ class ExportNetwork(nn.Module):
 
 
 class FromBytes(nn.Module):
-    """Takes patches as they are decoded, and returns probabilities too.
+    """Maps decoded bytes to probabilities and logits.
 
     Args:
-        network: of logits.
+        network: network that returns logits.
     """
 
     def __init__(self, network: ExportNetwork) -> None:
@@ -57,10 +57,10 @@ class FromBytes(nn.Module):
 
 
 class TwoLogits(nn.Module):
-    """Returns a logit for each of two classes, for runners that apply softmax: that of normal is 0.
+    """Returns logits of two classes for programs that apply softmax; the logit of normal is 0.
 
     Args:
-        network: of logits.
+        network: network that returns logits.
     """
 
     def __init__(self, network: ExportNetwork) -> None:
@@ -70,4 +70,4 @@ class TwoLogits(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Map patches, float (B, 3, 96, 96) in [0, 1], to logits of normal and tumor, (B, 2)."""
         logit = self.network(image)
-        return torch.stack([logit * 0, logit], dim=1)  # zeros_like would be traced with the device of this machine
+        return torch.stack([logit * 0, logit], dim=1)  # tracing zeros_like would fix the device

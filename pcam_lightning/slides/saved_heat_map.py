@@ -1,4 +1,4 @@
-"""HeatMapFolder: what `heatmap` has written about a slide, read again."""
+"""SavedHeatMap: a slide's results, read from the folder that `heatmap` wrote."""
 
 import itertools
 import json
@@ -11,26 +11,26 @@ import pandas as pd
 
 from pcam_lightning.slides.heat_map import HeatMap
 from pcam_lightning.slides.patch_grid import PatchGrid
-from pcam_lightning.slides.predictor import read_logits
+from pcam_lightning.slides.region_predictor import read_logits
 from pcam_lightning.slides.slide_files import content_sha256
 from pcam_lightning.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class HeatMapFolder:
-    """A slide's folder of results, read.
+class SavedHeatMap:
+    """The results of a slide.
 
     Attributes:
-        folder: where they are.
-        slide: its file.
-        content: of the slide, as `content_sha256` identifies it.
-        score: of the slide.
-        heat_map: the logits, corrected as its options say.
-        network: what slide.json says of it.
-        options: of `SlideOptions`.
-        detections: confidence, x and y, as in lesions.csv.
-        origin: of GeoJSON, as `SlideReader.bounds_origin` has it.
-        ood_fraction: of `HeatMap.ood_fraction`.
+        folder: folder of the results.
+        slide: path of the slide.
+        content: identifier of the slide's content, see `content_sha256`.
+        score: slide score.
+        heat_map: the logits, with the recorded correction.
+        network: record of the network in slide.json.
+        options: recorded `SlideOptions`.
+        detections: columns confidence, x and y of lesions.csv.
+        origin: origin of GeoJSON coordinates, see `SlideReader.bounds_origin`.
+        ood_fraction: `HeatMap.ood_fraction`.
     """
 
     folder: Path
@@ -45,11 +45,11 @@ class HeatMapFolder:
     ood_fraction: float | None = None
 
     @classmethod
-    def read(cls, folder: Path) -> "HeatMapFolder":
+    def read(cls, folder: Path) -> "SavedHeatMap":
         """Read the files of a slide.
 
         Raises:
-            UserError: one is damaged, or they do not belong together.
+            UserError: a file is damaged, or the files do not belong together.
         """
         file = folder / "slide.json"
         summary = read_summary(file)
@@ -65,28 +65,28 @@ class HeatMapFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: damaged ({error}); remove it and run heatmap again.") from None
         if np.isnan(logit).all():
-            raise UserError(f"{folder / 'logits.npz'}: not of {file}; remove both and run heatmap again.")
+            raise UserError(f"{folder / 'logits.npz'}: does not belong to {file}; remove both and run heatmap again.")
         heat_map = HeatMap(grid, logit, correction["scale"], correction["shift"])
         slide, origin = Path(summary["slide"]), (left, top)
         return cls(folder, slide, content, score, heat_map, network, options, detections, origin, ood)
 
     def check_slide(self) -> None:
-        """Check that the slide is there, and is the one that was predicted.
+        """Check that the slide exists and has not changed since it was predicted.
 
         Raises:
-            UserError: it is missing, or another.
+            UserError: the slide is missing or has changed.
         """
         if not self.slide.is_file():
-            raise UserError(f"{self.slide}: no such slide; move it back to where {self.folder} was predicted from.")
+            raise UserError(f"{self.slide}: no such slide. {self.folder} was predicted from this file; move it back.")
         if content_sha256(self.slide) != self.content:
-            raise UserError(f"{self.slide}: is not the slide that {self.folder} was predicted from; run heatmap again.")
+            raise UserError(f"{self.slide}: has changed since {self.folder} was predicted; run heatmap again.")
 
 
 def read_summary(file: Path) -> dict[str, Any]:
     """Read a slide.json.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
     try:
         summary: dict[str, Any] = json.loads(file.read_text())
@@ -96,26 +96,26 @@ def read_summary(file: Path) -> dict[str, Any]:
     return summary
 
 
-def read_folders(heatmaps: Path) -> list[HeatMapFolder]:
-    """Read the heat maps of a folder, by the names of the slides.
+def read_heat_maps(heatmaps: Path) -> list[SavedHeatMap]:
+    """Read the heat maps of a folder, sorted by slide name.
 
     Raises:
-        UserError: there is none, or they are not comparable.
+        UserError: the folder has no heat maps, or they are not comparable.
     """
-    found = [HeatMapFolder.read(file.parent) for file in heatmaps.glob("*/slide.json")]
+    found = [SavedHeatMap.read(file.parent) for file in heatmaps.glob("*/slide.json")]
     maps = sorted(found, key=lambda one: one.slide.stem)
     if not maps:
-        raise UserError(f"{heatmaps}: no heat maps there; the heatmap command writes them.")
+        raise UserError(f"{heatmaps}: contains no heat maps; run heatmap first.")
     for one, other in itertools.pairwise(maps):
         if one.slide.stem == other.slide.stem:
-            raise UserError(f"{heatmaps}: two heat maps of {one.slide.stem}.")
+            raise UserError(f"{heatmaps}: contains two heat maps of {one.slide.stem}.")
         if any(one.network.get(name) != other.network.get(name) for name in ("sha256", "tta")):
-            raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} are of different networks.")
+            raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} have different networks.")
         for name in ("stride", "threshold", "prior"):
             if one.options.get(name) != other.options.get(name):
                 raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} differ in `{name}`.")
         if (one.options.get("regions") is None) != (other.options.get("regions") is None):
             raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} differ in `regions`.")
         if (one.heat_map.scale, one.heat_map.shift) != (other.heat_map.scale, other.heat_map.shift):
-            raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} differ in what `calibration` holds.")
+            raise UserError(f"{heatmaps}: {one.slide.name} and {other.slide.name} differ in `calibration`.")
     return maps

@@ -1,4 +1,4 @@
-"""heatmap.html shows a slide, its heat map and its lesions, and index.html lists slides; neither needs internet."""
+"""heatmap.html, the page of a slide, and index.html, the list of slides; both work offline."""
 
 import base64
 import json
@@ -34,31 +34,31 @@ from jinja2 import Environment, PackageLoader, Template
 from PIL import Image
 
 from pcam_lightning.slides.heat_map import HeatMap, ood_warning
-from pcam_lightning.slides.pictures import encode, overlay, thumbnail
-from pcam_lightning.slides.reader import SlideReader
+from pcam_lightning.slides.slide_images import encode, overlay, thumbnail
+from pcam_lightning.slides.slide_reader import SlideReader
 from pcam_lightning.utils.atomic_io import atomic_folder, atomic_write
 
 TILE = 512  # side of a tile, in pixels
 FINEST = 0.48  # um per pixel of the finest tiles: nuclei are 10 to 20 pixels wide
-OVERVIEW = 1500  # largest side of the picture of the whole slide, in pixels
-INLINE_TILES = 150  # more lie in a folder beside the page
-LINKS = 20  # lesions
-COLORS = 200  # of the scale: two for each step of the threshold's slider
-THUMBNAIL = 320  # largest side of thumbnail.jpg, in pixels
+OVERVIEW = 1500  # longer side of the image of the whole slide, in pixels
+INLINE_TILES = 150  # more tiles are written to a folder beside the page
+LINKS = 20  # number of lesions with a link
+COLORS = 200  # number of colors: two per step of the threshold slider
+THUMBNAIL = 320  # longer side of thumbnail.jpg, in pixels
 _CLEAR = "rgba(0, 0, 0, 0)"
 
 
 def write_page(
     folder: Path, slide: SlideReader, heat_map: HeatMap, lesions: pd.DataFrame, summary: dict[str, Any]
 ) -> None:
-    """Write heatmap.html, thumbnail.jpg and, for a slide that is not small, tiles for the page into `heatmap_tiles`.
+    """Write heatmap.html and thumbnail.jpg; for a large slide, also write the page's tiles into `heatmap_tiles`.
 
     Args:
-        folder: of the slide's results.
-        slide: what is shown below the map.
-        heat_map: the map; tiles are written where it has squares.
-        lesions: of `HeatMap.lesions`.
-        summary: what slide.json says.
+        folder: folder of the slide's results.
+        slide: slide shown below the map.
+        heat_map: heat map; tiles are written where it has squares.
+        lesions: table of `HeatMap.lesions`.
+        summary: content of slide.json.
     """
     levels = _levels(slide)
     names = {(z, x, y) for z, size in enumerate(levels) for x, y in _shown(heat_map, size)}
@@ -70,7 +70,7 @@ def write_page(
     else:
         with atomic_folder(tiles) as temporary:
             for z, x, y in sorted(names):
-                # Scripts, since a page that is opened as a file may load those, and not the pixels of images.
+                # A page opened from disk can load scripts, but cannot read the pixels of images.
                 text = f"pcamTile({json.dumps(f'{z}/{x}/{y}')}, {json.dumps(_tile(slide, levels[z], x, y))});\n"
                 (temporary / f"{z}_{x}_{y}.js").write_text(text)
     layout, plot = _layout(slide, heat_map, summary["options"]["threshold"])
@@ -103,14 +103,14 @@ def write_page(
 
 
 def _levels(slide: SlideReader) -> list[int]:
-    """Return the side of a tile at each level, in pixels of level 0, from the coarsest that is needed to the finest."""
+    """Return the side of a tile at each level in level-0 pixels, from the coarsest level to the finest."""
     finest = TILE * max(1, round(FINEST / slide.mpp))
     count = max(1, math.ceil(math.log2(max(slide.width, slide.height) / OVERVIEW * TILE / finest)))
     return [finest << number for number in reversed(range(count))]
 
 
 def _shown(heat_map: HeatMap, size: int) -> Iterator[tuple[int, int]]:
-    """Yield column and row of the tiles of a level that hold squares of the map."""
+    """Yield the column and row of each tile of a level that contains squares of the map."""
     grid = heat_map.grid
     square_row, square_column = np.nonzero(~np.isnan(heat_map.logit))
     shown = np.zeros((math.ceil(grid.height / size), math.ceil(grid.width / size)), dtype=bool)
@@ -131,7 +131,7 @@ def _data_uri(image: Image.Image) -> str:
 
 
 def _links(lesions: pd.DataFrame, mpp: float) -> list[dict[str, Any]]:
-    """Return where the most confident lesions are, in um, y upward."""
+    """Return the positions of the most confident lesions, in um, y upward."""
     top = lesions.head(LINKS)
     return [
         {"x": one["x"] * mpp, "y": -one["y"] * mpp, "confidence": one["confidence"], "area": one["area_mm2"]}
@@ -140,15 +140,15 @@ def _links(lesions: pd.DataFrame, mpp: float) -> list[dict[str, Any]]:
 
 
 def scale_colors() -> list[str]:
-    """Return the colors of the probabilities from 0 to 1."""
+    """Return the colors for probabilities from 0 to 1."""
     return list(linear_palette(Turbo256, COLORS))
 
 
 def _layout(slide: SlideReader, heat_map: HeatMap, threshold: float) -> tuple[Any, str]:
-    """Build the plot, in um with y upward, and its controls; return them and the plot's id."""
+    """Build the plot, in um with y upward, and its controls; return the layout and the id of the plot."""
     width, height = slide.width * slide.mpp, slide.height * slide.mpp
     plot: Any = figure(
-        x_range=Range1d(0, width),  # the page's script makes both axes equally long in um
+        x_range=Range1d(0, width),  # the script of the page gives both axes the same scale
         y_range=Range1d(-height, 0),
         sizing_mode="stretch_both",
         min_height=300,
@@ -177,9 +177,9 @@ def _add_map(plot: Any, heat_map: HeatMap, threshold: float) -> list[Any]:
     image = _add_image(plot, heat_map, heat_map.prob, color_mapper=mapper, global_alpha=0.4)
     plot.add_tools(HoverTool(renderers=[image], tooltips=[("probability of tumor", "@image{0.000}")]))
     plot.add_layout(ColorBar(color_mapper=mapper, title="probability of tumor", height=10, padding=5), "below")
-    opacity = Slider(title="opacity of the map", start=0, end=1, step=0.05, value=0.4, name="opacity", width=200)
+    opacity = Slider(title="map opacity", start=0, end=1, step=0.05, value=0.4, name="opacity", width=200)
     opacity.js_link("value", image.glyph, "global_alpha")
-    # The colors stay those of the same probabilities; the lowest ones turn clear.
+    # Each probability keeps its color; colors below the slider's value become transparent.
     hide = "mapper.palette = colors.map((color, n) => (n < Math.round(this.value * colors.length) ? clear : color));"
     least = Slider(
         title=f"hide below (threshold: {threshold:g})",
@@ -197,25 +197,25 @@ def _add_map(plot: Any, heat_map: HeatMap, threshold: float) -> list[Any]:
     gray = LinearColorMapper(palette=["#808080"], nan_color=_CLEAR)
     marked = np.where(heat_map.ood, 1.0, np.nan)
     marks = _add_image(plot, heat_map, marked, color_mapper=gray, global_alpha=0.7, visible=False)
-    toggle = Toggle(label="mark squares that are out of distribution", active=False)
+    toggle = Toggle(label="mark out-of-distribution squares", active=False)
     toggle.js_link("active", marks, "visible")
     return [opacity, least, toggle]
 
 
 def _add_image(plot: Any, heat_map: HeatMap, values: np.ndarray, **how: Any) -> Any:
-    """Add a value for each square, (rows, columns), to a plot."""
+    """Add an image with one value per square, (rows, columns), to a plot."""
     grid = heat_map.grid
     side = grid.square * grid.slide_mpp
-    turned = values[::-1].astype(np.float32)  # the first row is the lowest one
+    turned = values[::-1].astype(np.float32)  # Bokeh expects the lowest row first
     return plot.image(image=[turned], x=0, y=0, dw=grid.columns * side, dh=grid.rows * side, anchor="top_left", **how)
 
 
 def write_index(folder: Path, slides: pd.DataFrame) -> None:
-    """Write index.html: the slides of a folder by score, with links to their pages.
+    """Write index.html: the slides of a folder, sorted by score, with links to their pages.
 
     Args:
-        folder: of the slides' folders.
-        slides: of `heatmaps.slide_table`.
+        folder: folder that contains the slides' folders.
+        slides: table of `many_slides.slide_table`.
     """
     ordered = slides.sort_values("score", ascending=False, kind="stable")
     rows = [
