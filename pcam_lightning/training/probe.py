@@ -50,7 +50,7 @@ class ProbeResult:
         C: the one with the highest val/auroc.
         score: its val/auroc, as `validate` finds it.
         checkpoint: the network with the fitted last layer.
-        demo: whether it was a demo run on synthetic tissue, for want of data.
+        demo: whether it was a demo run on synthetic tissue, because there was no data.
     """
 
     run: Run
