@@ -48,7 +48,7 @@ def test_the_page_has_every_picture_fetches_nothing_and_escapes(explored: Path) 
     assert escape("<b>explored") in page
     assert "<b>explored" not in page
     assert "p4m_resnet16, random weights" in page
-    assert re.search(r"120 patches in train, 40 patches in test\. \d slides are known", page)
+    assert re.search(r"120 patches in train, 40 patches in test\. \d slides\.", page)
     assert "<code>stain 0.1</code>" in page  # the augmentation is the config's
 
 

@@ -345,7 +345,7 @@ CONFIG_FILES = {
     "ablations of others": Case(
         _write("rows.yaml", "a: {data: {val_fraction: 0.5}}"),
         ("ablate", *FIT[1:], "--ablations=rows.yaml"),
-        r"other patch",
+        r"scored on the same patches",
     ),
 }  # fmt: skip
 FIT_ON = ("fit", *OTHER, "--model.weights=none")
