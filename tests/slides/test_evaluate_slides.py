@@ -145,7 +145,7 @@ def test_heat_maps_that_do_not_compare_are_refused(annotated: Path, capsys: pyte
             evaluate_slides(heatmaps, annotations=annotations)
     file.write_text(json.dumps(plain))
     (annotations / "t1.geojson").write_text('{"features": []}')
-    with pytest.raises(UserError, match=r"t1.geojson: no outline of tumor of t1, which has metastases"):
+    with pytest.raises(UserError, match=r"t1.geojson: no tumor outline, but t1 has metastases"):
         evaluate_slides(heatmaps, reference, annotations)
 
 
