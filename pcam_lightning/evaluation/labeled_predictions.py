@@ -87,9 +87,11 @@ def open_target(target: LoadedRun | Path) -> LoadedRun | Path:
     Raises:
         UserError: the folder is neither a run nor a finished cross-validation.
     """
-    if isinstance(target, LoadedRun) or (target / "oof.csv").is_file():
+    if isinstance(target, LoadedRun):
         return target
-    run = run_at(target)
+    run = run_at(target)  # before all else: it refuses a name that a folder and a network in the package share
+    if (target / "oof.csv").is_file():
+        return target
     if isinstance(run, BundledRun) or run.checkpoint.is_file() or target.suffix in (".ckpt", ".safetensors"):
         return LoadedRun.open(target)
     if target.is_dir():

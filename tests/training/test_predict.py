@@ -122,7 +122,9 @@ def test_a_run_that_cannot_be_written(
 ) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root, as which tests may run, may write anywhere
     assert main(["predict", "--ckpt_path", _ckpt(run_copy), CPU]) == 2
-    assert re.search(r"error: .*version_0: cannot be written.*copy the checkpoint", capsys.readouterr().err)
+    assert re.search(
+        r"error: .*version_0: the result folder cannot be written; copy the checkpoint", capsys.readouterr().err
+    )
 
 
 def test_a_file_is_not_taken_for_a_folder(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
