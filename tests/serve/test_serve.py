@@ -196,7 +196,7 @@ def test_a_process_writes_nothing_and_ends_cleanly(
     ) as process:
         assert process.stderr is not None
         lines: list[str] = []
-        while not (found := re.search(r"http://[\d.]+:(\d+): open it", lines[-1] if lines else "")):
+        while not (found := re.search(r"http://[\d.]+:(\d+): open in", lines[-1] if lines else "")):
             lines.append(process.stderr.readline())
             assert lines[-1], lines
         assert any("everyone on the network" in line for line in lines) == (host == "0.0.0.0")
