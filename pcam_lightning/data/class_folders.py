@@ -45,8 +45,8 @@ class ClassFolders(ImageFolder):
         """Read train/ and, where it is there, val/, which the column `val` marks.
 
         Raises:
-            UserError: a folder is of no class, a part has two folders or no classes, two files have one id, or `slides`
-                is given.
+            UserError: a folder belongs to no class, a part has two folders or no classes, two files have one id,
+                or `slides` is given.
         """
         if slides is not None:
             raise UserError(f"`data.slides` {slides}: does not go with class folders, whose files have no ids.")

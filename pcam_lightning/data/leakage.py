@@ -98,7 +98,7 @@ def held_out_groups(table: pd.DataFrame, val_mask: np.ndarray, level: str) -> se
 def keep_apart(
     extra: pd.DataFrame, table: pd.DataFrame, val_mask: np.ndarray, holdout: str | None = None
 ) -> np.ndarray:
-    """Mark the extra training patches that have no copy in the validation part, and are of no group of it.
+    """Mark the extra training patches without a copy or a group in the validation part.
 
     Groups that are on both sides of the split already do not count. `tumor_001`, the name of a file, and
     `camelyon16_train_tumor_001`, as PCam calls it, are the same slide: one name may be the end of the other.

@@ -95,10 +95,10 @@ def test_images_beside_class_folders_are_counted(tmp_path: Path, capsys: pytest.
             write_patch(root / part / f"{number}.png", 1000 + number)
     data = PCamDataModule(root)
     data.setup("fit")
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert len(data.table) == 40
     for part in ("train", "val"):
-        assert f"{part}: 5 images beside its class folders have no label and are not used, 0.png first" in told
+        assert f"{part}: 5 images beside its class folders have no label and are not used, 0.png first" in message
     data.setup("predict")
     assert data.test_table["id"].tolist() == ["0", "1", "1_a", "2", "3", "4"]
     assert "test: 5 images beside its class folders are predicted too; they have no label" in capsys.readouterr().err
@@ -672,8 +672,8 @@ def test_all_patches_validate_where_the_fraction_is_1(
     data = PCamDataModule(root := write(tmp_path / "data"), val_fraction=1)
     data.setup("validate")
     assert data.val_mask.all()
-    told = f"All {len(data.table)} patches validate (`data.val_fraction` 1); the split of the data ({own_split})"
-    assert (told in capsys.readouterr().err) == bool(own_split)
+    message = f"All {len(data.table)} patches validate (`data.val_fraction` 1); the split of the data ({own_split})"
+    assert (message in capsys.readouterr().err) == bool(own_split)
     scored = read_labeled_predictions(Path("pcam-small"), root=root).rows["id"]
     kept = data.table["id"].str.startswith("valid") if layout == "pcam" else slice(None)  # the rest trained it
     assert sorted(scored) == sorted(data.table["id"][kept])
@@ -771,8 +771,8 @@ def test_extra_patches_of_a_hospital_that_validates_are_left_out(
     pd.DataFrame(rows).to_csv(extra / "extra.csv", index=False)
     data = PCamDataModule(file, holdout="center", folds=5, fold=2, extra_train=extra / "extra.csv")
     data.setup("fit")
-    assert "8 patches" in (told := capsys.readouterr().err)
-    assert "2 left out, since they or their groups validate" in told
+    assert "8 patches" in (message := capsys.readouterr().err)
+    assert "2 left out, since they or their groups validate" in message
     assert not (data.train_table["center"] == "h2").any()
     with pytest.raises(UserError, match=r"is a split already; leave `data.holdout` out"):
         PCamDataModule(file, holdout="center", split_file="split.csv")

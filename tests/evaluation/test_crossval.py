@@ -25,7 +25,7 @@ FOLDER = Path("lightning_logs/base/crossval_0")
 
 
 def _args(drawn: Path) -> list[str]:
-    # A map of slides lies in the folder, so that folds are of whole slides without being told.
+    # A map of slides lies in the folder, so that folds are of whole slides without an option.
     return ["crossval", "-c", BASE, "--folds=2", "--data.root", str(drawn), "--trainer.max_epochs=2", *FAST]
 
 

@@ -138,9 +138,9 @@ def test_training_patches_that_are_all_the_same_have_no_distance(
     assert main([*args, "--trainer.max_epochs=1"]) == 0
     run = "lightning_logs/base/version_0"
     assert main(["evaluate", run, "--bootstrap_samples=100", "--abstain=0.2"]) == 0
-    told = capsys.readouterr().err
-    assert "will not mark out-of-distribution patches" in told
-    assert f"{root}: its 10 training patches that were measured are copies of one or two" in told
+    message = capsys.readouterr().err
+    assert "will not mark out-of-distribution patches" in message
+    assert f"{root}: its 10 training patches that were measured are copies of one or two" in message
     for count in (1, 2, 3):
         features = torch.randn(count, 40, generator=torch.Generator().manual_seed(0)).repeat(12, 1)
         if count < 3:

@@ -436,7 +436,7 @@ def _slide_map(drawn: Path, table: pd.DataFrame) -> list[str]:
 def test_slides_their_unknown_ones_and_a_split_file_beside_them(
     drawn: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A random split is told as such; whole slides are not; what is not known may be."""
+    """A random split is reported; whole slides are not; unknown slides are reported as possible leakage."""
     known = pd.read_csv(drawn / "patch_id_wsi_full.csv")
     args = _slide_map(drawn, known)
     assert main(args) == 0
